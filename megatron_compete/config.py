@@ -1,0 +1,74 @@
+"""Every knob of competition routing.
+
+The command line is made from this class: field `max_active_layers` is the flag `--compete-max-active-layers`, and the
+text under a field is its help (see `megatron_compete.training.arguments`).
+"""
+
+from dataclasses import dataclass
+
+from megatron_compete.errors import CompeteError
+
+
+@dataclass(frozen=True)
+class CompeteConfig:
+    """Settings of competition routing; the defaults are the authors' language recipe (arXiv 2505.13380)."""
+
+    rate: float = 0.07
+    """Fraction of the steps after warm-up at which each MoE layer competes, in [0, 1]. 0 switches competition and all
+    its losses off: the layers then behave as Megatron's MoELayer."""
+
+    max_active_layers: int = 3
+    """A_max: layers that may compete at one step, counted over the whole model and all pipeline stages."""
+
+    warmup_steps: int = 0
+    """Steps at the start of training at which no layer competes."""
+
+    seed: int = 1234
+    """Seed of the competition schedule; independent of --seed."""
+
+    response: str = "softplus"
+    """What an expert's output is worth to a token: softplus (mean over the hidden size) or l2 (norm)."""
+
+    distill_coeff: float = 0.001
+    """Weight of the distillation loss that draws the router towards the competition's outcome."""
+
+    distill_winner_coeff: float = 0.2
+    """Weight theta, inside the distillation loss, of the same distance taken over the winners alone."""
+
+    diversity_coeff: float = 0.005
+    """Weight of the diversity loss: mean cosine between the outputs of a token's winners."""
+
+    response_balance_coeff: float = 0.005
+    """Weight of the entropy form of load balance over the responses, on competing steps."""
+
+    router_balance_coeff: float = 0.01
+    """Weight of the entropy form of load balance over the router's probabilities, on normal steps. Adds to Megatron's
+    own --moe-aux-loss-coeff (default 0); set one of the two."""
+
+    score_chunk_tokens: int = 4096
+    """Tokens of one rank that are gathered and scored at a time. Bounds the scoring pass's memory: it holds
+    chunk * expert-group-size tokens and one expert's output for them."""
+
+    def __post_init__(self) -> None:
+        _check(0.0 <= self.rate <= 1.0, "rate", self.rate, "a fraction of steps: give a number from 0 to 1")
+        _check(self.max_active_layers >= 1, "max_active_layers", self.max_active_layers, "give 1 or more, or --compete-rate 0 for no competition")  # fmt: skip
+        _check(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "give 0 or more")
+        _check(self.score_chunk_tokens >= 1, "score_chunk_tokens", self.score_chunk_tokens, "give 1 or more")
+        for name in ("distill", "distill_winner", "diversity", "response_balance", "router_balance"):
+            value = getattr(self, f"{name}_coeff")
+            _check(value >= 0.0, f"{name}_coeff", value, "a loss weight: give 0 or more")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether any layer ever competes."""
+        return self.rate > 0.0
+
+
+def flag_of(field: str) -> str:
+    """The command-line flag of a field of `CompeteConfig`."""
+    return "--compete-" + field.replace("_", "-")
+
+
+def _check(holds: bool, field: str, value: object, advice: str) -> None:
+    if not holds:
+        raise CompeteError(f"{flag_of(field)} {value} is out of range: {advice}")

@@ -1,0 +1,75 @@
+"""The losses of competition routing.
+
+Each takes a mask of the tokens that count (`valid_T`, None for all: padding counts in no loss) and returns a scalar in
+fp32. Each is a mean over the tokens it is given; how it is scaled when tokens are split over ranks is `moe/`'s affair.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_compete.routing.precision import at_least_fp32
+
+
+def token_mean(values: Tensor, valid_T: Tensor | None = None) -> Tensor:
+    """Mean over the first axis of `values` [T, ...], over the valid tokens alone; 0 where there are none."""
+    if valid_T is None:
+        return values.sum(dim=0) / max(values.shape[0], 1)
+    mask = valid_T.to(values.dtype)
+    return torch.tensordot(mask, values, dims=1) / mask.sum().clamp_min(1.0)
+
+
+def distillation_loss(
+    probs_TE: Tensor,
+    responses_TE: Tensor,
+    winners_TK: Tensor,
+    winner_coeff: float,
+    valid_T: Tensor | None = None,
+) -> Tensor:
+    """mse(p, q) + winner_coeff * mse(p[winners], q[winners]) with q = softmax(responses), detached (CompeteSMoE L_D).
+
+    Args:
+        probs_TE: the router's probabilities p, fp32.
+        responses_TE: the responses of all experts.
+        winners_TK: the winners' indices.
+        winner_coeff: theta.
+    """
+    target_TE = responses_TE.detach().softmax(dim=-1)
+    distance_TE = (probs_TE - target_TE).square()
+    over_winners_T = distance_TE.gather(1, winners_TK).mean(dim=-1)
+    return token_mean(distance_TE.mean(dim=-1) + winner_coeff * over_winners_T, valid_T)
+
+
+def diversity_loss(outputs_TKH: Tensor, valid_T: Tensor | None = None) -> Tensor:
+    """Mean cosine between the outputs of a token's winners, over tokens and ordered pairs i != j (CompeteSMoE L_div).
+
+    The paper's mean over the K(K-1) pairs; the authors' code divides by K^2. With unit vectors u_k the sum over the
+    pairs is |sum_k u_k|^2 - sum_k |u_k|^2, which needs no [T, K, K] tensor.
+    """
+    num_winners = outputs_TKH.shape[1]
+    if num_winners == 1:
+        return at_least_fp32(outputs_TKH).new_zeros(())
+    units_TKH = F.normalize(at_least_fp32(outputs_TKH), dim=-1)
+    pairs_T = units_TKH.sum(dim=1).square().sum(dim=-1) - units_TKH.square().sum(dim=(1, 2))
+    return token_mean(pairs_T, valid_T) / (num_winners * (num_winners - 1))
+
+
+def entropy_balance_loss(
+    probs_TE: Tensor,
+    valid_T: Tensor | None = None,
+    mean_over_ranks: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """sum_e m_e log m_e with m the mean over tokens of `probs_TE`: least where all experts are used alike.
+
+    Args:
+        probs_TE: rows that sum to 1.
+        mean_over_ranks: averages a vector [E] over the ranks that hold the other tokens of this microbatch (tensor and
+            context parallel ranks), without gradient. The loss is then that of the whole microbatch, and its gradient
+            here is that of this rank's tokens times the number of ranks.
+    """
+    mean_E = token_mean(at_least_fp32(probs_TE), valid_T)
+    if mean_over_ranks is not None:
+        mean_E = mean_E + (mean_over_ranks(mean_E.detach()) - mean_E.detach())
+    return torch.xlogy(mean_E, mean_E.clamp_min(torch.finfo(torch.float32).tiny)).sum()

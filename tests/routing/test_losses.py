@@ -1,0 +1,74 @@
+"""Losses against the formulas written as loops in fp64."""
+
+import torch
+
+from megatron_compete.routing.losses import distillation_loss, diversity_loss, entropy_balance_loss, token_mean
+
+T, E, K, H = 6, 5, 3, 4
+
+
+def test_token_mean_ignores_padding() -> None:
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]])
+    assert token_mean(values, torch.tensor([True, True, False])).tolist() == [2.0, 3.0]
+    assert token_mean(values, torch.tensor([False] * 3)).tolist() == [0.0, 0.0]
+    assert token_mean(values[:0]).tolist() == [0.0, 0.0]
+
+
+def test_distillation_is_the_two_means_of_the_paper() -> None:
+    logits, responses = torch.randn(2, T, E, dtype=torch.float64)
+    winners = responses.topk(K).indices
+    p, q = logits.softmax(-1), responses.softmax(-1)
+    everywhere = sum((p[t, e] - q[t, e]) ** 2 for t in range(T) for e in range(E)) / (T * E)
+    at_winners = sum((p[t, e] - q[t, e]) ** 2 for t in range(T) for e in winners[t]) / (T * K)
+    torch.testing.assert_close(distillation_loss(p, responses, winners, 0.2), everywhere + 0.2 * at_winners)
+
+
+def test_distillation_gives_no_gradient_to_the_responses() -> None:
+    responses = torch.randn(T, E, requires_grad=True)
+    probs = torch.randn(T, E).softmax(-1).requires_grad_()
+    distillation_loss(probs, responses, responses.topk(K).indices, 0.2).backward()
+    assert responses.grad is None
+    assert probs.grad is not None and probs.grad.abs().sum() > 0
+
+
+def test_diversity_is_the_mean_cosine_of_ordered_pairs() -> None:
+    outputs = torch.randn(T, K, H)
+    cosines = [
+        torch.cosine_similarity(outputs[t, i], outputs[t, j], dim=0)
+        for t in range(T)
+        for i in range(K)
+        for j in range(K)
+        if i != j
+    ]
+    torch.testing.assert_close(diversity_loss(outputs), torch.stack(cosines).mean())
+    assert torch.autograd.gradcheck(diversity_loss, outputs.double().requires_grad_())
+
+
+def test_diversity_survives_one_winner_and_dead_outputs() -> None:
+    assert diversity_loss(torch.randn(T, 1, H)) == 0
+    outputs = torch.zeros(T, K, H, requires_grad=True)
+    loss = diversity_loss(outputs)
+    loss.backward()
+    assert loss == 0 and outputs.grad is not None and outputs.grad.isfinite().all()
+
+
+def test_entropy_balance_is_least_when_experts_are_used_alike() -> None:
+    alike = torch.full((T, E), 1 / E)
+    torch.testing.assert_close(entropy_balance_loss(alike), -torch.tensor(E).log())
+    lopsided = torch.eye(E)[torch.zeros(T, dtype=torch.long)].requires_grad_()
+    loss = entropy_balance_loss(lopsided)
+    loss.backward()
+    assert loss == 0 and lopsided.grad is not None and lopsided.grad.isfinite().all()
+
+
+def test_entropy_balance_of_split_tokens_is_that_of_the_whole() -> None:
+    whole = torch.randn(2 * T, E).softmax(-1).requires_grad_()
+    entropy_balance_loss(whole).backward()
+    halves = [half.clone().requires_grad_() for half in whole.detach().chunk(2)]
+    means = torch.stack([half.detach().mean(0) for half in halves])
+    for half in halves:
+        loss = entropy_balance_loss(half, mean_over_ranks=lambda _: means.mean(0))
+        torch.testing.assert_close(loss, entropy_balance_loss(whole))
+        (loss / 2).backward()
+    assert whole.grad is not None
+    torch.testing.assert_close(torch.cat([half.grad for half in halves]), whole.grad)  # type: ignore[misc]
