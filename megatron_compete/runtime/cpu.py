@@ -232,8 +232,8 @@ def activate() -> None:
     if not is_needed():
         raise CompeteError("the CPU stand-in is for hosts without CUDA, and this one has it: train on the device")
     # Compiling Megatron's small fused functions for a CPU costs 40 s at start-up and gains nothing.
-    torch._dynamo.config.disable = True
-    _undo.append(lambda: setattr(torch._dynamo.config, "disable", False))
+    torch.compiler.set_stance("force_eager")
+    _undo.append(lambda: torch.compiler.set_stance("default"))
     _stand_in_for_torch()
     _stand_in_for_megatron()
     if int(os.environ.get("RANK", "0")) == 0:

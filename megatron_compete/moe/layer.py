@@ -1,0 +1,182 @@
+"""The competing MoE layer: two hooks into Megatron's.
+
+A competing step differs from a normal one in `route` (all experts are scored, the winners are the routing map) and in
+`postprocess` (the winners' rows are weighted by their own responses). Dispatch, experts, grouped GEMM, expert
+tensor parallelism and combine in between are Megatron's, untouched. `forward` is not overridden because Megatron's
+EP-overlap schedule calls the hooks directly.
+"""
+
+import copy
+import dataclasses
+import functools
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_compete.errors import CompeteError
+from megatron_compete.moe.auxiliary import AuxiliaryLoss
+from megatron_compete.moe.competition import Competition
+from megatron_compete.moe.metrics import record_competition
+from megatron_compete.moe.router import CompeteRouter, valid_tokens
+from megatron_compete.moe.scoring import ExpertGroups, score_tokens
+from megatron_compete.routing.losses import distillation_loss, diversity_loss, entropy_balance_loss, token_mean
+from megatron_compete.routing.responses import RESPONSES
+from megatron_compete.routing.winners import choose_winners, competition_weights, overlap, winners_map
+
+
+@dataclass
+class Outcome:
+    """What `route` found out about a microbatch and `postprocess` needs."""
+
+    responses_TE: Tensor
+    winners_TK: Tensor
+    logits: Tensor
+    """The router's logits [S, B, E], with gradient."""
+    padding_mask: Tensor | None
+    step: int
+
+
+class CompeteMoELayer(MoELayer):
+    """Megatron's `MoELayer`, competing at the steps that the schedule names.
+
+    Args:
+        competition: shared by all layers of the model. The other arguments are `MoELayer`'s.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: MoESubmodules | None = None,
+        layer_number: int | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        is_mtp_layer: bool = False,
+        name: str | None = None,
+        *,
+        competition: Competition,
+    ) -> None:
+        groups = pg_collection or get_default_pg_collection()
+        assert submodules is not None
+        super().__init__(config, _with_compete_router(submodules, competition), layer_number, groups, is_mtp_layer, name)  # fmt: skip
+        self.competition = competition
+        self.response = RESPONSES[competition.config.response]
+        self.groups = ExpertGroups.of(groups)
+        self.auxiliary = AuxiliaryLoss(groups, config.calculate_per_token_loss)
+        self._normal_dispatcher = self.token_dispatcher
+        self._row_dispatcher = self._make_row_dispatcher(groups)
+        self._outcome: Outcome | None = None
+        self._first_pass: deque[Outcome] = deque()
+
+    def _make_row_dispatcher(self, groups: ProcessGroupCollection) -> MoEAlltoAllTokenDispatcher:
+        """A dispatcher that brings back one row per (token, winner): all-to-all, without fused permutation.
+
+        The fused dispatchers reduce inside the kernel, and under fused permutation (Transformer Engine)
+        `reversed_local_input_permutation_mapping` is not a list of token indices.
+        """
+        config = copy.copy(self.config)
+        config.moe_token_dispatcher_type = "alltoall"
+        config.moe_permute_fusion = False
+        return MoEAlltoAllTokenDispatcher(
+            self.num_local_experts, self.local_expert_indices, config=config, pg_collection=groups
+        )
+
+    def competes(self) -> bool:
+        """Whether this layer competes at the current step; never in evaluation, never as an MTP layer."""
+        return self.training and not self.is_mtp_layer and self.competition.is_active(self.layer_number)
+
+    def route(self, hidden_states: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Routing weights and map [T, E] for tokens [S, B, H]; on a competing step ones on the winners."""
+        self._outcome = None
+        self.token_dispatcher = self._normal_dispatcher
+        if not self.competes():
+            return super().route(hidden_states, padding_mask)
+        self._outcome = outcome = self._compete(hidden_states, padding_mask)
+        self.token_dispatcher = self._row_dispatcher
+        routing_map_TE = winners_map(outcome.winners_TK, self.config.num_moe_experts)
+        return routing_map_TE.to(outcome.logits.dtype), routing_map_TE
+
+    def postprocess(self, output: Tensor, shared_expert_output: Tensor | None) -> Tensor:
+        """The layer's output [S, B, H]; on a competing step from the winners' rows, with the losses attached."""
+        outcome, self._outcome = self._outcome, None
+        if outcome is None:
+            return super().postprocess(output, shared_expert_output)
+        rows_TKH = self._rows_by_token(output, num_winners=outcome.winners_TK.shape[1])
+        responses_TK = self.response(rows_TKH)
+        weights_TK = competition_weights(responses_TK)
+        combined_TH = (weights_TK.unsqueeze(-1) * rows_TKH).sum(dim=1).to(output.dtype)
+        if torch.is_grad_enabled():
+            combined_TH = self._attach_losses(combined_TH, rows_TKH, responses_TK, outcome)
+        combined = combined_TH.view(self._row_dispatcher.hidden_shape)
+        return combined if shared_expert_output is None else combined + shared_expert_output
+
+    def _compete(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Outcome:
+        """Score all experts and choose the winners.
+
+        Under activation recompute a layer's forward pass runs twice: first without gradient, again in the backward
+        pass. Microbatches come back in the order they went, so the first pass leaves its winners in a queue and the
+        second takes them from there: one scoring pass, and no rounding flip between the two.
+        """
+        logits = self.router.gating(hidden_states)
+        step = self.competition.current_step()
+        recomputes = torch.is_grad_enabled() and len(self._first_pass) > 0
+        if recomputes:
+            outcome = dataclasses.replace(self._first_pass.popleft(), logits=logits)
+            assert outcome.step == step, f"winners of step {outcome.step} left over at step {step}"
+            return outcome
+        tokens_TH = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
+        responses_TE = score_tokens(
+            tokens_TH, self.experts, self.response, self.groups, self.competition.config.score_chunk_tokens
+        )
+        winners_TK = choose_winners(responses_TE, self.config.moe_router_topk)
+        outcome = Outcome(responses_TE, winners_TK, logits, padding_mask, step)
+        if not torch.is_grad_enabled():
+            self._first_pass.append(outcome)
+        return outcome
+
+    def _rows_by_token(self, rows: Tensor, num_winners: int) -> Tensor:
+        """Rows in the dispatcher's order (by expert, then token) to token order [T, K, H], experts ascending."""
+        token_of_row = self._row_dispatcher.reversed_local_input_permutation_mapping
+        by_token = rows.index_select(0, token_of_row.argsort(stable=True))
+        return by_token.view(-1, num_winners, rows.shape[-1])
+
+    def _attach_losses(
+        self, combined_TH: Tensor, rows_TKH: Tensor, responses_TK: Tensor, outcome: Outcome
+    ) -> Tensor:
+        """The competing step's losses: c_D * L_D + c_div * L_div + c_bal * response balance."""
+        coeff, valid_T = self.competition.config, valid_tokens(outcome.padding_mask)
+        probs_TE = self.router.probabilities(outcome.logits)
+        distillation = distillation_loss(
+            probs_TE, outcome.responses_TE, outcome.winners_TK, coeff.distill_winner_coeff, valid_T
+        )
+        diversity = diversity_loss(rows_TKH, valid_T)
+        shares_TE = outcome.responses_TE.scatter(1, outcome.winners_TK, responses_TK).softmax(dim=-1)
+        balance = entropy_balance_loss(shares_TE, valid_T, self.auxiliary.mean_over_ranks)
+        loss = (
+            coeff.distill_coeff * distillation
+            + coeff.diversity_coeff * diversity
+            + coeff.response_balance_coeff * balance
+        )
+        agreement_T = overlap(self.router.would_choose(outcome.logits, outcome.padding_mask), outcome.winners_TK)
+        num_tokens = combined_TH.shape[0]
+        record_competition(
+            self.layer_number,
+            num_tokens if valid_T is None else valid_T.sum(),
+            distillation=distillation,
+            diversity=diversity,
+            agreement=token_mean(agreement_T, valid_T),
+        )
+        return self.auxiliary.attach(combined_TH, loss, valid_T, num_tokens)
+
+
+def _with_compete_router(submodules: MoESubmodules, competition: Competition) -> MoESubmodules:
+    if submodules.router is not TopKRouter:
+        raise CompeteError(f"competition extends Megatron's TopKRouter, and this layer's router is {submodules.router}")
+    coeff = competition.config.router_balance_coeff if competition.config.enabled else 0.0
+    return dataclasses.replace(submodules, router=functools.partial(CompeteRouter, balance_coeff=coeff))

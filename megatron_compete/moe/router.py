@@ -1,0 +1,50 @@
+"""Megatron's top-K router with the authors' entropy form of load balance."""
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_compete.moe.auxiliary import AuxiliaryLoss
+from megatron_compete.routing.losses import entropy_balance_loss
+
+
+def valid_tokens(padding_mask: Tensor | None) -> Tensor | None:
+    """The mask of tokens that count, bool [T]; Megatron's code treats True in its mask as padding."""
+    return None if padding_mask is None else ~padding_mask.reshape(-1).bool()
+
+
+class CompeteRouter(TopKRouter):
+    """`TopKRouter`; with `balance_coeff` > 0 normal steps carry the entropy balance loss of CompeteSMoE."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        pg_collection: ProcessGroupCollection | None = None,
+        is_mtp_layer: bool = False,
+        *,
+        balance_coeff: float = 0.0,
+    ) -> None:
+        super().__init__(config=config, pg_collection=pg_collection, is_mtp_layer=is_mtp_layer)
+        self.balance_coeff = balance_coeff
+        self.auxiliary = AuxiliaryLoss(pg_collection, config.calculate_per_token_loss)
+
+    def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `TopKRouter.routing`: logits [S, B, E] to probabilities and routing map, both [T, E]."""
+        probs_TE, routing_map_TE = super().routing(logits, padding_mask)
+        if self.balance_coeff > 0.0 and self.training and torch.is_grad_enabled():
+            valid_T = valid_tokens(padding_mask)
+            loss = entropy_balance_loss(self.probabilities(logits), valid_T, self.auxiliary.mean_over_ranks)
+            loss = self.balance_coeff * loss
+            probs_TE = self.auxiliary.attach(probs_TE, loss, valid_T, num_tokens=probs_TE.shape[0])
+        return probs_TE, routing_map_TE
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """softmax over all experts, fp32 [T, E]; the p of the paper."""
+        return logits.reshape(-1, self.config.num_moe_experts).softmax(dim=-1, dtype=torch.float32)
+
+    @torch.no_grad()
+    def would_choose(self, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """The experts that a normal step would have routed to, bool [T, E]; no loss, no state is touched."""
+        return super().routing(logits, padding_mask)[1]

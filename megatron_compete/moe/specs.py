@@ -1,0 +1,86 @@
+"""Layer specs whose MoE layers compete, for any trainer of Megatron's: --spec megatron_compete.moe.specs compete_layer_spec."""
+
+import copy
+import functools
+from typing import Any
+
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_compete.config import CompeteConfig
+from megatron_compete.errors import CompeteError
+from megatron_compete.moe.competition import Competition, moe_layer_numbers
+from megatron_compete.moe.layer import CompeteMoELayer
+from megatron_compete.moe.metrics import install_metrics
+from megatron_compete.moe.validation import check_supported
+
+
+def compete_layer_spec(
+    model_config: Any, vp_stage: int | None = None, competition: Competition | None = None
+) -> TransformerBlockSubmodules:
+    """Megatron's decoder block spec of this pipeline stage with every `MoELayer` replaced by `CompeteMoELayer`.
+
+    Args:
+        model_config: Megatron's GPTModelConfig (upstream: `megatron.training.models.gpt`).
+        vp_stage: virtual pipeline stage that is being built.
+        competition: None makes one from the running trainer's arguments: `--compete-*` where its parser has them, else
+            the defaults.
+    Raises:
+        CompeteError: a setting that excludes competition, or a MoE module that is not Megatron's.
+    """
+    transformer: TransformerConfig = model_config.transformer
+    competition = competition or _competition_of_trainer(transformer)
+    check_supported(transformer, competition.config)
+    block = get_gpt_decoder_block_spec(
+        transformer,
+        use_transformer_engine=transformer.transformer_impl == "transformer_engine",
+        normalization=transformer.normalization,
+        qk_l2_norm=transformer.qk_l2_norm,
+        vp_stage=vp_stage,
+    )
+    block.layer_specs = [_with_competition(spec, competition) for spec in block.layer_specs]
+    return block
+
+
+def _with_competition(layer_spec: ModuleSpec, competition: Competition) -> ModuleSpec:
+    """A copy of `layer_spec` (Megatron shares one among the layers of a kind); dense layers stay as they are."""
+    mlp = layer_spec.submodules.mlp
+    if not isinstance(mlp, functools.partial) or mlp.func is not MoELayer:
+        if "MoE" in repr(mlp):
+            raise CompeteError(f"expected Megatron's MoELayer in the layer spec and found {mlp!r}")
+        return layer_spec
+    layer_spec = copy.copy(layer_spec)
+    layer_spec.submodules = copy.copy(layer_spec.submodules)
+    layer_spec.submodules.mlp = functools.partial(
+        CompeteMoELayer, *mlp.args, **mlp.keywords, competition=competition
+    )
+    return layer_spec
+
+
+def trainer_step() -> int:
+    """The iteration, from 0, that Megatron's training loop is in."""
+    from megatron.training import get_args
+
+    return getattr(get_args(), "curr_iteration", 0)
+
+
+@functools.cache
+def _trainer_competition(config: CompeteConfig, layer_numbers: tuple[int, ...]) -> Competition:
+    from megatron.training import get_args
+
+    competition = Competition(config, layer_numbers, trainer_step)
+    interval = get_args().tensorboard_log_interval
+    install_metrics(competition, is_logged=lambda iteration: iteration % interval == 0)
+    return competition
+
+
+def _competition_of_trainer(transformer: TransformerConfig) -> Competition:
+    """One competition per process, whatever the number of virtual stages."""
+    from megatron.training import get_args
+
+    from megatron_compete.training.arguments import compete_config_from_args
+
+    return _trainer_competition(compete_config_from_args(get_args()), moe_layer_numbers(transformer))

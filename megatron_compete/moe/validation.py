@@ -1,0 +1,59 @@
+"""What a competing layer cannot do, said before the first step: each refusal names Megatron's flag."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_compete.config import CompeteConfig, flag_of
+from megatron_compete.errors import CompeteError
+from megatron_compete.routing.responses import RESPONSES
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A setting of Megatron's that excludes competition."""
+
+    flag: str
+    applies: Callable[[TransformerConfig], object]
+    reason: str
+
+
+REFUSALS = (
+    Refusal("--cuda-graph-impl", lambda c: c.cuda_graph_impl != "none", "a captured router cannot change its mind from step to step"),
+    Refusal("--moe-latent-size", lambda c: c.moe_latent_size, "experts there see projected tokens, the router does not"),
+    Refusal("--moe-expert-capacity-factor", lambda c: c.moe_expert_capacity_factor is not None, "a dropped token has fewer than K winners"),
+    Refusal("--moe-router-padding-for-quantization", lambda c: c.moe_router_padding_for_quantization, "it adds experts to a token's winners"),
+    Refusal("--moe-shared-expert-overlap", lambda c: c.moe_shared_expert_overlap, "the overlapped output is added inside Megatron's dispatcher"),
+    Refusal("--overlap-moe-expert-parallel-comm", lambda c: c.overlap_moe_expert_parallel_comm, "not yet proven to leave the two hooks in order"),
+    Refusal("--overlap-dispatch-backward-with-experts-wgrad", lambda c: c.overlap_dispatch_backward_with_experts_wgrad, "not yet proven with the scoring pass"),
+    Refusal("--moe-router-score-function", lambda c: c.moe_router_score_function != "softmax", "distillation is defined on softmax probabilities"),
+    Refusal("--moe-router-load-balancing-type", lambda c: _names(c.moe_router_load_balancing_type, "sinkhorn", "quantile_balancing"), "these pick experts by other means than the router's probabilities"),
+    Refusal("--moe-enable-routing-replay", lambda c: c.moe_enable_routing_replay, "the replayed experts are not the winners"),
+    Refusal("--context-parallel-size", lambda c: c.context_parallel_size > 1, "not yet proven exact"),
+    Refusal("--fp8-format", lambda c: c.fp8, "the scoring pass does not pad its tokens yet"),
+    Refusal("--fp4-format", lambda c: c.fp4, "the scoring pass does not pad its tokens"),
+)  # fmt: skip
+
+
+def _names(value: str | list[str], *refused: str) -> bool:
+    return any(name in refused for name in ([value] if isinstance(value, str) else value))
+
+
+def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:
+    """Raise a `CompeteError` for the first setting under which competition would be wrong or impossible."""
+    if not config.num_moe_experts:
+        raise CompeteError("competition needs a mixture of experts: give --num-experts, or --router topk")
+    if config.moe_router_topk > config.num_moe_experts:
+        raise CompeteError(
+            f"--moe-router-topk {config.moe_router_topk} is more than --num-experts {config.num_moe_experts}: "
+            "lower it or add experts"
+        )
+    if compete.response not in RESPONSES:
+        raise CompeteError(f"{flag_of('response')} {compete.response} is unknown: choose from {', '.join(RESPONSES)}")
+    for refusal in REFUSALS:
+        if refusal.applies(config):
+            raise CompeteError(
+                f"{refusal.flag} does not work with competition routing: {refusal.reason}. "
+                "Leave it out or use --router topk"
+            )

@@ -1,0 +1,1 @@
+"""The trainer entry: Megatron's `pretrain` with the competition's arguments, datasets and batches."""

@@ -1,0 +1,106 @@
+"""Megatron's arguments plus the competition's, checked before anything is built."""
+
+import argparse
+import dataclasses
+import sys
+from typing import Any, NoReturn
+
+from megatron.training.argument_utils import ArgumentGroupFactory
+from megatron.training.arguments import parse_and_validate_args, parse_args
+
+from megatron_compete.config import CompeteConfig, flag_of
+from megatron_compete.errors import CompeteError
+from megatron_compete.routing.responses import RESPONSES
+from megatron_compete.runtime import cpu
+
+PREFIX = "compete_"
+DEFAULTS = {"eval_interval": 1000}
+"""Megatron's default of None makes its dataset sizes a division by None."""
+
+
+class CompeteArgumentGroup(ArgumentGroupFactory):
+    """Flags `--compete-*` from the fields of `CompeteConfig`, as Megatron makes flags from its own dataclasses."""
+
+    def _format_arg_name(self, config_attr_name: str, prefix: str | None = None) -> str:
+        return flag_of(config_attr_name)
+
+    def _build_argparse_kwargs_from_field(self, attribute: dataclasses.Field[Any]) -> dict[str, Any]:
+        keywords = super()._build_argparse_kwargs_from_field(attribute)
+        keywords["dest"] = PREFIX + attribute.name
+        keywords["help"] = f"{keywords['help']} (default: {attribute.default})".replace("%", "%%")
+        if attribute.name == "response":
+            keywords["choices"] = tuple(RESPONSES)
+        return keywords
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Megatron's `extra_args_provider`: the competition group, `--router`, and a CPU host's defaults."""
+    group = CompeteArgumentGroup(CompeteConfig).build_group(parser, title="competition")
+    group.add_argument(
+        "--router",
+        choices=("compete", "topk"),
+        default="compete",
+        help="compete: MoE layers with competition routing; topk: Megatron's own layers, the plain baseline.",
+    )
+    parser.error = _one_line_error  # type: ignore[method-assign]
+    if cpu.is_needed():
+        parser.set_defaults(**cpu.ARGUMENTS)
+    return parser
+
+
+def _one_line_error(message: str) -> NoReturn:
+    """argparse would print Megatron's thousand lines of usage first."""
+    raise CompeteError(message)
+
+
+def compete_config_from_args(args: argparse.Namespace) -> CompeteConfig:
+    """The competition's settings; a trainer whose parser lacks `--compete-*` gets the defaults."""
+    names = (field.name for field in dataclasses.fields(CompeteConfig))
+    return CompeteConfig(**{name: getattr(args, PREFIX + name) for name in names if hasattr(args, PREFIX + name)})
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse and validate `sys.argv`, and make the result Megatron's global arguments.
+
+    Raises:
+        CompeteError: in one line, for what Megatron would trip over later or with a traceback.
+    """
+    check_arguments(parse_args(add_arguments))
+    try:
+        return parse_and_validate_args(add_arguments, args_defaults=dict(DEFAULTS))
+    except AssertionError as error:
+        raise CompeteError(f"Megatron refuses these arguments: {error}") from error
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise a `CompeteError` for arguments that cannot train; cheap, before any process group exists."""
+    compete_config_from_args(args)
+    if args.num_experts is None:
+        raise CompeteError("--num-experts is missing: competition routing needs a mixture of experts")
+    if args.moe_router_topk > args.num_experts:
+        raise CompeteError(
+            f"--moe-router-topk {args.moe_router_topk} is more than --num-experts {args.num_experts}: "
+            "lower it or add experts"
+        )
+    if args.num_experts % args.expert_model_parallel_size != 0:
+        raise CompeteError(
+            f"--num-experts {args.num_experts} does not divide over --expert-model-parallel-size "
+            f"{args.expert_model_parallel_size}: make the first a multiple of the second"
+        )
+    if args.spec is not None:
+        raise CompeteError("--spec is set by this entry: use --router compete or --router topk, or another trainer")
+    if cpu.is_needed():
+        _check_on_cpu(args)
+
+
+def _check_on_cpu(args: argparse.Namespace) -> None:
+    for name, value in cpu.ARGUMENTS.items():
+        given = getattr(args, name)
+        if given != value:
+            raise CompeteError(f"{name} = {given} needs CUDA, and this host has none: leave it out to train on CPU")
+
+
+def fail_on_rank_0(error: CompeteError, rank: int) -> None:
+    """Say `error` once for the job, on rank 0."""
+    if rank == 0:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

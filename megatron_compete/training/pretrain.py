@@ -1,0 +1,96 @@
+"""Pretraining with competition routing.
+
+    torchrun --nproc-per-node 8 -m megatron_compete.training.pretrain MEGATRON_ARGUMENTS [--compete-rate 0.07 ...]
+
+The trainer is `megatron.training.pretrain`, unchanged; this module hands it the model, the datasets and the forward
+step. `megatron-compete pretrain --recipe FILE` runs it from a recipe.
+"""
+
+import argparse
+import functools
+import os
+
+import torch
+from megatron.core.enums import ModelType
+from megatron.core.transformer.module import MegatronModule
+from megatron.training import pretrain
+from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+from megatron.training.models.gpt import GPTModelConfig
+from megatron.training.utils import print_rank_0
+
+from megatron_compete.errors import USAGE_EXIT_CODE, CompeteError
+from megatron_compete.moe.competition import Competition, moe_layer_numbers
+from megatron_compete.moe.layer import CompeteMoELayer
+from megatron_compete.moe.metrics import install_metrics
+from megatron_compete.moe.specs import compete_layer_spec, trainer_step
+from megatron_compete.moe.validation import check_supported
+from megatron_compete.runtime import cpu
+from megatron_compete.training.arguments import compete_config_from_args, fail_on_rank_0, parse_arguments
+from megatron_compete.training.batches import forward_step
+from megatron_compete.training.data_check import check_data
+from megatron_compete.training.datasets import build_datasets
+
+
+def model_config(args: argparse.Namespace) -> GPTModelConfig:
+    """Megatron's model configuration, with competing layers unless `--router topk`.
+
+    Raises:
+        CompeteError: settings that exclude competition, or a schedule that cannot be met.
+    """
+    config = gpt_config_from_args(args)
+    if args.router == "topk":
+        return config
+    compete = compete_config_from_args(args)
+    check_supported(config.transformer, compete)
+    competition = Competition(compete, moe_layer_numbers(config.transformer), trainer_step)
+    interval = args.tensorboard_log_interval
+    install_metrics(competition, is_logged=lambda iteration: iteration % interval == 0)
+    config.transformer_layer_spec = functools.partial(compete_layer_spec, competition=competition)
+    config.pre_wrap_hooks.append(functools.partial(check_layers, expected=len(competition.layer_numbers)))
+    return config
+
+
+def check_layers(model: list[MegatronModule], expected: int) -> list[MegatronModule]:
+    """Stop unless the model, over all pipeline stages, has the expected number of competing layers.
+
+    A wrong layer spec would otherwise train Megatron's own layers without a word.
+    """
+    from megatron.core import mpu
+
+    here = sum(isinstance(module, CompeteMoELayer) for chunk in model for module in chunk.modules())
+    count = torch.tensor([here], device=torch.cuda.current_device())
+    torch.distributed.all_reduce(count, group=mpu.get_pipeline_model_parallel_group())
+    if count.item() != expected:
+        raise CompeteError(f"the model has {count.item()} competing layers instead of {expected}: its spec was replaced")
+    print_rank_0(f"megatron-compete: {expected} layers compete")
+    return model
+
+
+def train() -> None:
+    """Train as `sys.argv` says."""
+    args = parse_arguments()
+    check_data(args)
+    pretrain(
+        pretrain_cfg_container_from_args(args, model_config(args)),
+        build_datasets,
+        ModelType.encoder_or_decoder,
+        forward_step,
+    )
+
+
+def main() -> None:
+    """Entry of one rank; bad input ends in one line on rank 0 and exit code 2 on all."""
+    if cpu.is_needed():
+        cpu.activate()
+    try:
+        train()
+    except CompeteError as error:
+        fail_on_rank_0(error, rank=int(os.environ.get("RANK", "0")))
+        raise SystemExit(USAGE_EXIT_CODE) from None
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
