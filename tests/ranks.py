@@ -1,0 +1,95 @@
+"""Run a function on several gloo ranks, forked from a server process that has imported Megatron once."""
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.preload"])
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 240.0) -> list[Any]:
+    """`function(*args)` on `world_size` ranks with the CPU stand-in active and the launcher's variables set.
+
+    `function` must be importable (module level). Returns each rank's result. A rank that fails, or that is not done
+    after `timeout` seconds, fails the test with its output; the others are ended.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        port = _free_port()
+        processes = [
+            _context.Process(target=_rank_main, args=(rank, world_size, port, folder, function, args), daemon=True)
+            for rank in range(world_size)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            _wait(processes, Path(folder), time.monotonic() + timeout)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        return [torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in range(world_size)]
+
+
+def run_rank(function: Callable[..., Any], *args: Any, timeout: float = 240.0) -> Any:
+    """`run_ranks` with one rank."""
+    return run_ranks(1, function, *args, timeout=timeout)[0]
+
+
+def _wait(processes: list[Any], folder: Path, deadline: float) -> None:
+    while True:
+        failed = [rank for rank, process in enumerate(processes) if process.exitcode not in (None, 0)]
+        if failed:
+            time.sleep(0.5)  # let the others write down what they saw
+            raise AssertionError("\n".join(_output(folder, rank) for rank in range(len(processes))))
+        if all(process.exitcode == 0 for process in processes):
+            return
+        if time.monotonic() > deadline:
+            late = [rank for rank, process in enumerate(processes) if process.exitcode is None]
+            raise AssertionError(f"ranks {late} are not done\n" + "\n".join(_output(folder, r) for r in late))
+        time.sleep(0.02)
+
+
+def _output(folder: Path, rank: int) -> str:
+    path = folder / f"{rank}.log"
+    text = path.read_text(errors="replace") if path.exists() else ""
+    return f"--- rank {rank}\n" + "\n".join(text.splitlines()[-40:])
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def _rank_main(rank: int, size: int, port: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:  # fmt: skip
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    log = open(Path(folder, f"{rank}.log"), "w", buffering=1)  # noqa: SIM115  open as long as the process
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    torch.set_num_threads(1)
+    try:
+        from megatron_compete.runtime import cpu
+
+        cpu.activate()
+        torch.save(function(*args), Path(folder, f"{rank}.pt"))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    os._exit(0)
