@@ -4,8 +4,11 @@ import os
 
 import pytest
 
+from megatron_compete.runtime.launch import CPU_WARNINGS
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("PYTHONWARNINGS", ",".join(f"ignore:{message}" for message in CPU_WARNINGS))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,5 @@
 """Run a function on several gloo ranks, forked from a server process that has imported Megatron once."""
 
-import contextlib
 import multiprocessing
 import os
 import socket
@@ -27,7 +26,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
         processes = [
-            _context.Process(target=_rank_main, args=(rank, world_size, port, folder, function, args), daemon=True)
+            _context.Process(target=_rank_main, args=(rank, world_size, port, folder, function, args))
             for rank in range(world_size)
         ]
         for process in processes:
@@ -89,7 +88,4 @@ def _rank_main(rank: int, size: int, port: int, folder: str, function: Callable[
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-    os._exit(0)
+        raise SystemExit(1) from None

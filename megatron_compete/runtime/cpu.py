@@ -7,6 +7,7 @@ visible. Everything runs over gloo, in the caller's thread.
 """
 
 import contextlib
+import copy
 import functools
 import logging
 import os
@@ -177,6 +178,23 @@ def _all_to_all_with_lists(all_to_all: Callable[..., Any]) -> Callable[..., Any]
     return call
 
 
+def _norm_with_sequence_parallel(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Megatron's torch norm refuses sequence parallelism; all it lacks is the mark on its weights.
+
+    `finalize_model_grads` sums the gradients of parameters marked `sequence_parallel` over the tensor parallel ranks.
+    """
+
+    def call(cls: type, config: Any, *args: Any, **kwargs: Any) -> Any:
+        plain = copy.copy(config)
+        plain.sequence_parallel = False
+        norm = build(cls, plain, *args, **kwargs)
+        for parameter in norm.parameters():
+            parameter.sequence_parallel = config.sequence_parallel
+        return norm
+
+    return call
+
+
 _undo: list[Callable[[], None]] = []
 
 
@@ -204,6 +222,7 @@ def _stand_in_for_megatron() -> None:
     import megatron.core.datasets.helpers_cpp  # noqa: F401  the compiled helpers that make compiling needless
     import megatron.core.datasets.utils as dataset_utils
     import megatron.core.tensor_parallel.random as rng
+    import megatron.core.transformer.torch_norm as torch_norm
     import megatron.training.initialize as initialize
     import megatron.training.training as training
 
@@ -211,6 +230,8 @@ def _stand_in_for_megatron() -> None:
     _replace(rng, "_set_cuda_rng_state", lambda state, *a, **k: torch.set_rng_state(state))
     # The wheel holds the compiled dataset helpers but not the Makefile that compile_helpers() would run.
     _replace(dataset_utils, "compile_helpers", _nothing)
+    build = torch_norm.WrappedTorchNorm.__new__
+    _replace(torch_norm.WrappedTorchNorm, "__new__", staticmethod(_norm_with_sequence_parallel(build)))
     # "Megatron requires CUDA" is asserted unless this says otherwise.
     initialize_on_cpu = functools.partial(initialize.initialize_megatron, allow_no_cuda=True)
     _replace(training, "initialize_megatron", initialize_on_cpu)
@@ -233,6 +254,7 @@ def activate() -> None:
         raise CompeteError("the CPU stand-in is for hosts without CUDA, and this one has it: train on the device")
     # Compiling Megatron's small fused functions for a CPU costs 40 s at start-up and gains nothing.
     torch.compiler.set_stance("force_eager")
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # asked for with tensor parallelism; means nothing here
     _undo.append(lambda: torch.compiler.set_stance("default"))
     _stand_in_for_torch()
     _stand_in_for_megatron()

@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         default="compete",
         help="compete: MoE layers with competition routing; topk: Megatron's own layers, the plain baseline.",
     )
+    group.add_argument(
+        "--relu",
+        action="store_true",
+        help="ReLU in MLPs and experts (two matrices), as in the authors' models; Megatron has no flag for it.",
+    )
     parser.error = _one_line_error  # type: ignore[method-assign]
     if cpu.is_needed():
         parser.set_defaults(**cpu.ARGUMENTS)
@@ -87,6 +92,9 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--num-experts {args.num_experts} does not divide over --expert-model-parallel-size "
             f"{args.expert_model_parallel_size}: make the first a multiple of the second"
         )
+    for other in ("swiglu", "squared_relu", "quick_geglu"):
+        if args.relu and getattr(args, other):
+            raise CompeteError(f"--relu and --{other.replace('_', '-')} exclude each other: keep one")
     if args.spec is not None:
         raise CompeteError("--spec is set by this entry: use --router compete or --router topk, or another trainer")
     if cpu.is_needed():

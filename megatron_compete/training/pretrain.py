@@ -13,8 +13,13 @@ import os
 import torch
 from megatron.core.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training import pretrain
-from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+from megatron.training.argument_utils import (
+    core_transformer_config_from_args,
+    gpt_config_from_args,
+    pretrain_cfg_container_from_args,
+)
 from megatron.training.models.gpt import GPTModelConfig
 from megatron.training.utils import print_rank_0
 
@@ -31,13 +36,22 @@ from megatron_compete.training.data_check import check_data
 from megatron_compete.training.datasets import build_datasets
 
 
+def transformer_config(args: argparse.Namespace) -> TransformerConfig:
+    """Megatron's transformer settings; with `--relu` its activation is ReLU, which Megatron cannot fuse."""
+    config = core_transformer_config_from_args(args)
+    if args.relu:
+        config.activation_func = torch.nn.functional.relu
+        config.bias_activation_fusion = False
+    return config
+
+
 def model_config(args: argparse.Namespace) -> GPTModelConfig:
     """Megatron's model configuration, with competing layers unless `--router topk`.
 
     Raises:
         CompeteError: settings that exclude competition, or a schedule that cannot be met.
     """
-    config = gpt_config_from_args(args)
+    config = gpt_config_from_args(args, transformer_config(args))
     if args.router == "topk":
         return config
     compete = compete_config_from_args(args)
