@@ -1,0 +1,31 @@
+# Two commands on a fresh machine: make demo, make test. Each sets up .venv first.
+PY := .venv/bin/python
+
+.PHONY: help setup demo test lint format clean
+
+help:
+	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
+	@echo "make test    all tests that need no GPU"
+	@echo "make lint    ruff, formatting, mypy"
+	@echo "make setup   create .venv only; the others do this first"
+
+setup:
+	@tools/setup_environment.sh
+
+demo: setup
+	@$(PY) examples/demo.py
+
+test: setup
+	@$(PY) -m pytest -q $(PYTEST_ARGS)
+
+lint: setup
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: setup
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+clean:
+	rm -rf .venv runs build dist *.egg-info

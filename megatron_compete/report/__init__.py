@@ -1,0 +1,1 @@
+"""Figures and reports from a run's logs."""

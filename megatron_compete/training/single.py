@@ -1,0 +1,95 @@
+"""A checkpoint's model in one process, whatever layout wrote it: for checks and small evaluations, not for training."""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.training.arguments import parse_args, validate_args
+from megatron.training.global_vars import set_global_variables
+from megatron.training.initialize import initialize_megatron
+from megatron.training.models.gpt import GPTModelBuilder
+
+from megatron_compete.checkpoint.reader import TorchDistCheckpoint
+from megatron_compete.runtime import cpu
+from megatron_compete.training.arguments import DEFAULTS, add_arguments
+from megatron_compete.training.pretrain import model_config
+
+ONE_PROCESS = {
+    "tensor_model_parallel_size": 1,
+    "pipeline_model_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": None,
+    "num_layers_per_virtual_pipeline_stage": None,
+    "num_virtual_stages_per_pipeline_rank": None,
+    "pipeline_model_parallel_layout": None,
+    "decoder_first_pipeline_num_layers": None,
+    "decoder_last_pipeline_num_layers": None,
+    "expert_model_parallel_size": 1,
+    "expert_tensor_parallel_size": None,
+    "context_parallel_size": 1,
+    "sequence_parallel": False,
+    "use_distributed_optimizer": False,
+    "overlap_grad_reduce": False,
+    "overlap_param_gather": False,
+    "bf16": False,
+    "fp16": False,
+    "global_batch_size": None,
+    "micro_batch_size": 1,
+    "tensorboard_dir": None,
+    "save": None,
+    "load": None,
+    "mock_data": True,
+}
+"""Arguments that one process in fp32 sets anew; all others are the checkpoint's."""
+
+
+def load_model(checkpoint: TorchDistCheckpoint, tokenizer_model: str | None = None) -> tuple[GPTModel, GPTModel]:
+    """The model as initialised, and with the checkpoint's weights; fp32, in evaluation mode.
+
+    Initialises torch.distributed and Megatron with one rank in this process.
+    """
+    args = _arguments(checkpoint.arguments, tokenizer_model)
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "0")
+    set_global_variables(args)
+    initialize_megatron(allow_no_cuda=cpu.is_active())
+    fresh, trained = (_build(args) for _ in range(2))
+    trained.load_state_dict(dist_checkpointing.load(trained.sharded_state_dict(), str(checkpoint.folder)), strict=False)
+    return fresh, trained
+
+
+def _arguments(saved: dict[str, Any], tokenizer_model: str | None) -> argparse.Namespace:
+    """The checkpoint's arguments over this version's defaults, for one process."""
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        args = parse_args(add_arguments)
+    finally:
+        sys.argv = argv
+    hardware = set(cpu.ARGUMENTS) if cpu.is_active() else set()
+    for name, value in {**saved, **ONE_PROCESS}.items():
+        if name not in hardware and name not in ("rank", "world_size", "local_rank"):
+            setattr(args, name, value)
+    args.tokenizer_model = tokenizer_model or args.tokenizer_model
+    args.params_dtype = torch.float32
+    validate_args(args, dict(DEFAULTS))
+    return args
+
+
+def _build(args: argparse.Namespace) -> GPTModel:
+    config = model_config(args)
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    return GPTModelBuilder(config).build_model(groups, pre_process=True, post_process=True).eval()
+
+
+@torch.no_grad()
+def logits(model: GPTModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Next-token logits [B, S, padded vocabulary] for token ids [B, S], under a causal mask."""
+    batch, length = tokens.shape
+    positions = torch.arange(length).expand(batch, length)
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool).triu(1)
+    return model(tokens, positions, mask)
+

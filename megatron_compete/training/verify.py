@@ -1,0 +1,146 @@
+"""Is an export the same model? Logits, perplexity and token ids of Megatron and Hugging Face on the same text."""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_compete.errors import CompeteError
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found; perplexities are per token, over the same windows of text."""
+
+    tokens: int
+    max_logit_difference: float
+    mean_logit_difference: float
+    top1_agreement: float
+    """Share of the positions at which both models prefer the same next token."""
+    same_ids: bool
+    """Whether both tokenizers gave the same ids for every document."""
+    vocab_size: int
+    perplexity_untrained: float
+    """Of the same architecture as initialised by the checkpoint's seed."""
+    perplexity_megatron: float
+    perplexity_hf: float
+
+
+def read_texts(path: Path, key: str = "text") -> list[str]:
+    """Documents of a JSON Lines file, or a plain text file as one document."""
+    if not path.is_file():
+        raise CompeteError(f"--text {path} is not a file")
+    if path.suffix not in (".jsonl", ".json"):
+        return [path.read_text()]
+    return [json.loads(line)[key] for line in path.read_text().splitlines() if line.strip()]
+
+
+def windows(ids: list[list[int]], length: int, limit: int) -> Tensor:
+    """Up to `limit` windows of `length` + 1 token ids, [windows, length + 1], spread evenly over the documents."""
+    cut = [document[start : start + length + 1] for document in ids for start in range(0, len(document) - length, length)]  # fmt: skip
+    if not cut:
+        raise CompeteError(f"the text is shorter than one sequence of {length + 1} tokens: give more of it")
+    stride = max(1, len(cut) // limit)
+    return torch.tensor(cut[::stride][:limit])
+
+
+def compare(checkpoint: Path, hf: Path, texts: list[str], limit: int = 32, tokenizer_model: str | None = None) -> Comparison:  # fmt: skip
+    """Run both models over windows of `texts`; Megatron's with one rank in this process, in fp32."""
+    from megatron.training import get_args, get_tokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from megatron_compete.checkpoint.location import find_checkpoint
+    from megatron_compete.checkpoint.reader import TorchDistCheckpoint
+    from megatron_compete.training.single import load_model, logits
+
+    fresh, trained = load_model(TorchDistCheckpoint(find_checkpoint(checkpoint)), tokenizer_model)
+    ids = [get_tokenizer().tokenize(text) for text in texts]
+    hf_tokenizer = AutoTokenizer.from_pretrained(hf)
+    hf_model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32).eval()
+    vocab_size = hf_model.config.vocab_size
+
+    totals = _Totals()
+    for batch in windows(ids, get_args().seq_length, limit).split(8):
+        inputs, targets = batch[:, :-1], batch[:, 1:]
+        ours = logits(trained, inputs)[..., :vocab_size]
+        with torch.no_grad():
+            theirs = hf_model(inputs).logits
+        totals.add(targets, ours, theirs, untrained=logits(fresh, inputs)[..., :vocab_size])
+    same_ids = all(hf_tokenizer(text)["input_ids"] == own for text, own in zip(texts, ids))
+    return totals.comparison(same_ids, vocab_size)
+
+
+class _Totals:
+    """Sums over windows of what `Comparison` averages."""
+
+    def __init__(self) -> None:
+        self.tokens, self.max, self.sums = 0, 0.0, torch.zeros(5, dtype=torch.float64)
+
+    def add(self, targets: Tensor, ours: Tensor, theirs: Tensor, untrained: Tensor) -> None:
+        difference = (ours - theirs).abs()
+        self.tokens += targets.numel()
+        self.max = max(self.max, difference.max().item())
+        per_token = [
+            difference.mean(-1).sum(),
+            (ours.argmax(-1) == theirs.argmax(-1)).sum(),
+            *(F.cross_entropy(one.flatten(0, 1), targets.flatten(), reduction="sum") for one in (untrained, ours, theirs)),
+        ]  # fmt: skip
+        self.sums += torch.stack([value.double() for value in per_token])
+
+    def comparison(self, same_ids: bool, vocab_size: int) -> Comparison:
+        difference, top1, *losses = (self.sums / self.tokens).tolist()
+        untrained, ours, theirs = map(math.exp, losses)
+        return Comparison(self.tokens, self.max, difference, top1, same_ids, vocab_size, untrained, ours, theirs)
+
+
+def _rows(found: Comparison) -> Iterator[tuple[str, str]]:
+    yield "tokens compared", f"{found.tokens:,}"
+    yield "largest logit difference", f"{found.max_logit_difference:.2e}"
+    yield "mean logit difference", f"{found.mean_logit_difference:.2e}"
+    yield "same preferred token", f"{found.top1_agreement:.2%}"
+    yield "same token ids", "yes" if found.same_ids else "NO"
+    yield "perplexity untrained", f"{found.perplexity_untrained:.1f}"
+    yield "perplexity Megatron", f"{found.perplexity_megatron:.2f}"
+    yield "perplexity Hugging Face", f"{found.perplexity_hf:.2f}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Compare a Megatron checkpoint with its Hugging Face export on text.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="Megatron's --save folder, or an iter_ folder")
+    parser.add_argument("--hf", type=Path, required=True, help="the exported folder")
+    parser.add_argument("--text", type=Path, required=True, help="JSON Lines with a text key, or plain text")
+    parser.add_argument("--tokenizer-model", help="the training tokenizer, where it has moved")
+    parser.add_argument("--windows", type=int, default=32, help="sequences compared (default: %(default)s)")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="largest logit difference that passes (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--json", type=Path, help="write the numbers there too")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the comparison; an export that differs is an error."""
+    arguments = _parser().parse_args(argv)
+    texts = read_texts(arguments.text)
+    from megatron_compete.runtime import cpu
+
+    if cpu.is_needed():
+        cpu.activate()
+    found = compare(arguments.checkpoint, arguments.hf, texts, arguments.windows, arguments.tokenizer_model)
+    for name, value in _rows(found):
+        print(f"{name:<26}{value}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(asdict(found), indent=2) + "\n")
+    _judge(found, arguments.tolerance, arguments.hf)
+
+
+def _judge(found: Comparison, tolerance: float, hf: Any) -> None:
+    if not found.same_ids:
+        raise CompeteError(f"--hf {hf}: its tokenizer gives other ids than the training tokenizer")
+    if not found.max_logit_difference <= tolerance:
+        raise CompeteError(f"--hf {hf}: logits differ by {found.max_logit_difference:.2e}, more than --tolerance {tolerance:g}")  # fmt: skip
