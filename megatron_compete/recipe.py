@@ -71,7 +71,9 @@ def read_recipe(path: Path) -> Recipe:
             raise CompeteError(f"--recipe {path}: launch option {name!r} is none of {', '.join(LAUNCH_OPTIONS)}")
     for name, value in recipe.arguments.items():
         if not isinstance(value, bool | str | int | float | list | None):
-            raise CompeteError(f"--recipe {path}: the value of {name} is a {type(value).__name__}, not a scalar or list")
+            raise CompeteError(
+                f"--recipe {path}: the value of {name} is a {type(value).__name__}, not a scalar or list"
+            )
     return recipe
 
 

@@ -9,7 +9,7 @@ resumed job see the same table without asking one another. How it is drawn:
   step can therefore never hold more than `max_active` of them, and a surplus lands on other steps by construction.
 * The places, in order of time, are handed to the layers in rounds. Each round holds every layer once and differs from
   the one before by shuffling within blocks short enough that two competitions of one layer are at least `max_active`
-  places apart: a layer can never be drawn twice for one step.
+  places apart: a layer can never be drawn twice for one step. Where the blocks begin is drawn anew for each round.
 
 A window's draw uses a counter-based generator keyed by (seed, window), so any step is reached without the ones before
 it and whatever the length of the run.
@@ -112,7 +112,7 @@ class CompetitionSchedule:
         per_window = self.rate * self.window_steps
         rounds = math.floor((window + 1) * per_window + 1e-9) - math.floor(window * per_window + 1e-9)
         table = np.zeros((self.window_steps, self.num_layers), dtype=bool)
-        random = np.random.Generator(np.random.Philox(key=[self.seed % 2**64, window]))
+        random = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, window], dtype=np.uint64)))
         places_per_step = min(self.max_active, self.num_layers)
         places = random.permutation(self.window_steps * places_per_step)[: rounds * self.num_layers]
         table[np.sort(places) // places_per_step, self._rounds(random, rounds)] = True
@@ -124,7 +124,7 @@ class CompetitionSchedule:
         block = max(1, self.num_layers - self.max_active + 1)
         orders = []
         for _ in range(rounds):
-            for start in range(0, self.num_layers, block):
-                random.shuffle(order[start : start + block])
+            for start in range(-int(random.integers(block)), self.num_layers, block):
+                random.shuffle(order[max(start, 0) : start + block])
             orders.append(order.copy())
         return np.concatenate(orders) if orders else np.empty(0, dtype=np.intp)

@@ -26,9 +26,7 @@ class Competition:
         current_step: returns the step in progress, counted from 0 over the whole training (not from the resume).
     """
 
-    def __init__(
-        self, config: CompeteConfig, layer_numbers: tuple[int, ...], current_step: Callable[[], int]
-    ) -> None:
+    def __init__(self, config: CompeteConfig, layer_numbers: tuple[int, ...], current_step: Callable[[], int]) -> None:
         self.config = config
         self.layer_numbers = layer_numbers
         self.current_step = current_step

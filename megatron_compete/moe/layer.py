@@ -17,7 +17,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from megatron.core.transformer.moe.router import TopKRouter
-from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher, MoETokenDispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -69,7 +69,7 @@ class CompeteMoELayer(MoELayer):
         self.response = RESPONSES[competition.config.response]
         self.groups = ExpertGroups.of(groups)
         self.auxiliary = AuxiliaryLoss(groups, config.calculate_per_token_loss)
-        self._normal_dispatcher = self.token_dispatcher
+        self._normal_dispatcher: MoETokenDispatcher = self.token_dispatcher
         self._row_dispatcher = self._make_row_dispatcher(groups)
         self._outcome: Outcome | None = None
         self._first_pass: deque[Outcome] = deque()
@@ -146,9 +146,7 @@ class CompeteMoELayer(MoELayer):
         by_token = rows.index_select(0, token_of_row.argsort(stable=True))
         return by_token.view(-1, num_winners, rows.shape[-1])
 
-    def _attach_losses(
-        self, combined_TH: Tensor, rows_TKH: Tensor, responses_TK: Tensor, outcome: Outcome
-    ) -> Tensor:
+    def _attach_losses(self, combined_TH: Tensor, rows_TKH: Tensor, responses_TK: Tensor, outcome: Outcome) -> Tensor:
         """The competing step's losses: c_D * L_D + c_div * L_div + c_bal * response balance."""
         coeff, valid_T = self.competition.config, valid_tokens(outcome.padding_mask)
         probs_TE = self.router.probabilities(outcome.logits)

@@ -53,11 +53,13 @@ def score_tokens(
 
 def _score_chunk(tokens_TH: Tensor, experts: torch.nn.Module, response: Response, groups: ExpertGroups) -> Tensor:
     gathered_GH = _gather(tokens_TH, groups.tensor_and_expert)  # G tokens of the whole group
-    local = [
-        response(_sum_over_shards(_run_expert(experts, index, gathered_GH), groups))
-        for index in range(experts.num_local_experts)
-    ]
+    outputs = (_run_expert(experts, index, gathered_GH) for index in range(_num_local(experts)))
+    local = [response(_sum_over_shards(output_GH, groups)) for output_GH in outputs]
     return _send_home(torch.stack(local, dim=-1), groups.expert)
+
+
+def _num_local(experts: torch.nn.Module) -> int:
+    return int(experts.num_local_experts)  # type: ignore[arg-type]
 
 
 def _run_expert(experts: torch.nn.Module, index: int, tokens_GH: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ def _run_expert(experts: torch.nn.Module, index: int, tokens_GH: Tensor) -> Tens
     ones_G = torch.ones(tokens_GH.shape[0], dtype=torch.float32, device=tokens_GH.device)
     if isinstance(experts, SequentialMLP):
         return experts.local_experts[index](tokens_GH, ones_G)[0]
-    counts = torch.zeros(experts.num_local_experts, dtype=torch.int64)
+    counts = torch.zeros(_num_local(experts), dtype=torch.int64)
     counts[index] = tokens_GH.shape[0]
     return experts(tokens_GH, counts, ones_G)[0]
 

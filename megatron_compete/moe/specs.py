@@ -54,9 +54,7 @@ def _with_competition(layer_spec: ModuleSpec, competition: Competition) -> Modul
         return layer_spec
     layer_spec = copy.copy(layer_spec)
     layer_spec.submodules = copy.copy(layer_spec.submodules)
-    layer_spec.submodules.mlp = functools.partial(
-        CompeteMoELayer, *mlp.args, **mlp.keywords, competition=competition
-    )
+    layer_spec.submodules.mlp = functools.partial(CompeteMoELayer, *mlp.args, **mlp.keywords, competition=competition)
     return layer_spec
 
 

@@ -100,7 +100,7 @@ class CudaToCpu(TorchFunctionMode):
     `megatron.core.optimizer.clip_grads` asserts on that string.
     """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if _names_cuda(kwargs.get("device")):
             kwargs["device"] = CPU
@@ -172,7 +172,7 @@ def _all_to_all_with_lists(all_to_all: Callable[..., Any]) -> Callable[..., Any]
         return splits.tolist() if hasattr(splits, "tolist") else splits
 
     @functools.wraps(all_to_all)
-    def call(output, input, output_split_sizes=None, input_split_sizes=None, **kwargs):  # type: ignore[no-untyped-def]
+    def call(output, input, output_split_sizes=None, input_split_sizes=None, **kwargs):
         return all_to_all(output, input, as_list(output_split_sizes), as_list(input_split_sizes), **kwargs)
 
     return call

@@ -14,7 +14,7 @@ from megatron_compete.routing.responses import RESPONSES
 from megatron_compete.runtime import cpu
 
 PREFIX = "compete_"
-DEFAULTS = {"eval_interval": 1000}
+EVAL_INTERVAL = 1000
 """Megatron's default of None makes its dataset sizes a division by None."""
 
 
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="ReLU in MLPs and experts (two matrices), as in the authors' models; Megatron has no flag for it.",
     )
     parser.error = _one_line_error  # type: ignore[method-assign]
+    parser.set_defaults(eval_interval=EVAL_INTERVAL)
     if cpu.is_needed():
         parser.set_defaults(**cpu.ARGUMENTS)
     return parser
@@ -72,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     """
     check_arguments(parse_args(add_arguments))
     try:
-        return parse_and_validate_args(add_arguments, args_defaults=dict(DEFAULTS))
+        return parse_and_validate_args(add_arguments)
     except AssertionError as error:
         raise CompeteError(f"Megatron refuses these arguments: {error}") from error
 

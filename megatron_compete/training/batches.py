@@ -19,7 +19,8 @@ from megatron.core.utils import (
 from megatron.training import get_args, get_timers
 from torch import Tensor
 
-Batch = dict[str, Tensor | None]
+Batch = dict[str, Any]
+"""Tensors by name; None for what this rank's stage does not need."""
 KEYS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
 
 

@@ -75,7 +75,9 @@ def check_layers(model: list[MegatronModule], expected: int) -> list[MegatronMod
     count = torch.tensor([here], device=torch.cuda.current_device())
     torch.distributed.all_reduce(count, group=mpu.get_pipeline_model_parallel_group())
     if count.item() != expected:
-        raise CompeteError(f"the model has {count.item()} competing layers instead of {expected}: its spec was replaced")
+        raise CompeteError(
+            f"the model has {count.item()} competing layers instead of {expected}: its spec was replaced"
+        )
     print_rank_0(f"megatron-compete: {expected} layers compete")
     return model
 

@@ -16,7 +16,7 @@ from megatron.training.models.gpt import GPTModelBuilder
 
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.runtime import cpu
-from megatron_compete.training.arguments import DEFAULTS, add_arguments
+from megatron_compete.training.arguments import add_arguments
 from megatron_compete.training.pretrain import model_config
 
 ONE_PROCESS = {
@@ -75,7 +75,7 @@ def _arguments(saved: dict[str, Any], tokenizer_model: str | None) -> argparse.N
             setattr(args, name, value)
     args.tokenizer_model = tokenizer_model or args.tokenizer_model
     args.params_dtype = torch.float32
-    validate_args(args, dict(DEFAULTS))
+    validate_args(args)
     return args
 
 
@@ -92,4 +92,3 @@ def logits(model: GPTModel, tokens: torch.Tensor) -> torch.Tensor:
     positions = torch.arange(length).expand(batch, length)
     mask = torch.ones(1, 1, length, length, dtype=torch.bool).triu(1)
     return model(tokens, positions, mask)
-

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from megatron_compete.report.scalars import read_scalars
 from tests.ranks import run_ranks
 
 MODEL = """
@@ -34,17 +35,8 @@ def train(world_size: int, arguments: str, timeout: float = 240.0) -> None:
     run_ranks(world_size, train_on_rank, [*MODEL.split(), *arguments.split()], timeout=timeout)
 
 
-def scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """TensorBoard scalars of a run: {name: {iteration: value}}."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return {name: {e.step: e.value for e in events.Scalars(name)} for name in events.Tags()["scalars"]}
-
-
 def losses(folder: Path) -> dict[int, float]:
-    return scalars(folder)["lm loss"]
+    return read_scalars(folder)["lm loss"]
 
 
 def largest_difference(one: dict[int, float], other: dict[int, float]) -> float:
@@ -52,5 +44,3 @@ def largest_difference(one: dict[int, float], other: dict[int, float]) -> float:
     common = one.keys() & other.keys()
     assert common, (one.keys(), other.keys())
     return max(abs(one[step] - other[step]) for step in common)
-
-

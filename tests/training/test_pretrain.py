@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.runs import largest_difference, losses, scalars, train
+from megatron_compete.report.scalars import read_scalars as scalars
+from tests.training.runs import largest_difference, losses, train
 
 STEPS, MIDDLE = 8, 3
 

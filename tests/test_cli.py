@@ -1,0 +1,42 @@
+"""The command, as a user types it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "megatron_compete.cli", *arguments],
+        capture_output=True, text=True, env=os.environ | environment, cwd=ROOT, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_dry_run_prints_the_launch(recipe: Path) -> None:
+    result = command("pretrain", "--recipe", str(recipe), "--train-iters", "7", DRY_RUN="1")
+    assert result.returncode == 0, result.stderr
+    assert " torchrun " in result.stdout and "--train-iters 7" in result.stdout
+
+
+def test_a_missing_recipe_is_one_line_and_exit_code_2() -> None:
+    result = command("pretrain", "--recipe", "nowhere.yaml")
+    assert result.returncode == 2
+    assert result.stderr == "error: --recipe nowhere.yaml cannot be read: No such file or directory\n"
+
+
+def test_bad_arguments_end_the_whole_job_with_one_error_line() -> None:
+    """Two real ranks: rank 0 speaks, the others and torchrun are silent."""
+    result = command(
+        "pretrain", "--recipe", "examples/demo.yaml", "--nproc-per-node", "2", "--pipeline-model-parallel-size", "1",
+        "--data-path", "/nowhere/data", "--tokenizer-type", "NullTokenizer", "--vocab-size", "100",
+    )  # fmt: skip
+    assert result.returncode == 2
+    lines = [line for line in result.stderr.splitlines() if "rror" in line]
+    assert len(lines) == 1 and lines[0].startswith("error: ") and "/nowhere/data" in lines[0]
+    assert "Traceback" not in result.stderr
