@@ -27,7 +27,7 @@ from megatron_compete.report.scalars import Scalars, read_scalars
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "examples" / "demo.yaml"
-VOCAB_SIZE, STEPS, A_MAX = 2048, 300, 2
+VOCAB_SIZE, STEPS, A_MAX = 2048, 240, 2
 MIDDLE = STEPS // 2
 PROMPT = "def __init__(self, name"
 PROGRESS = re.compile(r"iteration\s+(\d+)/\s*(\d+) .*?lm loss: (\S+)")
@@ -49,9 +49,10 @@ class Run:
 
 def run(title: str, command: list[str], log: Path) -> None:
     """Run one command with its output in `log`; training steps are shown as they come."""
-    console.print(f"[bold]{title}[/bold]  [dim]{shlex.join(command[1:])[:150]}[/dim]")
+    console.print(f"[bold]{title}[/bold]  [dim]{_short(command)}[/dim]")
     began = time.monotonic()
     with log.open("w") as output:
+        output.write(f"$ {shlex.join(command)}\n")
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert process.stdout is not None
         for line in process.stdout:
@@ -65,10 +66,18 @@ def run(title: str, command: list[str], log: Path) -> None:
     console.print(f"  [green]done[/green] in {time.monotonic() - began:.0f} s")
 
 
+def _short(command: list[str]) -> str:
+    """The tool's or verb's name; its log's first line has the whole command."""
+    return " ".join(part for part in command[1:6] if not part.startswith(("-", "/", "runs")))
+
+
 def prepare_data(demo: Run) -> None:
     """Corpus, tokenizer and the .bin/.idx pair."""
     corpus = write_stdlib_corpus(str(demo.corpus))
-    console.print(f"[bold]corpus[/bold]  the standard library's sources: {corpus}")
+    console.print(
+        f"[bold]corpus[/bold]  the standard library's sources: {corpus.train_documents} modules, "
+        f"{corpus.train_bytes / 1e6:.1f} MB, and {corpus.heldout_documents} held out"
+    )
     python = sys.executable
     run("train the tokenizer", [
         python, "tools/train_tokenizer.py", "--input", f"{demo.corpus}/train.jsonl",

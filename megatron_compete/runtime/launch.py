@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import warnings
 
 from megatron_compete.errors import USAGE_EXIT_CODE
 
@@ -25,6 +26,12 @@ def environment_defaults() -> dict[str, str]:
     if not torch.cuda.is_available():
         defaults["PYTHONWARNINGS"] = ",".join(f"ignore:{message}" for message in CPU_WARNINGS)
     return {name: value for name, value in defaults.items() if name not in os.environ}
+
+
+def silence_cpu_warnings() -> None:
+    """Keep `CPU_WARNINGS` out of this process's output; call before Megatron is imported."""
+    for message in CPU_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
 
 
 class _QuietUsageErrors(logging.Filter):

@@ -9,12 +9,13 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.training.arguments import parse_args, validate_args
+from megatron.training.arguments import parse_args
 from megatron.training.global_vars import set_global_variables
 from megatron.training.initialize import initialize_megatron
 from megatron.training.models.gpt import GPTModelBuilder
 
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
+from megatron_compete.errors import CompeteError
 from megatron_compete.runtime import cpu
 from megatron_compete.training.arguments import add_arguments
 from megatron_compete.training.pretrain import model_config
@@ -37,14 +38,20 @@ ONE_PROCESS = {
     "overlap_param_gather": False,
     "bf16": False,
     "fp16": False,
-    "global_batch_size": None,
+    "global_batch_size": 1,
     "micro_batch_size": 1,
+    "rampup_batch_size": None,
+    "data_parallel_size": 1,
+    "world_size": 1,
+    "rank": 0,
+    "local_rank": 0,
+    "params_dtype": torch.float32,
     "tensorboard_dir": None,
     "save": None,
     "load": None,
     "mock_data": True,
 }
-"""Arguments that one process in fp32 sets anew; all others are the checkpoint's."""
+"""Arguments that one process in fp32 sets anew; all others are the checkpoint's, which were validated when it ran."""
 
 
 def load_model(checkpoint: TorchDistCheckpoint, tokenizer_model: str | None = None) -> tuple[GPTModel, GPTModel]:
@@ -58,8 +65,18 @@ def load_model(checkpoint: TorchDistCheckpoint, tokenizer_model: str | None = No
     set_global_variables(args)
     initialize_megatron(allow_no_cuda=cpu.is_active())
     fresh, trained = (_build(args) for _ in range(2))
-    trained.load_state_dict(dist_checkpointing.load(trained.sharded_state_dict(), str(checkpoint.folder)), strict=False)
+    _load(trained, str(checkpoint.folder))
     return fresh, trained
+
+
+def _load(model: GPTModel, folder: str) -> None:
+    wanted = model.sharded_state_dict()
+    loaded = dist_checkpointing.load(wanted, folder)  # with the common state (arguments, counters) beside the weights
+    weights = {key: loaded[key] for key in wanted if key in loaded}
+    keys = model.load_state_dict(weights, strict=False)
+    missing = [key for key in keys.missing_keys if not key.endswith("_extra_state")]  # Transformer Engine's scales
+    if missing:
+        raise CompeteError(f"{folder} is of another model: it lacks {', '.join(missing[:3])}")
 
 
 def _arguments(saved: dict[str, Any], tokenizer_model: str | None) -> argparse.Namespace:
@@ -69,13 +86,10 @@ def _arguments(saved: dict[str, Any], tokenizer_model: str | None) -> argparse.N
         args = parse_args(add_arguments)
     finally:
         sys.argv = argv
-    hardware = set(cpu.ARGUMENTS) if cpu.is_active() else set()
-    for name, value in {**saved, **ONE_PROCESS}.items():
-        if name not in hardware and name not in ("rank", "world_size", "local_rank"):
-            setattr(args, name, value)
+    hardware = cpu.ARGUMENTS if cpu.is_active() else {}
+    for name, value in {**saved, **ONE_PROCESS, **hardware}.items():
+        setattr(args, name, value)
     args.tokenizer_model = tokenizer_model or args.tokenizer_model
-    args.params_dtype = torch.float32
-    validate_args(args)
     return args
 
 

@@ -128,8 +128,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     texts = read_texts(arguments.text)
     from megatron_compete.runtime import cpu
+    from megatron_compete.runtime.launch import silence_cpu_warnings
 
     if cpu.is_needed():
+        silence_cpu_warnings()
         cpu.activate()
     found = compare(arguments.checkpoint, arguments.hf, texts, arguments.windows, arguments.tokenizer_model)
     for name, value in _rows(found):
