@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 
@@ -56,7 +57,7 @@ def run_torchrun(command: list[str]) -> None:
         run(parse_args(command))
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
-        if codes == {USAGE_EXIT_CODE}:
+        if codes - {-signal.SIGTERM} == {USAGE_EXIT_CODE}:  # torchrun ends ranks that were a moment slower
             raise SystemExit(USAGE_EXIT_CODE) from None
         print(error, file=sys.stderr)
         raise SystemExit(1) from None

@@ -1,0 +1,89 @@
+"""Reading slices of a real checkpoint, and of a damaged one."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_compete.checkpoint.reader import TorchDistCheckpoint
+from megatron_compete.checkpoint.restricted import load_metadata
+from megatron_compete.errors import CompeteError
+from tests.checkpoint import gpt
+
+FC1 = "decoder.layers.mlp.experts.experts.linear_fc1.weight"
+Saved = tuple[Path, torch.Tensor]
+
+
+@pytest.fixture
+def folder(saved: Saved) -> Path:
+    return saved[0] / "iter_0000007"
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_arguments_and_iteration(folder: Path) -> None:
+    checkpoint = TorchDistCheckpoint(folder)
+    assert checkpoint.iteration == 7
+    assert checkpoint.arguments.items() >= gpt.ARGUMENTS.items()
+    assert checkpoint.arguments["params_dtype"] == torch.float32
+
+
+def test_a_slice_is_a_slice_of_the_whole(folder: Path) -> None:
+    checkpoint = TorchDistCheckpoint(folder)
+    shape = checkpoint.tensors[FC1].shape
+    assert shape == (4, 4, 48, 32)
+    whole = checkpoint.read(FC1)
+    assert whole.shape == shape
+    assert checkpoint.read(FC1, (2,)).equal(whole[2])
+    assert checkpoint.read(FC1, (2, 1)).equal(whole[2, 1])
+
+
+def test_arguments_as_older_versions_kept_them(copied: Path) -> None:
+    from argparse import Namespace
+
+    torch.save({"args": Namespace(num_layers=3), "iteration": 12}, copied / "common.pt")
+    checkpoint = TorchDistCheckpoint(copied)
+    assert checkpoint.arguments == {"num_layers": 3}
+    assert checkpoint.iteration == 12
+
+
+def test_a_file_that_is_missing_or_short(copied: Path) -> None:
+    data = sorted(copied.glob("*.distcp"))
+    for file in data:
+        file.write_bytes(file.read_bytes()[: 3 * file.stat().st_size // 4])
+    with pytest.raises(CompeteError, match=r"is damaged|too early"):
+        checkpoint = TorchDistCheckpoint(copied)
+        for key in checkpoint.tensors:
+            checkpoint.read(key)
+    for file in data:
+        file.unlink()
+    with pytest.raises(CompeteError, match="No such file"):
+        TorchDistCheckpoint(copied)
+
+
+def test_a_chunk_that_is_missing(copied: Path) -> None:
+    index = load_metadata(copied / ".metadata")
+    index.state_dict_metadata[FC1].chunks.pop()
+    (copied / ".metadata").write_bytes(pickle.dumps(index))
+    with pytest.raises(CompeteError, match=r"is damaged: .* values of"):
+        TorchDistCheckpoint(copied).read(FC1)
+
+
+def test_an_index_that_points_elsewhere(copied: Path) -> None:
+    index = load_metadata(copied / ".metadata")
+    for entry in index.storage_data.values():
+        entry.relative_path = "../../secret"
+    (copied / ".metadata").write_bytes(pickle.dumps(index))
+    with pytest.raises(CompeteError, match="points outside of its folder"):
+        TorchDistCheckpoint(copied)
+
+
+def test_a_checkpoint_of_something_else(copied: Path) -> None:
+    torch.save({"iteration": 3}, copied / "common.pt")
+    with pytest.raises(CompeteError, match="no training arguments"):
+        TorchDistCheckpoint(copied)
