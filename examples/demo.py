@@ -171,6 +171,8 @@ def summarise(demo: Run, comparison: dict[str, float], scalars: Scalars, sample:
 def main() -> None:
     """Run the demo from scratch into runs/demo."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     began = time.monotonic()
     demo = Run(ROOT / "runs" / "demo")
     shutil.rmtree(demo.folder, ignore_errors=True)
