@@ -39,7 +39,8 @@ class _QuietUsageErrors(logging.Filter):
     """Drops torchrun's report of ranks that ended because of bad input: rank 0 has said what is wrong."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return f"exitcode: {USAGE_EXIT_CODE})" not in record.getMessage()
+        message = record.getMessage()
+        return f"exitcode: {USAGE_EXIT_CODE})" not in message and "closing signal SIGTERM" not in message
 
 
 def run_torchrun(command: list[str]) -> None:

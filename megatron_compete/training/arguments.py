@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import sys
 from typing import Any, NoReturn
 
 from megatron.training.argument_utils import ArgumentGroupFactory
@@ -107,9 +106,3 @@ def _check_on_cpu(args: argparse.Namespace) -> None:
         given = getattr(args, name)
         if given != value:
             raise CompeteError(f"{name} = {given} needs CUDA, and this host has none: leave it out to train on CPU")
-
-
-def fail_on_rank_0(error: CompeteError, rank: int) -> None:
-    """Say `error` once for the job, on rank 0."""
-    if rank == 0:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

@@ -9,6 +9,8 @@ step. `megatron-compete pretrain --recipe FILE` runs it from a recipe.
 import argparse
 import functools
 import os
+import time
+from typing import NoReturn
 
 import torch
 from megatron.core.enums import ModelType
@@ -23,14 +25,14 @@ from megatron.training.argument_utils import (
 from megatron.training.models.gpt import GPTModelConfig
 from megatron.training.utils import print_rank_0
 
-from megatron_compete.errors import USAGE_EXIT_CODE, CompeteError
+from megatron_compete.errors import CompeteError, exit_with_error
 from megatron_compete.moe.competition import Competition, moe_layer_numbers
 from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.metrics import install_metrics
 from megatron_compete.moe.specs import compete_layer_spec, trainer_step
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.runtime import cpu
-from megatron_compete.training.arguments import compete_config_from_args, fail_on_rank_0, parse_arguments
+from megatron_compete.training.arguments import compete_config_from_args, parse_arguments
 from megatron_compete.training.batches import forward_step
 from megatron_compete.training.data_check import check_data
 from megatron_compete.training.datasets import build_datasets
@@ -94,6 +96,18 @@ def train() -> None:
     )
 
 
+def fail_once(error: CompeteError, rank: int, patience: float = 10.0) -> NoReturn:
+    """Say `error` once for the job and leave with exit code 2.
+
+    All ranks meet the same bad input. Rank 0 says so and goes, and the launcher ends the others; a rank that is still
+    there after `patience` seconds is alone with its error and says it.
+    """
+    if rank != 0:
+        time.sleep(patience)
+        error = CompeteError(f"rank {rank} alone: {error}")
+    exit_with_error(error)
+
+
 def main() -> None:
     """Entry of one rank; bad input ends in one line on rank 0 and exit code 2 on all."""
     if cpu.is_needed():
@@ -101,8 +115,7 @@ def main() -> None:
     try:
         train()
     except CompeteError as error:
-        fail_on_rank_0(error, rank=int(os.environ.get("RANK", "0")))
-        raise SystemExit(USAGE_EXIT_CODE) from None
+        fail_once(error, rank=int(os.environ.get("RANK", "0")))
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
