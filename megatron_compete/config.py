@@ -5,6 +5,7 @@ text under a field is its help (see `megatron_compete.training.arguments`).
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_compete.errors import CompeteError
 
@@ -28,6 +29,27 @@ class CompeteConfig:
 
     response: str = "softplus"
     """What an expert's output is worth to a token: softplus (mean over the hidden size) or l2 (norm)."""
+
+    response_centering: Literal["none", "batch", "ema"] = "none"
+    """Rank experts by their responses as they are, or each against its own habit, (s - mean) / std over tokens: those
+    of the microbatch (batch), or running ones kept in the checkpoint (ema). The distillation target follows."""
+
+    response_ema_decay: float = 0.99
+    """Share of the running statistics that is kept at each competing microbatch, with --compete-response-centering ema."""
+
+    response_gradients: Literal["winners", "all"] = "winners"
+    """Whose responses the response balance reaches: the winners', or all experts' by running them again in the backward
+    pass."""
+
+    distill_loss: Literal["mse", "kl"] = "mse"
+    """Distance between the router's probabilities p and the competition's outcome q: the paper's squared error, or
+    KL(q || p)."""
+
+    distill_temperature: float = 1.0
+    """Temperature of the outcome: q = softmax(scores / temperature)."""
+
+    distill_standardize: bool = False
+    """Bring each token's scores to mean 0 and standard deviation 1 over the experts before that softmax."""
 
     distill_coeff: float = 0.001
     """Weight of the distillation loss that draws the router towards the competition's outcome."""
@@ -53,6 +75,10 @@ class CompeteConfig:
         _check(0.0 <= self.rate <= 1.0, "rate", self.rate, "a fraction of steps: give a number from 0 to 1")
         _check(self.max_active_layers >= 1, "max_active_layers", self.max_active_layers, "give 1 or more, or --compete-rate 0 for no competition")  # fmt: skip
         _check(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "give 0 or more")
+        _check(0.0 < self.response_ema_decay < 1.0, "response_ema_decay", self.response_ema_decay, "give a number between 0 and 1")  # fmt: skip
+        _check(self.distill_temperature > 0.0, "distill_temperature", self.distill_temperature, "give more than 0")
+        if self.response_gradients == "all" and self.response_balance_coeff == 0.0:
+            raise CompeteError("--compete-response-gradients all changes nothing at --compete-response-balance-coeff 0")
         _check(self.score_chunk_tokens >= 1, "score_chunk_tokens", self.score_chunk_tokens, "give 1 or more")
         for name in ("distill", "distill_winner", "diversity", "response_balance", "router_balance"):
             value = getattr(self, f"{name}_coeff")

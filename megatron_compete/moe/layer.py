@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import functools
 from collections import deque
-from dataclasses import dataclass
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -23,25 +22,15 @@ from torch import Tensor
 
 from megatron_compete.errors import CompeteError
 from megatron_compete.moe.auxiliary import AuxiliaryLoss
+from megatron_compete.moe.centering import make_centering
 from megatron_compete.moe.competition import Competition
-from megatron_compete.moe.metrics import record_competition
+from megatron_compete.moe.expert_group import ExpertGroups
+from megatron_compete.moe.losses import CompetitionLosses, Outcome
+from megatron_compete.moe.response_gradients import AllResponses, Recomputation
 from megatron_compete.moe.router import CompeteRouter, valid_tokens
-from megatron_compete.moe.scoring import ExpertGroups, score_tokens
-from megatron_compete.routing.losses import distillation_loss, diversity_loss, entropy_balance_loss, token_mean
+from megatron_compete.moe.scoring import score_tokens
 from megatron_compete.routing.responses import RESPONSES
-from megatron_compete.routing.winners import choose_winners, competition_weights, overlap, winners_map
-
-
-@dataclass
-class Outcome:
-    """What `route` found out about a microbatch and `postprocess` needs."""
-
-    responses_TE: Tensor
-    winners_TK: Tensor
-    logits: Tensor
-    """The router's logits [S, B, E], with gradient."""
-    padding_mask: Tensor | None
-    step: int
+from megatron_compete.routing.winners import choose_winners, competition_weights, winners_map
 
 
 class CompeteMoELayer(MoELayer):
@@ -68,7 +57,15 @@ class CompeteMoELayer(MoELayer):
         self.competition = competition
         self.response = RESPONSES[competition.config.response]
         self.groups = ExpertGroups.of(groups)
-        self.auxiliary = AuxiliaryLoss(groups, config.calculate_per_token_loss)
+        self.centering = make_centering(
+            competition.config.response_centering,
+            competition.config.response_ema_decay,
+            config.num_moe_experts,
+            groups,
+        )
+        self.losses = CompetitionLosses(
+            competition.config, self.router, AuxiliaryLoss(groups, config.calculate_per_token_loss)
+        )
         self._normal_dispatcher: MoETokenDispatcher = self.token_dispatcher
         self._row_dispatcher = self._make_row_dispatcher(groups)
         self._outcome: Outcome | None = None
@@ -83,9 +80,12 @@ class CompeteMoELayer(MoELayer):
         config = copy.copy(self.config)
         config.moe_token_dispatcher_type = "alltoall"
         config.moe_permute_fusion = False
-        return MoEAlltoAllTokenDispatcher(
+        dispatcher = MoEAlltoAllTokenDispatcher(
             self.num_local_experts, self.local_expert_indices, config=config, pg_collection=groups
         )
+        if self.shared_expert_overlap:
+            dispatcher.set_shared_experts(self.shared_experts)
+        return dispatcher
 
     def competes(self) -> bool:
         """Whether this layer competes at the current step; never in evaluation, never as an MTP layer."""
@@ -100,6 +100,8 @@ class CompeteMoELayer(MoELayer):
         self._outcome = outcome = self._compete(hidden_states, padding_mask)
         self.token_dispatcher = self._row_dispatcher
         routing_map_TE = winners_map(outcome.winners_TK, self.config.num_moe_experts)
+        self.router.observe_inputs(hidden_states, padding_mask)
+        self.router.observe_routing(outcome.logits, routing_map_TE, padding_mask)
         return routing_map_TE.to(outcome.logits.dtype), routing_map_TE
 
     def postprocess(self, output: Tensor, shared_expert_output: Tensor | None) -> Tensor:
@@ -112,8 +114,11 @@ class CompeteMoELayer(MoELayer):
         weights_TK = competition_weights(responses_TK)
         combined_TH = (weights_TK.unsqueeze(-1) * rows_TKH).sum(dim=1).to(output.dtype)
         if torch.is_grad_enabled():
-            combined_TH = self._attach_losses(combined_TH, rows_TKH, responses_TK, outcome)
+            responses_TE = self._all_responses(outcome).scatter(1, outcome.winners_TK, responses_TK)
+            combined_TH = self.losses.attach(combined_TH, rows_TKH, responses_TE, outcome, self.layer_number)
         combined = combined_TH.view(self._row_dispatcher.hidden_shape)
+        if self._row_dispatcher.shared_experts is not None:  # overlapped: computed between dispatch and combine
+            shared_expert_output = self._row_dispatcher.shared_experts.get_output()
         return combined if shared_expert_output is None else combined + shared_expert_output
 
     def _compete(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Outcome:
@@ -127,50 +132,36 @@ class CompeteMoELayer(MoELayer):
         step = self.competition.current_step()
         recomputes = torch.is_grad_enabled() and len(self._first_pass) > 0
         if recomputes:
-            outcome = dataclasses.replace(self._first_pass.popleft(), logits=logits)
+            outcome = dataclasses.replace(self._first_pass.popleft(), logits=logits, hidden_states=hidden_states)
             assert outcome.step == step, f"winners of step {outcome.step} left over at step {step}"
             return outcome
         tokens_TH = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
         responses_TE = score_tokens(
             tokens_TH, self.experts, self.response, self.groups, self.competition.config.score_chunk_tokens
         )
-        winners_TK = choose_winners(responses_TE, self.config.moe_router_topk)
-        outcome = Outcome(responses_TE, winners_TK, logits, padding_mask, step)
+        scores_TE = responses_TE
+        if self.centering is not None:
+            with torch.no_grad():
+                scores_TE = self.centering(responses_TE, valid_tokens(padding_mask))
+        winners_TK = choose_winners(scores_TE, self.config.moe_router_topk)
+        outcome = Outcome(responses_TE, scores_TE, winners_TK, logits, hidden_states, padding_mask, step)
         if not torch.is_grad_enabled():
-            self._first_pass.append(outcome)
+            self._first_pass.append(dataclasses.replace(outcome, logits=None, hidden_states=None))
         return outcome
+
+    def _all_responses(self, outcome: Outcome) -> Tensor:
+        """The scored responses [T, E]; with `--compete-response-gradients all` differentiable in every expert."""
+        if self.competition.config.response_gradients == "winners":
+            return outcome.responses_TE
+        plan = Recomputation(self.experts, self.response, self.groups, self.competition.config.score_chunk_tokens)
+        tokens_TH = outcome.hidden_states.reshape(-1, outcome.hidden_states.shape[-1])
+        return AllResponses.apply(plan, outcome.responses_TE, tokens_TH, *self.experts.parameters())
 
     def _rows_by_token(self, rows: Tensor, num_winners: int) -> Tensor:
         """Rows in the dispatcher's order (by expert, then token) to token order [T, K, H], experts ascending."""
         token_of_row = self._row_dispatcher.reversed_local_input_permutation_mapping
         by_token = rows.index_select(0, token_of_row.argsort(stable=True))
         return by_token.view(-1, num_winners, rows.shape[-1])
-
-    def _attach_losses(self, combined_TH: Tensor, rows_TKH: Tensor, responses_TK: Tensor, outcome: Outcome) -> Tensor:
-        """The competing step's losses: c_D * L_D + c_div * L_div + c_bal * response balance."""
-        coeff, valid_T = self.competition.config, valid_tokens(outcome.padding_mask)
-        probs_TE = self.router.probabilities(outcome.logits)
-        distillation = distillation_loss(
-            probs_TE, outcome.responses_TE, outcome.winners_TK, coeff.distill_winner_coeff, valid_T
-        )
-        diversity = diversity_loss(rows_TKH, valid_T)
-        shares_TE = outcome.responses_TE.scatter(1, outcome.winners_TK, responses_TK).softmax(dim=-1)
-        balance = entropy_balance_loss(shares_TE, valid_T, self.auxiliary.mean_over_ranks)
-        loss = (
-            coeff.distill_coeff * distillation
-            + coeff.diversity_coeff * diversity
-            + coeff.response_balance_coeff * balance
-        )
-        agreement_T = overlap(self.router.would_choose(outcome.logits, outcome.padding_mask), outcome.winners_TK)
-        num_tokens = combined_TH.shape[0]
-        record_competition(
-            self.layer_number,
-            num_tokens if valid_T is None else valid_T.sum(),
-            distillation=distillation,
-            diversity=diversity,
-            agreement=token_mean(agreement_T, valid_T),
-        )
-        return self.auxiliary.attach(combined_TH, loss, valid_T, num_tokens)
 
 
 def _with_compete_router(submodules: MoESubmodules, competition: Competition) -> MoESubmodules:

@@ -24,13 +24,11 @@ REFUSALS = (
     Refusal("--moe-latent-size", lambda c: c.moe_latent_size, "experts there see projected tokens, the router does not"),
     Refusal("--moe-expert-capacity-factor", lambda c: c.moe_expert_capacity_factor is not None, "a dropped token has fewer than K winners"),
     Refusal("--moe-router-padding-for-quantization", lambda c: c.moe_router_padding_for_quantization, "it adds experts to a token's winners"),
-    Refusal("--moe-shared-expert-overlap", lambda c: c.moe_shared_expert_overlap, "the overlapped output is added inside Megatron's dispatcher"),
     Refusal("--overlap-moe-expert-parallel-comm", lambda c: c.overlap_moe_expert_parallel_comm, "not yet proven to leave the two hooks in order"),
     Refusal("--overlap-dispatch-backward-with-experts-wgrad", lambda c: c.overlap_dispatch_backward_with_experts_wgrad, "not yet proven with the scoring pass"),
     Refusal("--moe-router-score-function", lambda c: c.moe_router_score_function != "softmax", "distillation is defined on softmax probabilities"),
     Refusal("--moe-router-load-balancing-type", lambda c: _names(c.moe_router_load_balancing_type, "sinkhorn", "quantile_balancing"), "these pick experts by other means than the router's probabilities"),
     Refusal("--moe-enable-routing-replay", lambda c: c.moe_enable_routing_replay, "the replayed experts are not the winners"),
-    Refusal("--context-parallel-size", lambda c: c.context_parallel_size > 1, "not yet proven exact"),
     Refusal("--fp8-format", lambda c: c.fp8, "the scoring pass does not pad its tokens yet"),
     Refusal("--fp4-format", lambda c: c.fp4, "the scoring pass does not pad its tokens"),
 )  # fmt: skip
@@ -51,6 +49,11 @@ def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:
         )
     if compete.response not in RESPONSES:
         raise CompeteError(f"{flag_of('response')} {compete.response} is unknown: choose from {', '.join(RESPONSES)}")
+    if compete.response_gradients == "all" and config.gradient_accumulation_fusion:
+        raise CompeteError(
+            "--compete-response-gradients all returns expert gradients to autograd, and Megatron's fused accumulation "
+            "bypasses it: give --no-gradient-accumulation-fusion"
+        )
     for refusal in REFUSALS:
         if refusal.applies(config):
             raise CompeteError(

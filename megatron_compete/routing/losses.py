@@ -21,25 +21,46 @@ def token_mean(values: Tensor, valid_T: Tensor | None = None) -> Tensor:
     return torch.tensordot(mask, values, dims=1) / mask.sum().clamp_min(1.0)
 
 
-def distillation_loss(
-    probs_TE: Tensor,
-    responses_TE: Tensor,
-    winners_TK: Tensor,
-    winner_coeff: float,
-    valid_T: Tensor | None = None,
-) -> Tensor:
-    """mse(p, q) + winner_coeff * mse(p[winners], q[winners]) with q = softmax(responses), detached (CompeteSMoE L_D).
+def distillation_target(scores_TE: Tensor, temperature: float = 1.0, standardize: bool = False) -> Tensor:
+    """q = softmax(scores / temperature), detached: what the router is drawn towards.
 
     Args:
-        probs_TE: the router's probabilities p, fp32.
-        responses_TE: the responses of all experts.
-        winners_TK: the winners' indices.
-        winner_coeff: theta.
+        scores_TE: what the winners were chosen by: responses, or centred responses.
+        standardize: first bring every token's scores to mean 0 and standard deviation 1 over the experts. At
+            initialisation plain responses differ so little that their softmax is all but uniform.
     """
-    target_TE = responses_TE.detach().softmax(dim=-1)
+    scores_TE = scores_TE.detach()
+    if standardize:
+        deviation = scores_TE.std(dim=-1, keepdim=True, unbiased=False)
+        scores_TE = (scores_TE - scores_TE.mean(dim=-1, keepdim=True)) / deviation.clamp_min(1e-6)
+    return (scores_TE / temperature).softmax(dim=-1)
+
+
+def mse_distillation(
+    probs_TE: Tensor, target_TE: Tensor, winners_TK: Tensor, winner_coeff: float, valid_T: Tensor | None = None
+) -> Tensor:
+    """mse(p, q) + winner_coeff * mse(p[winners], q[winners]) (CompeteSMoE L_D)."""
     distance_TE = (probs_TE - target_TE).square()
     over_winners_T = distance_TE.gather(1, winners_TK).mean(dim=-1)
     return token_mean(distance_TE.mean(dim=-1) + winner_coeff * over_winners_T, valid_T)
+
+
+def kl_distillation(
+    probs_TE: Tensor, target_TE: Tensor, winners_TK: Tensor, winner_coeff: float, valid_T: Tensor | None = None
+) -> Tensor:
+    """KL(q || p) + winner_coeff * KL(q_W || p_W), where _W is renormalised over the winners."""
+    p_TK, q_TK = probs_TE.gather(1, winners_TK), target_TE.gather(1, winners_TK)
+    over_winners_T = _kl(q_TK / q_TK.sum(dim=-1, keepdim=True), p_TK / p_TK.sum(dim=-1, keepdim=True))
+    return token_mean(_kl(target_TE, probs_TE) + winner_coeff * over_winners_T, valid_T)
+
+
+def _kl(q: Tensor, p: Tensor) -> Tensor:
+    """sum q log(q / p) over the last axis."""
+    return (torch.xlogy(q, q) - torch.xlogy(q, p.clamp_min(torch.finfo(p.dtype).tiny))).sum(dim=-1)
+
+
+DISTILLATIONS = {"mse": mse_distillation, "kl": kl_distillation}
+"""The distances that `--compete-distill-loss` can name."""
 
 
 def diversity_loss(outputs_TKH: Tensor, valid_T: Tensor | None = None) -> Tensor:

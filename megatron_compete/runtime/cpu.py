@@ -178,6 +178,57 @@ def _all_to_all_with_lists(all_to_all: Callable[..., Any]) -> Callable[..., Any]
     return call
 
 
+def _all_gather_of_unequal(all_gather: Callable[..., Any]) -> Callable[..., Any]:
+    """gloo gathers equal tensors only; Megatron's dispatcher gathers each rank's tokens over expert tensor ranks."""
+
+    @functools.wraps(all_gather)
+    def call(tensor_list, tensor, group=None, **kwargs):  # type: ignore[no-untyped-def]
+        rows = [part.shape[0] for part in tensor_list if part.dim() > 0]
+        if len(set(rows)) <= 1:
+            return all_gather(tensor_list, tensor, group=group, **kwargs)
+        padded = tensor.new_zeros(max(rows), *tensor.shape[1:])
+        padded[: tensor.shape[0]] = tensor
+        received = [torch.empty_like(padded) for _ in tensor_list]
+        all_gather(received, padded, group=group)
+        for part, whole in zip(tensor_list, received):
+            part.copy_(whole[: part.shape[0]])
+        return None
+
+    return call
+
+
+def _reduce_scatter_of_unequal(reduce_scatter: Callable[..., Any]) -> Callable[..., Any]:
+    """The transpose of `_all_gather_of_unequal`: gloo reduces and scatters equal parts only."""
+
+    @functools.wraps(reduce_scatter)
+    def call(output, input_list, *args, group=None, **kwargs):  # type: ignore[no-untyped-def]
+        rows = [part.shape[0] for part in input_list]
+        if len(set(rows)) <= 1:
+            return reduce_scatter(output, input_list, *args, group=group, **kwargs)
+        whole = torch.cat(input_list)
+        torch.distributed.all_reduce(whole, group=group)
+        output.copy_(whole.split(rows)[torch.distributed.get_rank(group)])
+        return None
+
+    return call
+
+
+def _all_gather_of_any_sizes(all_gather: Callable[..., Any]) -> Callable[..., Any]:
+    """gloo's all_gather wants equal sizes; Megatron's dispatcher gathers each tensor parallel rank's own tokens."""
+
+    @functools.wraps(all_gather)
+    def call(tensor_list, tensor, group=None, async_op=False):
+        if len({part.shape for part in tensor_list}) == 1:
+            return all_gather(tensor_list, tensor, group=group, async_op=async_op)
+        tensor_list[torch.distributed.get_rank(group)].copy_(tensor)
+        for rank, part in enumerate(tensor_list):
+            if part.numel():
+                torch.distributed.broadcast(part, group=group, group_src=rank)
+        return None
+
+    return call
+
+
 def _norm_with_sequence_parallel(build: Callable[..., Any]) -> Callable[..., Any]:
     """Megatron's torch norm refuses sequence parallelism; all it lacks is the mark on its weights.
 
@@ -213,6 +264,10 @@ def _stand_in_for_torch() -> None:
     _replace(torch.nn.Module, "cuda", lambda module, device=None: module)
     all_to_all = torch.distributed.all_to_all_single
     _replace(torch.distributed, "all_to_all_single", _all_to_all_with_lists(all_to_all))
+    _replace(torch.distributed, "all_gather", _all_gather_of_unequal(torch.distributed.all_gather))
+    _replace(torch.distributed, "reduce_scatter", _reduce_scatter_of_unequal(torch.distributed.reduce_scatter))
+    all_gather = torch.distributed.all_gather
+    _replace(torch.distributed, "all_gather", _all_gather_of_any_sizes(all_gather))
     mode = CudaToCpu()
     mode.__enter__()
     _undo.append(lambda: mode.__exit__(None, None, None))

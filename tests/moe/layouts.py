@@ -1,5 +1,7 @@
 """One MoE layer on any layout of ranks, with given weights; what the layout tests compare."""
 
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,9 @@ from torch import Tensor
 from megatron_compete.config import CompeteConfig
 from tests.moe.reference import Weights
 
-SEQUENCE, BATCH, HIDDEN, FFN, EXPERTS, WINNERS = 6, 2, 16, 24, 8, 3
+SEQUENCE, BATCH, HIDDEN, FFN, EXPERTS, WINNERS = 8, 2, 16, 24, 8, 3
+SHARED_FFN = 12
+"""Hidden size of the shared expert, in the tests that have one."""
 
 
 @dataclass(frozen=True)
@@ -19,17 +23,34 @@ class Layout:
 
     world: int = 1
     tp: int = 1
+    cp: int = 1
     ep: int = 1
     etp: int = 1
     dispatcher: str = "alltoall"
+    per_token: bool = False
+    """Whether gradients are divided by the tokens of the global batch at the end (--calculate-per-token-loss)."""
 
     @property
-    def microbatches(self) -> int:
-        """Microbatches that the ranks hold together: tensor parallel ranks share one."""
-        return self.world // self.tp
+    def dp(self) -> int:
+        """Data parallel size: tensor and context parallel ranks share a microbatch."""
+        return self.world // (self.tp * self.cp)
+
+    def coordinates(self, rank: int) -> tuple[int, int, int]:
+        """Data, context and tensor parallel rank; tensor parallel ranks run fastest in Megatron's order."""
+        rest, tensor = divmod(rank, self.tp)
+        return (*divmod(rest, self.cp), tensor)
 
     def __str__(self) -> str:
-        return f"world{self.world}-tp{self.tp}-ep{self.ep}-etp{self.etp}-{self.dispatcher}"
+        sizes = "-".join(f"{name}{getattr(self, name)}" for name in ("tp", "cp", "ep", "etp"))
+        return f"world{self.world}-{sizes}-{self.dispatcher}" + ("-per_token" if self.per_token else "")
+
+
+def all_layouts(world: int) -> Iterator[Layout]:
+    """Every layout of one pipeline stage over `world` ranks (a power of two)."""
+    sizes = [size for size in (1, 2, 4, 8) if size <= world]
+    for tp, cp, ep, etp in itertools.product(sizes, repeat=4):
+        if tp * cp <= world and ep * etp <= world:
+            yield Layout(world=world, tp=tp, cp=cp, ep=ep, etp=etp)
 
 
 def transformer_config(layout: Layout, **overrides: Any) -> Any:
@@ -41,7 +62,8 @@ def transformer_config(layout: Layout, **overrides: Any) -> Any:
         moe_token_dispatcher_type=layout.dispatcher, add_bias_linear=False, gated_linear_unit=True,
         activation_func=F.silu, bias_activation_fusion=False, use_cpu_initialization=True,
         gradient_accumulation_fusion=False, tensor_model_parallel_size=layout.tp, sequence_parallel=layout.tp > 1,
-        expert_model_parallel_size=layout.ep, expert_tensor_parallel_size=layout.etp,
+        context_parallel_size=layout.cp, expert_model_parallel_size=layout.ep, expert_tensor_parallel_size=layout.etp,
+        calculate_per_token_loss=layout.per_token,
     )  # fmt: skip
     return TransformerConfig(**(settings | overrides))
 
@@ -53,12 +75,19 @@ def initialize(layout: Layout) -> None:
     torch.distributed.init_process_group("gloo")
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=layout.tp,
+        context_parallel_size=layout.cp,
         expert_model_parallel_size=layout.ep,
         expert_tensor_parallel_size=layout.etp,
     )
 
 
-def build_layer(layout: Layout, weights: Weights, config: CompeteConfig, **overrides: Any) -> Any:
+def build_layer(
+    layout: Layout,
+    weights: Weights,
+    config: CompeteConfig,
+    current_step: Callable[[], int] = lambda: 0,
+    **overrides: Any,
+) -> Any:
     """A `CompeteMoELayer` that holds this rank's share of `weights`."""
     from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
     from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
@@ -68,7 +97,7 @@ def build_layer(layout: Layout, weights: Weights, config: CompeteConfig, **overr
 
     transformer = transformer_config(layout, **overrides)
     spec = get_moe_module_spec(use_te=False, num_experts=EXPERTS, moe_grouped_gemm=False)
-    competition = Competition(config, (1,), current_step=lambda: 0)
+    competition = Competition(config, (1,), current_step=current_step)
     layer = CompeteMoELayer(
         transformer, spec.keywords["submodules"], pg_collection=get_default_pg_collection(), competition=competition
     )
@@ -77,18 +106,57 @@ def build_layer(layout: Layout, weights: Weights, config: CompeteConfig, **overr
     return layer.train()
 
 
-def _shard(whole: Tensor, rank: int, size: int, dim: int) -> Tensor:
-    return whole.chunk(size, dim)[rank]
+@dataclass(frozen=True)
+class Place:
+    """Which part of the weights a rank holds."""
+
+    experts: tuple[int, ...]
+    etp_rank: int
+    etp: int
+    tp_rank: int
+    tp: int
+
+    @classmethod
+    def of(cls, layer: Any) -> "Place":
+        dispatcher = layer.token_dispatcher
+        return cls(
+            tuple(layer.local_expert_indices), dispatcher.tp_rank, dispatcher.tp_size,
+            layer.attn_tp_group.rank(), layer.attn_tp_group.size(),
+        )  # fmt: skip
+
+    def share(self, whole: Weights) -> dict[str, Tensor]:
+        """This rank's part of `whole`, named as in `parameters`."""
+        part = {"router": whole.router}
+        for local, index in enumerate(self.experts):
+            fc1, fc2 = whole.fc1[index], whole.fc2[index]
+            part |= _sharded(f"expert{local}", fc1, fc2, self.etp_rank, self.etp)
+        if whole.shared_fc1 is not None and whole.shared_fc2 is not None:
+            part |= _sharded("shared", whole.shared_fc1, whole.shared_fc2, self.tp_rank, self.tp)
+        return part
+
+
+def _sharded(name: str, fc1: Tensor, fc2: Tensor, rank: int, size: int) -> dict[str, Tensor]:
+    """A tensor parallel rank's shard of an MLP; gate and up of fc1 are sharded apart, as Megatron does."""
+    gate, up = (half.chunk(size)[rank] for half in fc1.chunk(2))
+    return {f"{name}.fc1": torch.cat([gate, up]), f"{name}.fc2": fc2.chunk(size, dim=1)[rank]}
+
+
+def parameters(layer: Any) -> dict[str, torch.nn.Parameter]:
+    """The layer's parameters under the names of `Place.share`."""
+    mlps = {f"expert{local}": expert for local, expert in enumerate(layer.experts.local_experts)}
+    if layer.shared_experts is not None:
+        mlps["shared"] = layer.shared_experts
+    named = {"router": layer.router.weight}
+    for name, mlp in mlps.items():
+        named |= {f"{name}.fc1": mlp.linear_fc1.weight, f"{name}.fc2": mlp.linear_fc2.weight}
+    return named
 
 
 def load(layer: Any, weights: Weights) -> None:
-    """Copy this rank's shards; gate and up of fc1 are sharded apart, as Megatron does."""
-    rank, size = layer.token_dispatcher.tp_rank, layer.token_dispatcher.tp_size
-    layer.router.weight.data.copy_(weights.router)
-    for index, expert in zip(layer.local_expert_indices, layer.experts.local_experts):
-        gate, up = weights.fc1[index].chunk(2)
-        expert.linear_fc1.weight.data.copy_(torch.cat([_shard(gate, rank, size, 0), _shard(up, rank, size, 0)]))
-        expert.linear_fc2.weight.data.copy_(_shard(weights.fc2[index], rank, size, 1))
+    """Copy this rank's share of `weights`."""
+    share = Place.of(layer).share(weights)
+    for name, parameter in parameters(layer).items():
+        parameter.data.copy_(share[name])
 
 
 def gradients(layer: Any) -> dict[str, Any]:
@@ -115,6 +183,6 @@ def assemble(per_rank: list[dict[str, Any]], layout: Layout) -> Weights:
                 continue
             gate, up = total.fc1[index].chunk(2)
             for part, grad in zip((gate, up), fc1.chunk(2)):
-                _shard(part, rank["shard"], layout.etp, 0).add_(grad)
-            _shard(total.fc2[index], rank["shard"], layout.etp, 1).add_(fc2)
+                part.chunk(layout.etp)[rank["shard"]].add_(grad)
+            total.fc2[index].chunk(layout.etp, dim=1)[rank["shard"]].add_(fc2)
     return total

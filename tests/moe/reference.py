@@ -1,6 +1,6 @@
-"""A competing step with dense tensors and plain autograd, in whatever precision its weights have."""
+"""A competing and a normal step with dense tensors and plain autograd, in whatever precision their weights have."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -11,20 +11,33 @@ from megatron_compete.config import CompeteConfig
 
 @dataclass
 class Weights:
-    """All experts of one layer: router [E, H], fc1 [E, 2F, H] (gate over up), fc2 [E, H, F]."""
+    """All weights of one layer: router [E, H], fc1 [E, 2F, H] (gate over up), fc2 [E, H, F], and a shared expert's."""
 
     router: Tensor
     fc1: Tensor
     fc2: Tensor
+    shared_fc1: Tensor | None = None
+    shared_fc2: Tensor | None = None
 
     @classmethod
-    def random(cls, experts: int, hidden: int, ffn: int, seed: int = 0) -> "Weights":
+    def random(cls, experts: int, hidden: int, ffn: int, seed: int = 0, shared_ffn: int = 0) -> "Weights":
         random = torch.Generator().manual_seed(seed)
         shapes = {"router": (experts, hidden), "fc1": (experts, 2 * ffn, hidden), "fc2": (experts, hidden, ffn)}
+        if shared_ffn:
+            shapes |= {"shared_fc1": (2 * shared_ffn, hidden), "shared_fc2": (hidden, shared_ffn)}
         return cls(**{name: torch.randn(shape, generator=random) * 0.3 for name, shape in shapes.items()})
 
+    def map(self, function) -> "Weights":  # type: ignore[no-untyped-def]
+        """`function` of every tensor that is there."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Weights(**{name: None if value is None else function(value) for name, value in values.items()})
+
     def double(self) -> "Weights":
-        return Weights(*(w.double().requires_grad_() for w in (self.router, self.fc1, self.fc2)))
+        return self.map(lambda weight: weight.double().requires_grad_())
+
+    def grads(self) -> "Weights":
+        """The gradients, zero where a weight has none."""
+        return self.map(lambda weight: torch.zeros_like(weight) if weight.grad is None else weight.grad)
 
 
 def expert_outputs(tokens: Tensor, weights: Weights) -> Tensor:
@@ -33,27 +46,70 @@ def expert_outputs(tokens: Tensor, weights: Weights) -> Tensor:
     return torch.einsum("tef,ehf->teh", F.silu(gate) * up, weights.fc2)
 
 
-def competing_step(tokens: Tensor, weights: Weights, k: int, config: CompeteConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Output [T, H], the auxiliary loss of the step, and the winners [T, K], by the formulas."""
+def shared_output(tokens: Tensor, weights: Weights) -> Tensor | float:
+    """The shared expert on every token, [T, H]; 0 without one."""
+    if weights.shared_fc1 is None or weights.shared_fc2 is None:
+        return 0.0
+    gate, up = (tokens @ weights.shared_fc1.T).chunk(2, dim=-1)
+    return (F.silu(gate) * up) @ weights.shared_fc2.T
+
+
+def responses(outputs: Tensor, config: CompeteConfig) -> Tensor:
+    """Of every expert to every token, [T, E]."""
+    return F.softplus(outputs).mean(-1) if config.response == "softplus" else outputs.norm(dim=-1)
+
+
+def competing_step(
+    tokens: Tensor, weights: Weights, k: int, config: CompeteConfig, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output [T, H], the auxiliary loss of the step over the `valid` tokens, and the winners [T, K], by the formulas."""
     y = expert_outputs(tokens, weights)
-    experts = y.shape[1]
-    s = F.softplus(y).mean(-1) if config.response == "softplus" else y.norm(dim=-1)
+    s = responses(y, config)
     winners = s.topk(k).indices.sort().values
     y_w = torch.stack([y[t, winners[t]] for t in range(len(tokens))])
     s_w = s.gather(1, winners)
-    output = ((s_w / s_w.sum(1, keepdim=True)).unsqueeze(-1) * y_w).sum(1)
+    output = ((s_w / s_w.sum(1, keepdim=True)).unsqueeze(-1) * y_w).sum(1) + shared_output(tokens, weights)
 
-    p, q = (tokens @ weights.router.T).softmax(-1), s.detach().softmax(-1)
+    p = (tokens @ weights.router.T).softmax(-1)
+    counted = slice(None) if valid is None else valid
+    loss = competition_loss(p[counted], s[counted], winners[counted], y_w[counted], config)
+    assert y.shape[1] == weights.router.shape[0]
+    return output, loss, winners
+
+
+def competition_loss(p: Tensor, s: Tensor, winners: Tensor, y_w: Tensor, config: CompeteConfig) -> Tensor:
+    """c_D * L_D + c_div * L_div + c_bal * response balance, over tokens that all count; 0 without tokens."""
+    if len(p) == 0:
+        return p.sum()
+    k = winners.shape[1]
+    q = s.detach().softmax(-1)
     distance = (p - q) ** 2
     distillation = distance.mean() + config.distill_winner_coeff * distance.gather(1, winners).mean()
     cosine = F.cosine_similarity(y_w.unsqueeze(1), y_w.unsqueeze(2), dim=-1)
     diversity = (cosine.sum((1, 2)) - k).mean() / (k * (k - 1))
-    losers_detached = s.detach().scatter(1, winners, s_w)
-    m = losers_detached.softmax(-1).mean(0)
-    loss = (
+    losers_detached = s.detach().scatter(1, winners, s.gather(1, winners))
+    balance = entropy_form(losers_detached.softmax(-1))
+    return (
         config.distill_coeff * distillation
         + config.diversity_coeff * diversity
-        + config.response_balance_coeff * (m * m.log()).sum()
+        + config.response_balance_coeff * balance
     )
-    assert experts == weights.router.shape[0]
-    return output, loss, winners
+
+
+def entropy_form(shares: Tensor) -> Tensor:
+    """sum_e m_e log m_e with m the mean over the tokens of `shares` [T, E]."""
+    m = shares.mean(0)
+    return (m * m.log()).sum()
+
+
+def normal_step(
+    tokens: Tensor, weights: Weights, k: int, config: CompeteConfig, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, auxiliary loss and chosen experts of a step without competition: softmax over the top-K logits."""
+    logits = tokens @ weights.router.T
+    top = logits.topk(k)
+    chosen = expert_outputs(tokens, weights).gather(1, top.indices.unsqueeze(-1).expand(-1, -1, tokens.shape[1]))
+    output = (top.values.softmax(-1).unsqueeze(-1) * chosen).sum(1) + shared_output(tokens, weights)
+    p = logits.softmax(-1)[slice(None) if valid is None else valid]
+    loss = config.router_balance_coeff * entropy_form(p) if len(p) else p.sum()
+    return output, loss, top.indices

@@ -3,7 +3,8 @@
 import torch
 
 from megatron_compete.config import CompeteConfig
-from megatron_compete.moe.scoring import ExpertGroups, score_tokens
+from megatron_compete.moe.expert_group import ExpertGroups
+from megatron_compete.moe.scoring import score_tokens
 from megatron_compete.routing.responses import softplus_response
 from tests.moe import layouts
 from tests.moe.layouts import EXPERTS, FFN, HIDDEN, Layout

@@ -2,7 +2,14 @@
 
 import torch
 
-from megatron_compete.routing.losses import distillation_loss, diversity_loss, entropy_balance_loss, token_mean
+from megatron_compete.routing.losses import (
+    distillation_target,
+    diversity_loss,
+    entropy_balance_loss,
+    kl_distillation,
+    mse_distillation,
+    token_mean,
+)
 
 T, E, K, H = 6, 5, 3, 4
 
@@ -20,13 +27,34 @@ def test_distillation_is_the_two_means_of_the_paper() -> None:
     p, q = logits.softmax(-1), responses.softmax(-1)
     everywhere = sum((p[t, e] - q[t, e]) ** 2 for t in range(T) for e in range(E)) / (T * E)
     at_winners = sum((p[t, e] - q[t, e]) ** 2 for t in range(T) for e in winners[t]) / (T * K)
-    torch.testing.assert_close(distillation_loss(p, responses, winners, 0.2), everywhere + 0.2 * at_winners)
+    loss = mse_distillation(p, distillation_target(responses), winners, 0.2)
+    torch.testing.assert_close(loss, everywhere + 0.2 * at_winners)
+
+
+def test_kl_distillation_is_the_divergence_and_that_over_the_winners() -> None:
+    logits, responses = torch.randn(2, T, E, dtype=torch.float64)
+    winners = responses.topk(K).indices
+    p, q = logits.softmax(-1), responses.softmax(-1)
+    p_w, q_w = (x.gather(1, winners) / x.gather(1, winners).sum(1, keepdim=True) for x in (p, q))
+    expected = [(b * (b / a).log()).sum(1).mean() for a, b in ((p, q), (p_w, q_w))]
+    torch.testing.assert_close(kl_distillation(p, q, winners, 0.3), expected[0] + 0.3 * expected[1])
+    torch.testing.assert_close(kl_distillation(q, q, winners, 0.3), torch.zeros((), dtype=torch.float64))
+
+
+def test_target_temperature_and_standardisation() -> None:
+    scores = 0.7 + 1e-3 * torch.randn(T, E, dtype=torch.float64)
+    plain = distillation_target(scores)
+    assert (plain - 1 / E).abs().max() < 1e-3
+    torch.testing.assert_close(distillation_target(scores, temperature=1e-3), (scores * 1e3).softmax(-1))
+    standard = (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True, unbiased=False)
+    torch.testing.assert_close(distillation_target(scores, standardize=True), standard.softmax(-1))
+    assert distillation_target(torch.ones(T, E), standardize=True).allclose(torch.tensor(1 / E))
 
 
 def test_distillation_gives_no_gradient_to_the_responses() -> None:
     responses = torch.randn(T, E, requires_grad=True)
     probs = torch.randn(T, E).softmax(-1).requires_grad_()
-    distillation_loss(probs, responses, responses.topk(K).indices, 0.2).backward()
+    mse_distillation(probs, distillation_target(responses), responses.topk(K).indices, 0.2).backward()
     assert responses.grad is None
     assert probs.grad is not None and probs.grad.abs().sum() > 0
 

@@ -1,0 +1,87 @@
+"""The losses of a competing step in a layer: computed, recorded and attached."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_compete.config import CompeteConfig
+from megatron_compete.moe.auxiliary import AuxiliaryLoss
+from megatron_compete.moe.metrics import metrics_due, record_competition
+from megatron_compete.moe.router import CompeteRouter, valid_tokens
+from megatron_compete.routing.losses import (
+    DISTILLATIONS,
+    distillation_target,
+    diversity_loss,
+    entropy_balance_loss,
+    token_mean,
+)
+from megatron_compete.routing.winners import overlap
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `CompeteMoELayer.route` found out about a microbatch and `postprocess` needs."""
+
+    responses_TE: Tensor
+    """Responses of the scoring pass, without gradient."""
+    scores_TE: Tensor
+    """What the winners were chosen by: the responses, or the centred responses."""
+    winners_TK: Tensor
+    logits: Any
+    """The router's logits [S, B, E], with gradient."""
+    hidden_states: Any
+    """The layer's input [S, B, H], with gradient."""
+    padding_mask: Tensor | None
+    step: int
+
+
+class CompetitionLosses:
+    """c_D * L_D + c_div * L_div + c_bal * response balance."""
+
+    def __init__(self, config: CompeteConfig, router: CompeteRouter, auxiliary: AuxiliaryLoss) -> None:
+        self.config = config
+        self.router = router
+        self.auxiliary = auxiliary
+        self.distillation = DISTILLATIONS[config.distill_loss]
+
+    def attach(
+        self, combined_TH: Tensor, rows_TKH: Tensor, responses_TE: Tensor, outcome: Outcome, layer_number: int
+    ) -> Tensor:
+        """`combined_TH` unchanged, with the step's losses in its backward pass.
+
+        Args:
+            combined_TH: the layer's output.
+            rows_TKH: the winners' raw outputs, with gradient.
+            responses_TE: responses, those of the winners (or all) with gradient.
+        """
+        config, valid_T = self.config, valid_tokens(outcome.padding_mask)
+        target_TE = distillation_target(outcome.scores_TE, config.distill_temperature, config.distill_standardize)
+        probs_TE = self.router.probabilities(outcome.logits)
+        distillation = self.distillation(probs_TE, target_TE, outcome.winners_TK, config.distill_winner_coeff, valid_T)
+        diversity = diversity_loss(rows_TKH, valid_T)
+        balance = entropy_balance_loss(responses_TE.softmax(dim=-1), valid_T, self.auxiliary.mean_over_ranks)
+        loss = (
+            config.distill_coeff * distillation
+            + config.diversity_coeff * diversity
+            + config.response_balance_coeff * balance
+        )
+        num_tokens = combined_TH.shape[0]
+        if metrics_due():
+            record_competition(
+                layer_number,
+                num_tokens if valid_T is None else valid_T.sum(),
+                distillation=distillation,
+                diversity=diversity,
+                response_balance=balance,
+                **self._agreement(probs_TE, outcome, valid_T),
+            )
+        return self.auxiliary.attach(combined_TH, loss, valid_T, num_tokens)
+
+    @torch.no_grad()
+    def _agreement(self, probs_TE: Tensor, outcome: Outcome, valid_T: Tensor | None) -> dict[str, Tensor]:
+        """Shares of the winners that the router would have chosen, and of tokens whose strongest is its favourite."""
+        agreement_T = overlap(self.router.would_choose(outcome.logits, outcome.padding_mask), outcome.winners_TK)
+        top1_T = (probs_TE.argmax(dim=-1) == outcome.scores_TE.argmax(dim=-1)).float()
+        return {"agreement": token_mean(agreement_T, valid_T), "agreement_top1": token_mean(top1_T, valid_T)}
