@@ -1,5 +1,7 @@
 """How a loss that is a mean over this rank's tokens joins the training loss."""
 
+from collections.abc import Callable
+
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
@@ -10,9 +12,9 @@ class AuxiliaryLoss:
     """Attaches losses so that their gradient is that of the mean over the whole microbatch, in every layout.
 
     A microbatch's tokens are split over the tensor (sequence) and context parallel ranks, and Megatron sums gradients
-    over them, so a mean over this rank's tokens counts 1 / size. Under `--calculate-per-token-loss` Megatron divides
-    all gradients by the tokens of the global batch at the end; multiplying by this rank's tokens and by the size
-    cancels that, as in `TopKRouter.attach_and_log_load_balancing_loss`.
+    over them, so a mean over this rank's valid tokens counts by their share in the microbatch's. Under
+    `--calculate-per-token-loss` Megatron divides all gradients by the tokens of the global batch at the end;
+    multiplying by this rank's tokens cancels that, as in `TopKRouter.attach_and_log_load_balancing_loss`.
     """
 
     def __init__(self, groups: ProcessGroupCollection, per_token: bool) -> None:
@@ -29,13 +31,30 @@ class AuxiliaryLoss:
         if self.per_token:
             loss = loss * (num_tokens if valid_T is None else valid_T.sum())
         else:
-            loss = loss / self.group.size()
+            loss = loss * self._share(valid_T)
         return MoEAuxLossAutoScaler.apply(activation, loss)
 
-    def mean_over_ranks(self, values: Tensor) -> Tensor:
-        """Average over the ranks that share a microbatch; they run in lockstep, so this cannot hold up a pipeline."""
+    def mean_over_ranks(self, valid_T: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """Averages values over the valid tokens of the ranks that share a microbatch.
+
+        They run in lockstep, so this cannot hold up a pipeline.
+        """
+
+        def average(values: Tensor) -> Tensor:
+            return self._sum_over_ranks(values * self._share(valid_T))
+
+        return average
+
+    def _share(self, valid_T: Tensor | None) -> Tensor | float:
+        """This rank's part of the microbatch's valid tokens; without a mask all ranks hold as many."""
+        if valid_T is None or self.group.size() == 1:
+            return 1 / self.group.size()
+        count = valid_T.sum().float()
+        return count / self._sum_over_ranks(count).clamp_min(1.0)
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
         if self.group.size() == 1:
             return values
         values = values.clone()
         torch.distributed.all_reduce(values, group=self.group)
-        return values / self.group.size()
+        return values

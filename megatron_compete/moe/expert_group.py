@@ -71,7 +71,7 @@ class ExpertGroups:
         if size == 1:
             return scores
         received = _all_to_all(scores, self.expert).view(size, scores.shape[0] // size, scores.shape[1])
-        return received.transpose(0, 1).reshape(scores.shape[0] // size, -1)
+        return received.transpose(0, 1).reshape(scores.shape[0] // size, size * scores.shape[1])
 
     def send_out(self, scores_TE: Tensor) -> Tensor:
         """The transpose of `send_home`: [T, E] to [P, E_local]."""

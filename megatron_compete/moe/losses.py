@@ -61,7 +61,7 @@ class CompetitionLosses:
         probs_TE = self.router.probabilities(outcome.logits)
         distillation = self.distillation(probs_TE, target_TE, outcome.winners_TK, config.distill_winner_coeff, valid_T)
         diversity = diversity_loss(rows_TKH, valid_T)
-        balance = entropy_balance_loss(responses_TE.softmax(dim=-1), valid_T, self.auxiliary.mean_over_ranks)
+        balance = entropy_balance_loss(responses_TE.softmax(dim=-1), valid_T, self.auxiliary.mean_over_ranks(valid_T))
         loss = (
             config.distill_coeff * distillation
             + config.diversity_coeff * diversity

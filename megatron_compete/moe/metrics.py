@@ -1,11 +1,13 @@
-"""What a competition did, in TensorBoard and on the console.
+"""What router and competition did, in TensorBoard, wandb and on the console.
 
-Layers record sums over tokens; at a logged step one all-reduce over all ranks gives token-weighted means per layer,
-whatever the layout: pipeline stages hold different layers, all other ranks different tokens. Steps that are not
-logged, and steps at which the schedule lets nothing compete, cost no communication.
+Layers record sums on their device; at a logged step one all-reduce over all ranks, of one packed tensor, makes them
+those of the whole step, in any layout: pipeline stages hold different layers, all other ranks different tokens. At
+other steps nothing is computed, sent or waited for. Nothing here is part of the graph.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,70 +19,149 @@ from megatron.core.transformer.moe.moe_logging import (
 from torch import Tensor
 
 from megatron_compete.moe.competition import Competition
+from megatron_compete.moe.metrics_probe import RouterProbe
+from megatron_compete.moe.metrics_table import COMPETITION_METRICS, ROUTING_METRICS, LayerSums
+from megatron_compete.routing.losses import token_mean
 
-METRICS = {"distillation": "distillation-loss", "diversity": "diversity-loss", "agreement": "agreement"}
-"""Token means that a competing layer records, with their TensorBoard names (under `competition/`). agreement is the
-share of a token's winners that the router would have chosen too."""
+
+@dataclass(frozen=True)
+class LogIntervals:
+    """At which iterations (counted from 1) something is logged; alike on all ranks."""
+
+    scalars: int = 1
+    """--tensorboard-log-interval"""
+    console: int = 1
+    """--log-interval"""
+
+    def logs(self, iteration: int) -> bool:
+        """Whether the step that ends in `iteration` is logged, wherever."""
+        return iteration % self.scalars == 0 or self.prints(iteration)
+
+    def prints(self, iteration: int) -> bool:
+        """Whether the trainer prints a line."""
+        return iteration % self.console == 0
 
 
 class CompetitionMetrics(MoEMetricsTracker):
-    """Megatron's MoE tracker, with the competition's metrics beside its own.
+    """Megatron's MoE tracker, with the table's metrics beside its own.
 
     Args:
         competition: whose layers report.
-        is_logged: whether the metrics of the step that ends in this iteration (from 1) are wanted; must answer alike
-            on all ranks.
+        num_experts: of each layer.
+        intervals: when.
     """
 
-    def __init__(self, competition: Competition, is_logged: Callable[[int], bool]) -> None:
+    def __init__(self, competition: Competition, num_experts: int, intervals: LogIntervals) -> None:
         super().__init__()
         self.competition = competition
-        self.is_logged = is_logged
-        self._row = {number: row for row, number in enumerate(competition.layer_numbers)}
-        device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-        self._sums = torch.zeros(len(self._row), 1 + len(METRICS), device=device)  # [layers, tokens and metrics]
+        self.num_experts = num_experts
+        self.intervals = intervals
 
-    def record_layer(self, layer_number: int, num_tokens: int | Tensor, values: dict[str, Tensor]) -> None:
-        """Add one microbatch of one layer: `values` are means over `num_tokens` tokens."""
-        row = self._sums[self._row[layer_number]]
-        row[0] += num_tokens
-        row[1:] += num_tokens * torch.stack([values[name].detach() for name in METRICS])
+    @cached_property
+    def sums(self) -> LayerSums:
+        """Made when first needed: at construction the trainer has not chosen this rank's device yet."""
+        metrics = ROUTING_METRICS + (COMPETITION_METRICS if self.competition.config.enabled else ())
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        return LayerSums(metrics, self.competition.layer_numbers, self.num_experts, device)
 
-    def report(self, loss_scale: float, iteration: int, writer: Any = None, *args: Any, **kwargs: Any) -> str:
-        """Megatron's report, then ours; called once a step on every rank by `training_log`."""
-        text = super().report(loss_scale, iteration, writer, *args, **kwargs)
-        if self.competition.config.enabled and self.is_logged(iteration):
-            text += self._report_competition(iteration, writer, bool(kwargs.get("per_layer_logging", False)))
-        self._sums.zero_()
-        return text
+    def iteration(self) -> int:
+        """The iteration that the step in progress will be logged as."""
+        return self.competition.current_step() + 1
 
-    def _report_competition(self, iteration: int, writer: Any, per_layer: bool) -> str:
-        if self.competition.any_active() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self._sums)
-        sums = self._sums.tolist()
-        competing = [row for row, (tokens, *_) in enumerate(sums) if tokens > 0]
-        means = {row: [total / sums[row][0] for total in sums[row][1:]] for row in competing}
-        scalars = {"competition/active-layers": float(len(competing))}
-        for column, name in enumerate(METRICS.values()):
-            if competing:
-                scalars[f"competition/{name}"] = sum(mean[column] for mean in means.values()) / len(competing)
-            if per_layer:
-                for row, mean in means.items():
-                    scalars[f"competition/{name}/layer-{self.competition.layer_numbers[row]}"] = mean[column]
-        if writer is not None:
-            for name, value in scalars.items():
-                writer.add_scalar(name, value, iteration)
-        agreement = f" agreement: {scalars['competition/agreement']:.3f} |" if competing else ""
-        return f" competing layers: {len(competing)} |{agreement}"
+    def report(
+        self,
+        loss_scale: float,
+        iteration: int,
+        writer: Any = None,
+        wandb_writer: Any = None,
+        per_layer_logging: bool = False,
+        *args: Any,
+        **kwargs: Any,
+    ) -> str:
+        """Megatron's report and ours; called once a step on every rank by `training_log`."""
+        ours = ""
+        if self.intervals.logs(iteration):
+            scalars = self._reduced(per_layer_logging)
+            self._log_scalars(scalars, iteration, writer, wandb_writer)
+            ours = console_text(scalars)
+        text = super().report(loss_scale, iteration, writer, wandb_writer, per_layer_logging, *args, **kwargs)
+        return text + ours
+
+    def _reduced(self, per_layer: bool) -> dict[str, float]:
+        self.sums.all_reduce()
+        scalars = self.sums.scalars(per_layer)
+        self.sums.packed.zero_()
+        return scalars
 
 
-def install_metrics(competition: Competition, is_logged: Callable[[int], bool]) -> None:
+def console_text(scalars: dict[str, float]) -> str:
+    """What the trainer's line says of a step."""
+    parts = []
+    if "competition/active-layers" in scalars:
+        parts.append(f"competing layers: {scalars['competition/active-layers']:.0f}")
+    if "competition/agreement" in scalars:
+        parts.append(f"agreement: {scalars['competition/agreement']:.3f}")
+    if "moe/load-max" in scalars:
+        parts.append(f"expert load: {scalars['moe/load-min']:.2f} to {scalars['moe/load-max']:.2f}")
+        parts.append(f"dead experts: {scalars['moe/dead-experts']:.0f}")
+    return "".join(f" {part} |" for part in parts)
+
+
+def install_metrics(competition: Competition, num_experts: int, intervals: LogIntervals) -> None:
     """Make Megatron's trainer report this competition's metrics."""
-    set_moe_metrics_tracker(CompetitionMetrics(competition, is_logged))
+    set_moe_metrics_tracker(CompetitionMetrics(competition, num_experts, intervals))
+
+
+def metrics_due() -> CompetitionMetrics | None:
+    """The metrics, where they are installed and the pass in progress counts.
+
+    The step must be logged, and the pass have gradients: evaluation has none, nor has the first of the two passes of a
+    recomputed layer. That the module trains, the caller knows.
+    """
+    tracker = get_moe_metrics_tracker()
+    if isinstance(tracker, CompetitionMetrics) and torch.is_grad_enabled():
+        return tracker if tracker.intervals.logs(tracker.iteration()) else None
+    return None
 
 
 def record_competition(layer_number: int, num_tokens: int | Tensor, **values: Tensor) -> None:
-    """Record one microbatch's means; without an installed `CompetitionMetrics` nothing is kept."""
-    tracker = get_moe_metrics_tracker()
-    if isinstance(tracker, CompetitionMetrics):
-        tracker.record_layer(layer_number, num_tokens, values)
+    """Record one microbatch of a competing layer: means over `num_tokens` tokens, by quantity."""
+    metrics = metrics_due()
+    if metrics is not None:
+        for name, value in values.items():
+            metrics.sums.add_mean(layer_number, name, value, num_tokens)
+
+
+def record_routing(layer_number: int, probs_TE: Tensor, routing_map_TE: Tensor, valid_T: Tensor | None) -> None:
+    """Record where one microbatch went.
+
+    Args:
+        probs_TE: softmax of the router's logits, also at a step at which the competition routes.
+        routing_map_TE: the experts that the tokens went to, bool.
+        valid_T: mask of the tokens that count, None for all.
+    """
+    metrics = metrics_due()
+    if metrics is None:
+        return
+    entropy_T = torch.special.entr(probs_TE.detach()).sum(dim=-1)
+    num_tokens: int | Tensor = len(entropy_T)
+    if valid_T is not None:
+        num_tokens, routing_map_TE = valid_T.sum(), routing_map_TE & valid_T.unsqueeze(-1)
+    metrics.sums.add_mean(layer_number, "router_entropy", token_mean(entropy_T, valid_T), num_tokens)
+    metrics.sums.add_counts(layer_number, "expert_tokens", routing_map_TE.sum(dim=0))
+
+
+def record_changes(
+    layer_number: int,
+    probe: RouterProbe,
+    hidden_states: Tensor,
+    valid_T: Tensor | None,
+    choose: Callable[[Tensor], Tensor],
+) -> None:
+    """At a console interval, record how many of the probe's experts changed since the last; see `RouterProbe`."""
+    metrics = metrics_due()
+    if metrics is None or not metrics.intervals.prints(metrics.iteration()):
+        return
+    found = probe.changes(hidden_states, valid_T, choose, metrics.iteration())
+    if found is not None:
+        metrics.sums.add_mean(layer_number, "expert_changes", *found)

@@ -7,6 +7,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_compete.moe.auxiliary import AuxiliaryLoss
+from megatron_compete.moe.metrics import metrics_due, record_changes, record_routing
+from megatron_compete.moe.metrics_probe import RouterProbe
 from megatron_compete.routing.losses import entropy_balance_loss
 
 
@@ -29,16 +31,41 @@ class CompeteRouter(TopKRouter):
         super().__init__(config=config, pg_collection=pg_collection, is_mtp_layer=is_mtp_layer)
         self.balance_coeff = balance_coeff
         self.auxiliary = AuxiliaryLoss(pg_collection, config.calculate_per_token_loss)
+        self.probe = RouterProbe()
+
+    def forward(self, input: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `TopKRouter.forward`: router inputs [S, B, H] to probabilities and routing map, both [T, E]."""
+        self.observe_inputs(input, padding_mask)
+        return super().forward(input, padding_mask)
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `TopKRouter.routing`: logits [S, B, E] to probabilities and routing map, both [T, E]."""
         probs_TE, routing_map_TE = super().routing(logits, padding_mask)
         if self.balance_coeff > 0.0 and self.training and torch.is_grad_enabled():
             valid_T = valid_tokens(padding_mask)
-            loss = entropy_balance_loss(self.probabilities(logits), valid_T, self.auxiliary.mean_over_ranks)
+            loss = entropy_balance_loss(self.probabilities(logits), valid_T, self.auxiliary.mean_over_ranks(valid_T))
             loss = self.balance_coeff * loss
             probs_TE = self.auxiliary.attach(probs_TE, loss, valid_T, num_tokens=probs_TE.shape[0])
+        self.observe_routing(logits, routing_map_TE, padding_mask)
         return probs_TE, routing_map_TE
+
+    def observe_inputs(self, hidden_states: Tensor, padding_mask: Tensor | None) -> None:
+        """Metrics of a training pass's router inputs [S, B, H]."""
+        if self._is_observed():
+            valid_T = valid_tokens(padding_mask)
+            record_changes(self.layer_number, self.probe, hidden_states, valid_T, self._choose)
+
+    def observe_routing(self, logits: Tensor, routing_map_TE: Tensor, padding_mask: Tensor | None) -> None:
+        """Metrics of where a training pass's tokens went, by this router or by the competition."""
+        if self._is_observed():
+            probs_TE = self.probabilities(logits.detach())
+            record_routing(self.layer_number, probs_TE, routing_map_TE, valid_tokens(padding_mask))
+
+    def _is_observed(self) -> bool:
+        return self.training and not self.is_mtp_layer and metrics_due() is not None
+
+    def _choose(self, inputs: Tensor) -> Tensor:
+        return self.would_choose(self.gating(inputs))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """softmax over all experts, fp32 [T, E]; the p of the paper."""

@@ -14,7 +14,7 @@ from megatron_compete.config import CompeteConfig
 from megatron_compete.errors import CompeteError
 from megatron_compete.moe.competition import Competition, moe_layer_numbers
 from megatron_compete.moe.layer import CompeteMoELayer
-from megatron_compete.moe.metrics import install_metrics
+from megatron_compete.moe.metrics import LogIntervals, install_metrics
 from megatron_compete.moe.validation import check_supported
 
 
@@ -66,12 +66,12 @@ def trainer_step() -> int:
 
 
 @functools.cache
-def _trainer_competition(config: CompeteConfig, layer_numbers: tuple[int, ...]) -> Competition:
+def _trainer_competition(config: CompeteConfig, layer_numbers: tuple[int, ...], num_experts: int) -> Competition:
     from megatron.training import get_args
 
+    args = get_args()
     competition = Competition(config, layer_numbers, trainer_step)
-    interval = get_args().tensorboard_log_interval
-    install_metrics(competition, is_logged=lambda iteration: iteration % interval == 0)
+    install_metrics(competition, num_experts, LogIntervals(args.tensorboard_log_interval, args.log_interval))
     return competition
 
 
@@ -81,4 +81,5 @@ def _competition_of_trainer(transformer: TransformerConfig) -> Competition:
 
     from megatron_compete.training.arguments import compete_config_from_args
 
-    return _trainer_competition(compete_config_from_args(get_args()), moe_layer_numbers(transformer))
+    config, layer_numbers = compete_config_from_args(get_args()), moe_layer_numbers(transformer)
+    return _trainer_competition(config, layer_numbers, transformer.num_moe_experts or 0)

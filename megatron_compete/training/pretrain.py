@@ -28,7 +28,7 @@ from megatron.training.utils import print_rank_0
 from megatron_compete.errors import CompeteError, exit_with_error
 from megatron_compete.moe.competition import Competition, moe_layer_numbers
 from megatron_compete.moe.layer import CompeteMoELayer
-from megatron_compete.moe.metrics import install_metrics
+from megatron_compete.moe.metrics import LogIntervals, install_metrics
 from megatron_compete.moe.specs import compete_layer_spec, trainer_step
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.runtime import cpu
@@ -36,6 +36,7 @@ from megatron_compete.training.arguments import compete_config_from_args, parse_
 from megatron_compete.training.batches import forward_step
 from megatron_compete.training.data_check import check_data
 from megatron_compete.training.datasets import build_datasets
+from megatron_compete.training.flops import install_flops
 
 
 def transformer_config(args: argparse.Namespace) -> TransformerConfig:
@@ -59,8 +60,8 @@ def model_config(args: argparse.Namespace) -> GPTModelConfig:
     compete = compete_config_from_args(args)
     check_supported(config.transformer, compete)
     competition = Competition(compete, moe_layer_numbers(config.transformer), trainer_step)
-    interval = args.tensorboard_log_interval
-    install_metrics(competition, is_logged=lambda iteration: iteration % interval == 0)
+    install_metrics(competition, args.num_experts, LogIntervals(args.tensorboard_log_interval, args.log_interval))
+    install_flops(competition)
     config.transformer_layer_spec = functools.partial(compete_layer_spec, competition=competition)
     config.pre_wrap_hooks.append(functools.partial(check_layers, expected=len(competition.layer_numbers)))
     return config

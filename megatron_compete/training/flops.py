@@ -1,0 +1,100 @@
+"""The scoring pass in the trainer's floating-point operations.
+
+Megatron counts K experts per token at every step. At a competing layer all E experts answer all tokens as well; this
+module adds that to Megatron's count, from which it makes the throughput and the progress log.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from megatron.training import training
+
+from megatron_compete.moe.competition import Competition
+
+
+def scoring_flops(args: argparse.Namespace, num_tokens: float, response_gradients: str = "winners") -> float:
+    """Floating-point operations of one layer's competition beyond a normal step's, over all ranks.
+
+    An expert is a matrix H -> F and one F -> H; a gated one has two of the first. Each costs H * F multiply-adds a
+    token, and a multiply-add is 2 operations, so the forward pass of E experts over T tokens takes
+
+        T * E * (2, or 3 if gated) * H * F * 2.
+
+    The pass has no backward pass: the winners' own forward and backward pass are the K experts Megatron counts. With
+    `--compete-response-gradients all` the losers get one too, twice the forward pass. That it runs the forward pass
+    again is not counted, as Megatron does not count recomputation. The response, T * E * H, is left out as are
+    Megatron's activations and norms.
+
+    Args:
+        num_tokens: T, of the global batch.
+    """
+    matrices = 3 if args.swiglu or args.quick_geglu else 2
+    expert_size = args.moe_ffn_hidden_size or args.ffn_hidden_size
+    forward = 2.0 * num_tokens * args.num_experts * matrices * args.hidden_size * expert_size
+    return 3.0 * forward if response_gradients == "all" else forward
+
+
+class FlopsCount:
+    """Stands in for `num_floating_point_operations` and `training_log` of Megatron's trainer.
+
+    Two places of the trainer ask, both when a step has ended and `curr_iteration`, counted from 0, still names it:
+
+    * `train` adds up the operations of the job, so the step's own competitions count;
+    * `training_log` divides by the mean time of the steps since the last line. Competitions come unevenly, so there
+      it must be their mean over the same steps, or every line would show one step's luck.
+    """
+
+    def __init__(self, competition: Competition, count: Callable[..., float], log: Callable[..., Any]) -> None:
+        self.competition = competition
+        self.upstream = count, log
+        self._loss_dict: dict[str, Any] | None = None
+
+    def count(
+        self,
+        args: argparse.Namespace,
+        batch_size: int,
+        seqlen_squared_sum_in_batch: float | None = None,
+        total_real_tokens_in_batch: float | None = None,
+    ) -> float:
+        """Megatron's count for a global batch, plus the scoring passes."""
+        total = self.upstream[0](args, batch_size, seqlen_squared_sum_in_batch, total_real_tokens_in_batch)
+        tokens = total_real_tokens_in_batch
+        if tokens is None:
+            tokens = batch_size * args.seq_length
+        layer = scoring_flops(args, tokens, self.competition.config.response_gradients)
+        return total + self._mean_competing_layers() * layer
+
+    def log(self, loss_dict: dict[str, Any], total_loss_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Megatron's `training_log`, with the mean over the line's steps."""
+        self._loss_dict = total_loss_dict
+        try:
+            return self.upstream[1](loss_dict, total_loss_dict, *args, **kwargs)
+        finally:
+            self._loss_dict = None
+
+    def _mean_competing_layers(self) -> float:
+        stop = self.competition.current_step() + 1
+        start = max(0, stop - self._steps())
+        return float(self.competition.schedule.table(start, stop).sum()) / (stop - start)
+
+    def _steps(self) -> int:
+        """Steps that the count is for, the last one included; `training_log` has counted its own by then."""
+        if self._loss_dict is None:
+            return 1
+        return max(1, self._loss_dict["advanced iterations"] + self._loss_dict["skipped iterations"])
+
+
+def install_flops(competition: Competition) -> None:
+    """Make Megatron's trainer count this competition's scoring passes, and those of no earlier one."""
+    uninstall_flops()
+    if competition.config.enabled:
+        ours = FlopsCount(competition, training.num_floating_point_operations, training.training_log)
+        training.num_floating_point_operations, training.training_log = ours.count, ours.log
+
+
+def uninstall_flops() -> None:
+    """Undo `install_flops`."""
+    ours = getattr(training.training_log, "__self__", None)
+    if isinstance(ours, FlopsCount):
+        training.num_floating_point_operations, training.training_log = ours.upstream

@@ -1,0 +1,111 @@
+"""The scoring pass in Megatron's count of floating-point operations."""
+
+from argparse import Namespace
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from megatron.training import training
+
+from megatron_compete.config import CompeteConfig
+from megatron_compete.moe.competition import Competition
+from megatron_compete.training.flops import install_flops, scoring_flops, uninstall_flops
+
+LAYERS, RATE, BATCH, TOKENS = 4, 0.25, 2, 2 * 10
+ARGS = Namespace(
+    num_layers=LAYERS, hidden_size=8, ffn_hidden_size=12, moe_ffn_hidden_size=6, num_experts=4, moe_router_topk=2,
+    moe_layer_freq=1, swiglu=True, quick_geglu=False, seq_length=10, num_attention_heads=2, num_query_groups=2,
+    kv_channels=4, group_query_attention=False, multi_latent_attention=False, attention_output_gate=False,
+    padded_vocab_size=32, mtp_num_layers=None, moe_latent_size=None, moe_shared_expert_intermediate_size=None,
+    experimental_attention_variant=None, hybrid_layer_pattern=None, linear_attention_freq=None,
+)  # fmt: skip
+SCORING = 2 * TOKENS * 4 * 3 * 8 * 6
+"""By hand: multiply and add; tokens; experts; three matrices of 8 x 6."""
+UPSTREAM = training.num_floating_point_operations, training.training_log
+
+
+def competition(at: SimpleNamespace, **settings: Any) -> Competition:
+    """Four layers that compete; `at.step` is the step."""
+    config = CompeteConfig(rate=RATE, max_active_layers=2, **settings)
+    return Competition(config, tuple(range(1, LAYERS + 1)), lambda: at.step)
+
+
+@pytest.fixture(autouse=True)
+def undone() -> Iterator[None]:
+    yield
+    uninstall_flops()
+    assert (training.num_floating_point_operations, training.training_log) == UPSTREAM
+
+
+def test_scoring_flops_by_hand() -> None:
+    assert scoring_flops(ARGS, TOKENS) == SCORING
+    assert scoring_flops(ARGS, TOKENS, response_gradients="all") == 3 * SCORING
+    assert scoring_flops(Namespace(**{**vars(ARGS), "swiglu": False}), TOKENS) == SCORING * 2 / 3
+    assert scoring_flops(Namespace(**{**vars(ARGS), "moe_ffn_hidden_size": None}), TOKENS) == SCORING * 2
+
+
+def test_scoring_is_a_third_of_what_megatron_counts_for_all_experts() -> None:
+    """Megatron counts K experts forward and backward: with K = E, three forward passes of all experts."""
+    dense, none = (Namespace(**{**vars(ARGS), "moe_router_topk": experts}) for experts in (4, 0))
+    routed = UPSTREAM[0](dense, BATCH) - UPSTREAM[0](none, BATCH)
+    assert routed == 3 * LAYERS * SCORING
+
+
+def test_each_step_counts_the_layers_that_compete_in_it() -> None:
+    at = SimpleNamespace(step=0)
+    model = competition(at, warmup_steps=3)
+    install_flops(model)
+    extras = []
+    for at.step in range(3 + model.schedule.window_steps):
+        extra = training.num_floating_point_operations(ARGS, BATCH) - UPSTREAM[0](ARGS, BATCH)
+        assert extra == SCORING * model.schedule.table(at.step, at.step + 1).sum()
+        extras.append(extra)
+    assert sum(extras[:3]) == 0
+    assert sum(extras) / model.schedule.window_steps == RATE * LAYERS * SCORING
+
+
+def test_packed_batches_count_their_real_tokens() -> None:
+    at = SimpleNamespace(step=0)
+    model = competition(at)
+    at.step = int(model.schedule.table(0, 100).any(axis=1).argmax())
+    install_flops(model)
+    packed = dict(seqlen_squared_sum_in_batch=50.0, total_real_tokens_in_batch=TOKENS / 2)
+    extra = training.num_floating_point_operations(ARGS, BATCH, **packed) - UPSTREAM[0](ARGS, BATCH, **packed)
+    assert extra == SCORING / 2 * model.schedule.table(at.step, at.step + 1).sum()
+
+
+def test_a_line_of_the_log_counts_the_mean_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = SimpleNamespace(step=0)
+    model = competition(at)
+    counted: list[float] = []
+
+    def log(loss_dict: dict[str, float], total_loss_dict: dict[str, int], iteration: int) -> None:
+        total_loss_dict["advanced iterations"] += 1
+        counted.append(training.num_floating_point_operations(ARGS, BATCH) - UPSTREAM[0](ARGS, BATCH))
+        total_loss_dict["advanced iterations"] = 0
+
+    monkeypatch.setattr(training, "training_log", log)
+    install_flops(model)
+    for at.step in (9, 29):
+        training.training_log({}, {"advanced iterations": 9, "skipped iterations": 0}, at.step + 1)
+    uninstall_flops()
+    monkeypatch.undo()
+    table = model.schedule.table(0, 30)
+    assert counted == [SCORING * table[:10].sum() / 10, SCORING * table[20:].sum() / 10]
+
+
+def test_installing_again_does_not_count_twice() -> None:
+    at = SimpleNamespace(step=0)
+    model = competition(at)
+    at.step = int(model.schedule.table(0, 100).any(axis=1).argmax())
+    counts = []
+    for _ in range(2):
+        install_flops(model)
+        counts.append(training.num_floating_point_operations(ARGS, BATCH))
+    assert counts[0] == counts[1] > UPSTREAM[0](ARGS, BATCH)
+
+
+def test_without_competition_the_trainer_stays_as_it_is() -> None:
+    install_flops(Competition(CompeteConfig(rate=0.0), (1, 2), lambda: 0))
+    assert (training.num_floating_point_operations, training.training_log) == UPSTREAM
