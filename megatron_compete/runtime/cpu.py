@@ -182,7 +182,7 @@ def _all_gather_of_unequal(all_gather: Callable[..., Any]) -> Callable[..., Any]
     """gloo gathers equal tensors only; Megatron's dispatcher gathers each rank's tokens over expert tensor ranks."""
 
     @functools.wraps(all_gather)
-    def call(tensor_list, tensor, group=None, **kwargs):  # type: ignore[no-untyped-def]
+    def call(tensor_list, tensor, group=None, **kwargs):
         rows = [part.shape[0] for part in tensor_list if part.dim() > 0]
         if len(set(rows)) <= 1:
             return all_gather(tensor_list, tensor, group=group, **kwargs)
@@ -201,7 +201,7 @@ def _reduce_scatter_of_unequal(reduce_scatter: Callable[..., Any]) -> Callable[.
     """The transpose of `_all_gather_of_unequal`: gloo reduces and scatters equal parts only."""
 
     @functools.wraps(reduce_scatter)
-    def call(output, input_list, *args, group=None, **kwargs):  # type: ignore[no-untyped-def]
+    def call(output, input_list, *args, group=None, **kwargs):
         rows = [part.shape[0] for part in input_list]
         if len(set(rows)) <= 1:
             return reduce_scatter(output, input_list, *args, group=group, **kwargs)
