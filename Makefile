@@ -1,11 +1,13 @@
 # Two commands on a fresh machine: make demo, make test. Each sets up .venv first.
 PY := .venv/bin/python
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test test-slow benchmark lint format clean
 
 help:
 	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
 	@echo "make test    all tests that need no GPU"
+	@echo "make test-slow  200 steps at PP=2 x EP=2 against one rank"
+	@echo "make benchmark  what a competing step costs"
 	@echo "make lint    ruff, formatting, mypy"
 	@echo "make setup   create .venv only; the others do this first"
 
@@ -17,6 +19,12 @@ demo: setup
 
 test: setup
 	@$(PY) -m pytest -q $(PYTEST_ARGS)
+
+test-slow: setup
+	@$(PY) -m pytest -q -m slow $(PYTEST_ARGS)
+
+benchmark: setup
+	@$(PY) benchmarks/competition_step.py
 
 lint: setup
 	@$(PY) -m ruff check .

@@ -157,32 +157,3 @@ def load(layer: Any, weights: Weights) -> None:
     share = Place.of(layer).share(weights)
     for name, parameter in parameters(layer).items():
         parameter.data.copy_(share[name])
-
-
-def gradients(layer: Any) -> dict[str, Any]:
-    """This rank's gradients, with the place they have in the whole."""
-    return {
-        "experts": list(layer.local_expert_indices),
-        "shard": layer.token_dispatcher.tp_rank,
-        "router": layer.router.weight.grad,
-        "fc1": [expert.linear_fc1.weight.grad for expert in layer.experts.local_experts],
-        "fc2": [expert.linear_fc2.weight.grad for expert in layer.experts.local_experts],
-    }
-
-
-def assemble(per_rank: list[dict[str, Any]], layout: Layout) -> Weights:
-    """Gradients of the whole layer: the sum over ranks that hold the same weights, shards put together."""
-    total = Weights(
-        router=sum(rank["router"] for rank in per_rank),
-        fc1=torch.zeros(EXPERTS, 2 * FFN, HIDDEN),
-        fc2=torch.zeros(EXPERTS, HIDDEN, FFN),
-    )
-    for rank in per_rank:
-        for index, fc1, fc2 in zip(rank["experts"], rank["fc1"], rank["fc2"]):
-            if fc1 is None:
-                continue
-            gate, up = total.fc1[index].chunk(2)
-            for part, grad in zip((gate, up), fc1.chunk(2)):
-                part.chunk(layout.etp)[rank["shard"]].add_(grad)
-            total.fc2[index].chunk(layout.etp, dim=1)[rank["shard"]].add_(fc2)
-    return total

@@ -59,41 +59,66 @@ def responses(outputs: Tensor, config: CompeteConfig) -> Tensor:
     return F.softplus(outputs).mean(-1) if config.response == "softplus" else outputs.norm(dim=-1)
 
 
+def ranking(s: Tensor, config: CompeteConfig, valid: Tensor) -> Tensor:
+    """What the winners are chosen by, [T, E]: responses, or responses centred over the valid tokens."""
+    if config.response_centering == "none" or not valid.any():
+        return s.detach()
+    assert config.response_centering == "batch"
+    z = s.detach()
+    return (z - z[valid].mean(0)) / (z[valid].std(0, unbiased=False) + 1e-6)
+
+
 def competing_step(
-    tokens: Tensor, weights: Weights, k: int, config: CompeteConfig, valid: Tensor | None = None
+    tokens: Tensor,
+    weights: Weights,
+    k: int,
+    config: CompeteConfig,
+    valid: Tensor | None = None,
+    winners: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output [T, H], the auxiliary loss of the step over the `valid` tokens, and the winners [T, K], by the formulas."""
+    """Output [T, H], the auxiliary loss of the step over the `valid` tokens, and the winners [T, K], by the formulas.
+
+    `winners` replaces the choice, where rounding may have made another.
+    """
+    valid = torch.ones(len(tokens), dtype=torch.bool) if valid is None else valid
     y = expert_outputs(tokens, weights)
     s = responses(y, config)
-    winners = s.topk(k).indices.sort().values
-    y_w = torch.stack([y[t, winners[t]] for t in range(len(tokens))])
+    z = ranking(s, config, valid)
+    winners = z.topk(k).indices.sort().values if winners is None else winners
+    y_w = y.gather(1, winners.unsqueeze(-1).expand(-1, -1, y.shape[-1]))
     s_w = s.gather(1, winners)
     output = ((s_w / s_w.sum(1, keepdim=True)).unsqueeze(-1) * y_w).sum(1) + shared_output(tokens, weights)
 
     p = (tokens @ weights.router.T).softmax(-1)
-    counted = slice(None) if valid is None else valid
-    loss = competition_loss(p[counted], s[counted], winners[counted], y_w[counted], config)
-    assert y.shape[1] == weights.router.shape[0]
+    if not valid.any():
+        return output, p.sum() * 0, winners
+    attached = s if config.response_gradients == "all" else s.detach().scatter(1, winners, s_w)
+    loss = (
+        config.distill_coeff * distillation(p[valid], z[valid], winners[valid], config)
+        + config.diversity_coeff * mean_cosine(y_w[valid])
+        + config.response_balance_coeff * entropy_form(attached[valid].softmax(-1))
+    )
     return output, loss, winners
 
 
-def competition_loss(p: Tensor, s: Tensor, winners: Tensor, y_w: Tensor, config: CompeteConfig) -> Tensor:
-    """c_D * L_D + c_div * L_div + c_bal * response balance, over tokens that all count; 0 without tokens."""
-    if len(p) == 0:
-        return p.sum()
-    k = winners.shape[1]
-    q = s.detach().softmax(-1)
-    distance = (p - q) ** 2
-    distillation = distance.mean() + config.distill_winner_coeff * distance.gather(1, winners).mean()
+def distillation(p: Tensor, z: Tensor, winners: Tensor, config: CompeteConfig) -> Tensor:
+    """Distance of the router's probabilities to the outcome, over all experts and over the winners."""
+    if config.distill_standardize:
+        z = (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True, unbiased=False)
+    q = (z / config.distill_temperature).softmax(-1)
+    p_w, q_w = p.gather(1, winners), q.gather(1, winners)
+    if config.distill_loss == "mse":
+        return (p - q).square().mean() + config.distill_winner_coeff * (p_w - q_w).square().mean()
+    p_w, q_w = p_w / p_w.sum(1, keepdim=True), q_w / q_w.sum(1, keepdim=True)
+    over_winners = (q_w * (q_w / p_w).log()).sum(1).mean()
+    return (q * (q / p).log()).sum(1).mean() + config.distill_winner_coeff * over_winners
+
+
+def mean_cosine(y_w: Tensor) -> Tensor:
+    """Between the outputs of a token's winners [T, K, H], over tokens and ordered pairs."""
+    k = y_w.shape[1]
     cosine = F.cosine_similarity(y_w.unsqueeze(1), y_w.unsqueeze(2), dim=-1)
-    diversity = (cosine.sum((1, 2)) - k).mean() / (k * (k - 1))
-    losers_detached = s.detach().scatter(1, winners, s.gather(1, winners))
-    balance = entropy_form(losers_detached.softmax(-1))
-    return (
-        config.distill_coeff * distillation
-        + config.diversity_coeff * diversity
-        + config.response_balance_coeff * balance
-    )
+    return (cosine.sum((1, 2)) - k).mean() / (k * (k - 1))
 
 
 def entropy_form(shares: Tensor) -> Tensor:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from megatron_compete.config import CompeteConfig
-from tests.moe import reference
-from tests.moe.layouts import HIDDEN, WINNERS, Layout, Place, parameters
+from megatron_compete.schedule import CompetitionSchedule
+from tests.moe import layouts, reference
+from tests.moe.layouts import EXPERTS, FFN, HIDDEN, WINNERS, Layout, Place, parameters
 from tests.moe.reference import Weights
+from tests.ranks import run_ranks
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,9 @@ def reference_step(
             output, loss, _ = step(tokens.reshape(-1, HIDDEN), weights, WINNERS, config, microbatch.valid_T)
             result.outputs.append(output.view_as(tokens))
             result.token_grads.append(tokens)
-            share = int(microbatch.valid_T.sum()) / num_valid if layout.per_token else 1 / (layout.dp * len(microbatches))
+            share = (
+                int(microbatch.valid_T.sum()) / num_valid if layout.per_token else 1 / (layout.dp * len(microbatches))
+            )
             total = total + share * (_task_loss(result.outputs[-1], microbatch, layout) + loss)
         results.append(result)
     total.backward()
@@ -186,6 +190,57 @@ def assert_equal_to_reference(
         for name, part in actual.place.share(expected.weight_grads).items():
             scale = scales[_whole_name(name)]
             assert_close(actual.weight_grads[name], part, scale, tolerance, f"gradient of {name} rank {rank}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of step: settings, and whether the layer competes."""
+
+    config: CompeteConfig
+    competes: bool = True
+    winners: tuple[int, ...] | None = None
+    """The experts that must win every token, where a test has arranged for that."""
+
+    def current_step(self) -> int:
+        """The first step at which the one layer competes, or does not."""
+        schedule = CompetitionSchedule(1, self.config.rate, max_active=1, seed=self.config.seed)
+        return next(step for step in range(1000) if schedule.is_active(step, 1) == self.competes)
+
+    def reference(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The step by the formulas."""
+        output, loss, chosen = (reference.competing_step if self.competes else reference.normal_step)(*args)
+        assert self.winners is None or (chosen == torch.tensor(self.winners)).all()
+        return output, loss, chosen
+
+
+def train_on_rank(
+    layout: Layout, batch: Batch, cases: dict[str, Case], weights: Weights, overrides: dict[str, Any]
+) -> dict[str, Result]:
+    layouts.initialize(layout)
+    results = {}
+    for name, case in cases.items():
+        layer = layouts.build_layer(layout, weights, case.config, case.current_step, **overrides)
+        results[name] = train_step(layer, layout, batch)
+    return results
+
+
+def check(
+    layout: Layout,
+    batch: Batch,
+    cases: dict[str, Case],
+    weights: Weights | None = None,
+    on_rank: Callable[..., dict[str, Result]] = train_on_rank,
+    **overrides: Any,
+) -> None:
+    """All cases, one after another on the same ranks, against the reference. `overrides` are Megatron's settings."""
+    weights = weights or Weights.random(EXPERTS, HIDDEN, FFN)
+    per_rank = run_ranks(layout.world, on_rank, layout, batch, cases, weights, overrides)
+    for name, case in cases.items():
+        expected = reference_step(batch, weights, layout, case.config, case.reference)
+        try:
+            assert_equal_to_reference([results[name] for results in per_rank], expected, layout)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from None
 
 
 def _whole_name(name: str) -> str:

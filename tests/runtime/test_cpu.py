@@ -7,7 +7,7 @@ import torch
 
 from megatron_compete.errors import CompeteError
 from megatron_compete.runtime import cpu
-from tests.ranks import run_rank
+from tests.ranks import run_rank, run_ranks
 
 
 def answers() -> dict:
@@ -84,3 +84,23 @@ def upstream() -> dict[str, bool]:
 
 def test_upstream_still_needs_the_stand_ins() -> None:
     assert all(run_rank(upstream).values()), "a stand-in in runtime/cpu.py is no longer needed: remove it"
+
+
+def gathered_rows() -> tuple[list[float], str]:
+    """Rank r gives r + 1 rows; with the stand-in, and what gloo says without."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    parts = [torch.zeros(1), torch.zeros(2)]
+    torch.distributed.all_gather(parts, torch.full((rank + 1,), float(rank + 1)))
+    cpu.deactivate()
+    try:
+        torch.distributed.all_gather([torch.zeros(1), torch.zeros(2)], torch.ones(rank + 1))
+    except RuntimeError as error:
+        return torch.cat(parts).tolist(), str(error)
+    return torch.cat(parts).tolist(), ""
+
+
+def test_gathers_unequal_parts_which_gloo_still_refuses() -> None:
+    for rows, refusal in run_ranks(2, gathered_rows):
+        assert rows == [1.0, 2.0, 2.0]
+        assert "invalid tensor size" in refusal

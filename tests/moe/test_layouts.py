@@ -1,0 +1,54 @@
+"""The layer on every layout of up to four ranks against the dense reference in fp64.
+
+Compared are outputs, input gradients, and the gradients of router and experts as the optimizer would get them.
+"""
+
+import dataclasses
+
+import pytest
+
+from megatron_compete.config import CompeteConfig
+from tests.moe.layouts import BATCH, SEQUENCE, Layout, all_layouts
+from tests.moe.steps import Case, check, random_batch
+
+STRONG = CompeteConfig(
+    rate=0.5, max_active_layers=1, distill_coeff=7.0, diversity_coeff=5.0, response_balance_coeff=3.0,
+    router_balance_coeff=3.0, score_chunk_tokens=3,
+)  # fmt: skip
+"""Loss weights large enough that an error in any loss shows in the gradients; a chunk that divides nothing."""
+
+OPTIONS = dataclasses.replace(
+    STRONG, response_centering="batch", response_gradients="all", distill_loss="kl", distill_temperature=0.5,
+    distill_standardize=True,
+)  # fmt: skip
+
+CASES = {
+    "softplus": Case(STRONG),
+    "l2": Case(dataclasses.replace(STRONG, response="l2")),
+    "options": Case(OPTIONS),
+    "normal": Case(STRONG, competes=False),
+}
+
+LAYOUTS = [layout for world in (1, 2, 4) for layout in all_layouts(world)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_layer_equals_dense_reference(layout: Layout) -> None:
+    check(layout, random_batch(layout, SEQUENCE, BATCH), CASES)
+
+
+PER_TOKEN = [
+    Layout(),
+    Layout(world=2),
+    Layout(world=2, cp=2, ep=2),
+    Layout(world=4, ep=4),
+    Layout(world=4, tp=2, ep=2, etp=2),
+    Layout(world=4, tp=2, cp=2, ep=4),
+]
+
+
+@pytest.mark.parametrize("layout", PER_TOKEN, ids=str)
+def test_gradients_divided_by_tokens_at_the_end(layout: Layout) -> None:
+    """--calculate-per-token-loss."""
+    layout = dataclasses.replace(layout, per_token=True)
+    check(layout, random_batch(layout, SEQUENCE, BATCH), CASES)
