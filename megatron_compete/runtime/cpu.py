@@ -213,22 +213,6 @@ def _reduce_scatter_of_unequal(reduce_scatter: Callable[..., Any]) -> Callable[.
     return call
 
 
-def _all_gather_of_any_sizes(all_gather: Callable[..., Any]) -> Callable[..., Any]:
-    """gloo's all_gather wants equal sizes; Megatron's dispatcher gathers each tensor parallel rank's own tokens."""
-
-    @functools.wraps(all_gather)
-    def call(tensor_list, tensor, group=None, async_op=False):
-        if len({part.shape for part in tensor_list}) == 1:
-            return all_gather(tensor_list, tensor, group=group, async_op=async_op)
-        tensor_list[torch.distributed.get_rank(group)].copy_(tensor)
-        for rank, part in enumerate(tensor_list):
-            if part.numel():
-                torch.distributed.broadcast(part, group=group, group_src=rank)
-        return None
-
-    return call
-
-
 def _norm_with_sequence_parallel(build: Callable[..., Any]) -> Callable[..., Any]:
     """Megatron's torch norm refuses sequence parallelism; all it lacks is the mark on its weights.
 
@@ -266,8 +250,6 @@ def _stand_in_for_torch() -> None:
     _replace(torch.distributed, "all_to_all_single", _all_to_all_with_lists(all_to_all))
     _replace(torch.distributed, "all_gather", _all_gather_of_unequal(torch.distributed.all_gather))
     _replace(torch.distributed, "reduce_scatter", _reduce_scatter_of_unequal(torch.distributed.reduce_scatter))
-    all_gather = torch.distributed.all_gather
-    _replace(torch.distributed, "all_gather", _all_gather_of_any_sizes(all_gather))
     mode = CudaToCpu()
     mode.__enter__()
     _undo.append(lambda: mode.__exit__(None, None, None))
