@@ -26,6 +26,7 @@ from megatron_compete.moe.centering import make_centering
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.expert_group import ExpertGroups
 from megatron_compete.moe.losses import CompetitionLosses, Outcome
+from megatron_compete.moe.precision import scoring_precision
 from megatron_compete.moe.response_gradients import AllResponses, Recomputation
 from megatron_compete.moe.router import CompeteRouter, valid_tokens
 from megatron_compete.moe.scoring import score_tokens
@@ -136,9 +137,10 @@ class CompeteMoELayer(MoELayer):
             assert outcome.step == step, f"winners of step {outcome.step} left over at step {step}"
             return outcome
         tokens_TH = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
-        responses_TE = score_tokens(
-            tokens_TH, self.experts, self.response, self.groups, self.competition.config.score_chunk_tokens
-        )
+        with scoring_precision(self.config):
+            responses_TE = score_tokens(
+                tokens_TH, self.experts, self.response, self.groups, self.competition.config.score_chunk_tokens
+            )
         scores_TE = responses_TE
         if self.centering is not None:
             with torch.no_grad():

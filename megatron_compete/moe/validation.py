@@ -29,7 +29,6 @@ REFUSALS = (
     Refusal("--moe-router-score-function", lambda c: c.moe_router_score_function != "softmax", "distillation is defined on softmax probabilities"),
     Refusal("--moe-router-load-balancing-type", lambda c: _names(c.moe_router_load_balancing_type, "sinkhorn", "quantile_balancing"), "these pick experts by other means than the router's probabilities"),
     Refusal("--moe-enable-routing-replay", lambda c: c.moe_enable_routing_replay, "the replayed experts are not the winners"),
-    Refusal("--fp8-format", lambda c: c.fp8, "the scoring pass does not pad its tokens yet"),
     Refusal("--fp4-format", lambda c: c.fp4, "the scoring pass does not pad its tokens"),
 )  # fmt: skip
 

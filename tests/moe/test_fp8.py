@@ -1,0 +1,86 @@
+"""FP8 training through Transformer Engine: scores of bf16, and an untouched history of largest values."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_compete.config import CompeteConfig
+from megatron_compete.moe.precision import scoring_precision
+from tests.moe.layouts import Layout, transformer_config
+
+HIDDEN, FFN, EXPERTS, TOKENS = 64, 128, 8, 48
+RECIPES = ("delayed", "tensorwise", "blockwise")
+STRONG = CompeteConfig(rate=1.0, max_active_layers=1, distill_coeff=0.7, diversity_coeff=0.5, score_chunk_tokens=20)
+
+
+def test_without_fp8_nothing_changes() -> None:
+    with scoring_precision(transformer_config(Layout())) as nothing:
+        assert nothing is None
+
+
+def build(recipe: str | None) -> Any:
+    """A competing layer of Transformer Engine's grouped experts in bf16, on the GPU; the same weights each time."""
+    from megatron.core import parallel_state
+    from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+    from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+
+    from megatron_compete.moe.competition import Competition
+    from megatron_compete.moe.layer import CompeteMoELayer
+
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl", init_method="tcp://127.0.0.1:29511", rank=0, world_size=1)
+        parallel_state.initialize_model_parallel()
+    model_parallel_cuda_manual_seed(7)
+    fp8 = {} if recipe is None else {"fp8": "hybrid", "fp8_recipe": recipe}
+    config = transformer_config(
+        Layout(), hidden_size=HIDDEN, ffn_hidden_size=FFN, moe_ffn_hidden_size=FFN, num_moe_experts=EXPERTS, bf16=True,
+        params_dtype=torch.bfloat16, moe_router_dtype="fp32", moe_grouped_gemm=True, use_cpu_initialization=False, **fp8,
+    )  # fmt: skip
+    spec = get_moe_module_spec(use_te=True, num_experts=EXPERTS, moe_grouped_gemm=True)
+    layer = CompeteMoELayer(
+        config, spec.keywords["submodules"], pg_collection=get_default_pg_collection(),
+        competition=Competition(STRONG, (1,), current_step=lambda: 0),
+    )  # fmt: skip
+    layer.set_layer_number(1)
+    return layer.cuda().train()
+
+
+def tokens() -> torch.Tensor:
+    random = torch.Generator().manual_seed(3)
+    return torch.randn(TOKENS, 1, HIDDEN, generator=random).to("cuda", torch.bfloat16).requires_grad_()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_winners_are_those_of_bf16_and_gradients_are_close(recipe: str) -> None:
+    pytest.importorskip("transformer_engine")
+    from megatron.core.fp8_utils import get_fp8_context
+
+    grads, winners = [], []
+    for layer in (build(None), build(recipe)):
+        inputs = tokens()
+        with get_fp8_context(layer.config):
+            layer.route(inputs)
+            winners.append(layer._outcome.winners_TK)
+            output, _ = layer(inputs)
+        output.float().square().sum().backward()
+        grads.append(inputs.grad.float())
+    assert torch.equal(*winners)
+    assert grads[1].isfinite().all()
+    assert (grads[0] - grads[1]).norm() < 0.2 * grads[0].norm()
+
+
+@pytest.mark.gpu
+def test_scoring_leaves_the_history_of_largest_values_alone() -> None:
+    pytest.importorskip("transformer_engine")
+    from megatron.core.fp8_utils import get_fp8_context
+
+    layer = build("delayed")
+    with get_fp8_context(layer.config):
+        layer(tokens())
+        history = layer.experts.linear_fc1.fp8_meta["scaling_fwd"].amax_history
+        before = history.clone()
+        layer.route(tokens() * 100)
+    assert torch.equal(before, layer.experts.linear_fc1.fp8_meta["scaling_fwd"].amax_history)
