@@ -1,0 +1,50 @@
+"""Running centring: the recurrence, and what a checkpoint carries over. (All options against the dense reference:
+test_layouts.py.)"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_compete.config import CompeteConfig
+from tests.moe import layouts
+from tests.moe.layouts import EXPERTS, FFN, HIDDEN, Layout
+from tests.moe.reference import Weights, expert_outputs
+from tests.ranks import run_rank
+
+SEQUENCE, BATCH = 8, 2
+
+
+def running_statistics() -> list[Tensor]:
+    """Winners over three microbatches, the buffers after them, and a copy's winners after loading the buffers."""
+    from megatron_compete.moe import layer as module
+
+    layouts.initialize(Layout())
+    seen: list[Tensor] = []
+    choose = module.choose_winners
+    module.choose_winners = lambda scores, k: seen.append(scores) or choose(scores, k)
+    config = CompeteConfig(rate=1.0, max_active_layers=1, response_centering="ema", response_ema_decay=0.8)
+    layer = layouts.build_layer(Layout(), Weights.random(EXPERTS, HIDDEN, FFN), config)
+    batches = [torch.randn(SEQUENCE, BATCH, HIDDEN, generator=torch.Generator().manual_seed(n)) for n in range(4)]
+    for batch in batches[:3]:
+        layer(batch)
+    copy = layouts.build_layer(Layout(), Weights.random(EXPERTS, HIDDEN, FFN), config).bfloat16().float()
+    copy.load_state_dict({k: v for k, v in layer.state_dict().items() if v is not None})
+    layer(batches[3])
+    copy(batches[3])
+    return seen
+
+
+def test_running_centering_follows_the_recurrence_and_the_checkpoint() -> None:
+    seen = run_rank(running_statistics)
+    weights = Weights.random(EXPERTS, HIDDEN, FFN).double()
+    mean = variance = None
+    for number, scores in enumerate(seen[:4]):
+        batch = torch.randn(SEQUENCE, BATCH, HIDDEN, generator=torch.Generator().manual_seed(number)).double()
+        s = F.softplus(expert_outputs(batch.view(-1, HIDDEN), weights)).mean(-1).detach()
+        own = s.mean(0), s.var(0, unbiased=False)
+        mean, variance = own if mean is None else (mean, variance)
+        expected = (s - mean) / (variance.sqrt() + 1e-6)
+        assert (scores - expected.float()).abs().max() < 1e-3
+        if number:
+            mean, variance = (0.8 * old + 0.2 * new for old, new in zip((mean, variance), own))
+    assert torch.equal(seen[3], seen[4])
