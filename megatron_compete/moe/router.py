@@ -33,6 +33,17 @@ class CompeteRouter(TopKRouter):
         self.auxiliary = AuxiliaryLoss(pg_collection, config.calculate_per_token_loss)
         self.probe = RouterProbe()
 
+    def gating(self, input: Tensor) -> Tensor:
+        """As `TopKRouter.gating`: router inputs [S, B, H] to logits [S, B, E]; a rank may hold no tokens.
+
+        Megatron's own function reshapes to [-1, ...], which zero tokens leave undefined. Theirs are reached through a
+        product with the weight, so that it takes part in the backward pass as everywhere else.
+        """
+        if input.numel() > 0:
+            return super().gating(input)
+        dtype = {"fp32": torch.float32, "fp64": torch.float64}.get(self.config.moe_router_dtype, input.dtype)
+        return torch.nn.functional.linear(input.to(dtype), self.weight.to(dtype))
+
     def forward(self, input: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `TopKRouter.forward`: router inputs [S, B, H] to probabilities and routing map, both [T, E]."""
         self.observe_inputs(input, padding_mask)

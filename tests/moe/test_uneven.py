@@ -1,16 +1,14 @@
 """Ranks with more, fewer and no tokens, experts that win all or nothing, and padding, against the dense reference."""
 
 import dataclasses
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tests.moe import layouts
 from tests.moe.layouts import BATCH, EXPERTS, FFN, HIDDEN, Layout
 from tests.moe.reference import Weights
-from tests.moe.steps import Batch, Case, Microbatch, Result, check, random_batch, train_on_rank
+from tests.moe.steps import Batch, Case, Microbatch, check, random_batch
 from tests.moe.test_layouts import CASES, OPTIONS
 from tests.ranks import run_rank
 
@@ -37,36 +35,30 @@ def test_ranks_with_different_numbers_of_tokens(layout: Layout) -> None:
     check(layout, batch_of_lengths(layout, 4, 12), COMPETING)
 
 
-def train_without_tokens(*args: Any) -> dict[str, Result]:
-    """Megatron's gating cannot reshape zero tokens (`test_megatron_still_refuses_zero_tokens`)."""
-    from megatron.core.transformer.moe import router
-
-    router.router_gating_linear = lambda tokens, weight, bias, dtype: F.linear(tokens.to(dtype), weight.to(dtype))
-    return train_on_rank(*args)
-
-
 @pytest.mark.parametrize("layout", [layout for layout in UNEVEN if layout.cp == 1], ids=str)
 def test_a_rank_without_tokens(layout: Layout) -> None:
-    check(layout, batch_of_lengths(layout, 8, 0), COMPETING, on_rank=train_without_tokens)
+    check(layout, batch_of_lengths(layout, 8, 0), COMPETING)
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(world=2, ep=2), Layout(world=2, tp=2, etp=2)], ids=str)
 def test_no_tokens_at_all(layout: Layout) -> None:
-    check(layout, batch_of_lengths(layout, 0), COMPETING, on_rank=train_without_tokens)
+    check(layout, batch_of_lengths(layout, 0), COMPETING)
 
 
 def gating_of_no_tokens() -> str:
+    from megatron.core.transformer.moe.router import TopKRouter
+
     layouts.initialize(Layout())
     layer = layouts.build_layer(Layout(), Weights.random(EXPERTS, HIDDEN, FFN), CASES["normal"].config)
     try:
-        layer.router.gating(torch.zeros(0, BATCH, HIDDEN))
+        TopKRouter.gating(layer.router, torch.zeros(0, BATCH, HIDDEN))
     except RuntimeError as error:
         return str(error)
     return ""
 
 
 def test_megatron_still_refuses_zero_tokens() -> None:
-    assert "cannot reshape tensor of 0 elements" in run_rank(gating_of_no_tokens), "drop train_without_tokens"
+    assert "cannot reshape tensor of 0 elements" in run_rank(gating_of_no_tokens), "drop CompeteRouter.gating"
 
 
 @pytest.mark.parametrize("loud", [(0, 1, 2), (1, 4, 7)], ids=["first-ep-rank", "spread"])
