@@ -21,6 +21,24 @@ class CompeteConfig:
     max_active_layers: int = 3
     """A_max: layers that may compete at one step, counted over the whole model and all pipeline stages."""
 
+    policy: Literal["auto", "balanced", "shifted", "bernoulli"] = "auto"
+    """Who competes when. balanced: layers that compete at one step lie on different pipeline stages, as far as A_max
+    and rate allow; shifted: the authors' procedure, each layer draws its steps and moves from full ones to the nearest
+    with room; bernoulli: each layer by itself at each step, without limit, where A_max is no less than the layers.
+    auto: balanced on several pipeline stages, else shifted; a resumed run keeps what it began with."""
+
+    cap_rate: bool = False
+    """Where rate * layers is more than A_max, compete at the highest rate that fits instead of stopping."""
+
+    rate_decay: Literal["none", "linear", "cosine"] = "none"
+    """How the rate falls over the first --compete-rate-decay-steps after warm-up, to --compete-rate-floor."""
+
+    rate_decay_steps: int = 0
+    """Steps after warm-up over which the rate falls."""
+
+    rate_floor: float = 0.0
+    """Rate from then on."""
+
     warmup_steps: int = 0
     """Steps at the start of training at which no layer competes."""
 

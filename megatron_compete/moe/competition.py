@@ -2,11 +2,17 @@
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
+from megatron.core.transformer.enums import LayerType
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_compete.config import CompeteConfig
 from megatron_compete.schedule import CompetitionSchedule
+
+Place = tuple[int, int]
+"""Pipeline stage and model chunk (virtual stage), from 0."""
 
 
 def moe_layer_numbers(config: TransformerConfig) -> tuple[int, ...]:
@@ -17,6 +23,29 @@ def moe_layer_numbers(config: TransformerConfig) -> tuple[int, ...]:
     return tuple(number + 1 for number, is_moe in enumerate(pattern) if is_moe)
 
 
+def layer_places(config: TransformerConfig) -> tuple[Place, ...]:
+    """Where each layer that can compete lies, in order of depth."""
+    places = decoder_places(config)
+    return tuple(places[number - 1] for number in moe_layer_numbers(config))
+
+
+def decoder_places(config: TransformerConfig) -> tuple[Place, ...]:
+    """Where each decoder layer lies, in order of depth: uneven stages, virtual stages and custom layouts included."""
+    stages = range(config.pipeline_model_parallel_size)
+    chunks = range(config.virtual_pipeline_model_parallel_size or 1)
+    return tuple(
+        (stage, chunk) for chunk in chunks for stage in stages for _ in range(_num_layers(config, stage, chunk))
+    )
+
+
+def _num_layers(config: TransformerConfig, stage: int, chunk: int) -> int:
+    layout = config.pipeline_model_parallel_layout
+    if layout is not None:  # upstream's own count asks the running process for its stage
+        return layout.layout[stage][chunk].count(LayerType.decoder)
+    virtual = config.virtual_pipeline_model_parallel_size is not None
+    return get_num_layers_to_build(config, vp_stage=chunk if virtual else None, pp_rank=stage)
+
+
 class Competition:
     """The competition of one model.
 
@@ -24,24 +53,32 @@ class Competition:
         config: its settings.
         layer_numbers: Megatron layer numbers (from 1) of the layers that can compete, over all pipeline stages.
         current_step: returns the step in progress, counted from 0 over the whole training (not from the resume).
+        stages: pipeline stage of each of these layers; None: there is one stage.
     """
 
-    def __init__(self, config: CompeteConfig, layer_numbers: tuple[int, ...], current_step: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        config: CompeteConfig,
+        layer_numbers: tuple[int, ...],
+        current_step: Callable[[], int],
+        stages: tuple[int, ...] | None = None,
+    ) -> None:
         self.config = config
         self.layer_numbers = layer_numbers
         self.current_step = current_step
-        self.schedule  # noqa: B018  an impossible schedule is an error here, not at the first step
+        self.schedule = CompetitionSchedule.of(config, stages or (0,) * len(layer_numbers))
 
-    @cached_property
-    def schedule(self) -> CompetitionSchedule:
-        """The schedule over the competing layers, in the order of `layer_numbers`."""
-        return CompetitionSchedule(
-            num_layers=len(self.layer_numbers),
-            rate=self.config.rate,
-            max_active=self.config.max_active_layers,
-            seed=self.config.seed,
-            warmup_steps=self.config.warmup_steps,
-        )
+    @classmethod
+    def of_model(
+        cls, config: CompeteConfig, transformer: TransformerConfig, current_step: Callable[[], int]
+    ) -> "Competition":
+        """The competition of the MoE layers of a decoder, in its pipeline layout."""
+        stages = tuple(stage for stage, _ in layer_places(transformer))
+        return cls(config, moe_layer_numbers(transformer), current_step, stages)
+
+    def follow(self, settings: dict[str, Any]) -> None:
+        """Continue the schedule with these `CompetitionSchedule.settings` instead."""
+        self.schedule = CompetitionSchedule.from_settings(settings)
 
     @cached_property
     def _position(self) -> dict[int, int]:

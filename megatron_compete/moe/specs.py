@@ -12,7 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_compete.config import CompeteConfig
 from megatron_compete.errors import CompeteError
-from megatron_compete.moe.competition import Competition, moe_layer_numbers
+from megatron_compete.moe.competition import Competition, layer_places, moe_layer_numbers
 from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.metrics import LogIntervals, install_metrics
 from megatron_compete.moe.validation import check_supported
@@ -66,12 +66,18 @@ def trainer_step() -> int:
 
 
 @functools.cache
-def _trainer_competition(config: CompeteConfig, layer_numbers: tuple[int, ...], num_experts: int) -> Competition:
+def _trainer_competition(
+    config: CompeteConfig, layer_numbers: tuple[int, ...], stages: tuple[int, ...], num_experts: int
+) -> Competition:
     from megatron.training import get_args
 
+    from megatron_compete.training.schedule_keeping import check_agreement, keep_schedule
+
     args = get_args()
-    competition = Competition(config, layer_numbers, trainer_step)
+    competition = Competition(config, layer_numbers, trainer_step, stages)
     install_metrics(competition, num_experts, LogIntervals(args.tensorboard_log_interval, args.log_interval))
+    keep_schedule(competition, args)
+    check_agreement([], competition)
     return competition
 
 
@@ -81,5 +87,7 @@ def _competition_of_trainer(transformer: TransformerConfig) -> Competition:
 
     from megatron_compete.training.arguments import compete_config_from_args
 
-    config, layer_numbers = compete_config_from_args(get_args()), moe_layer_numbers(transformer)
-    return _trainer_competition(config, layer_numbers, transformer.num_moe_experts or 0)
+    stages = tuple(stage for stage, _ in layer_places(transformer))
+    return _trainer_competition(
+        compete_config_from_args(get_args()), moe_layer_numbers(transformer), stages, transformer.num_moe_experts or 0
+    )

@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="compete: MoE layers with competition routing; topk: Megatron's own layers, the plain baseline.",
     )
     group.add_argument(
+        "--compete-override-schedule",
+        action="store_true",
+        help="On resuming, take the competition schedule of these arguments where the checkpoint's is another.",
+    )
+    group.add_argument(
         "--relu",
         action="store_true",
         help="ReLU in MLPs and experts (two matrices), as in the authors' models; Megatron has no flag for it.",

@@ -26,7 +26,7 @@ from megatron.training.models.gpt import GPTModelConfig
 from megatron.training.utils import print_rank_0
 
 from megatron_compete.errors import CompeteError, exit_with_error
-from megatron_compete.moe.competition import Competition, moe_layer_numbers
+from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.metrics import LogIntervals, install_metrics
 from megatron_compete.moe.specs import compete_layer_spec, trainer_step
@@ -37,6 +37,7 @@ from megatron_compete.training.batches import forward_step
 from megatron_compete.training.data_check import check_data
 from megatron_compete.training.datasets import build_datasets
 from megatron_compete.training.flops import install_flops
+from megatron_compete.training.schedule_keeping import check_agreement, keep_schedule
 
 
 def transformer_config(args: argparse.Namespace) -> TransformerConfig:
@@ -59,11 +60,13 @@ def model_config(args: argparse.Namespace) -> GPTModelConfig:
         return config
     compete = compete_config_from_args(args)
     check_supported(config.transformer, compete)
-    competition = Competition(compete, moe_layer_numbers(config.transformer), trainer_step)
+    competition = Competition.of_model(compete, config.transformer, trainer_step)
     install_metrics(competition, args.num_experts, LogIntervals(args.tensorboard_log_interval, args.log_interval))
     install_flops(competition)
+    keep_schedule(competition, args)
     config.transformer_layer_spec = functools.partial(compete_layer_spec, competition=competition)
     config.pre_wrap_hooks.append(functools.partial(check_layers, expected=len(competition.layer_numbers)))
+    config.pre_wrap_hooks.append(functools.partial(check_agreement, competition=competition))
     return config
 
 

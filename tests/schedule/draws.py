@@ -1,0 +1,44 @@
+"""Schedules drawn at random for property tests."""
+
+import dataclasses
+
+from hypothesis import strategies as st
+
+from megatron_compete.schedule import CompetitionSchedule
+from megatron_compete.schedule.table import POLICIES
+
+
+@st.composite
+def placements(draw: st.DrawFn, max_stages: int = 8, max_chunks: int = 3, max_layers: int = 5) -> tuple[int, ...]:
+    """Pipeline stage of each layer in order of depth: chunks over stages, of unequal sizes, some of them empty."""
+    num_stages = draw(st.integers(1, max_stages))
+    sizes = draw(st.lists(st.lists(st.integers(0, max_layers), min_size=num_stages, max_size=num_stages), min_size=1, max_size=max_chunks))  # fmt: skip
+    stages = tuple(stage for chunk in sizes for stage, size in enumerate(chunk) for _ in range(size))
+    return stages or (0,)
+
+
+@st.composite
+def schedules(draw: st.DrawFn, most_load: float = 1.0, decays: bool = True) -> CompetitionSchedule:
+    """Any schedule with rate * layers <= most_load * A_max."""
+    stages = draw(placements())
+    layers = len(stages)
+    policy = draw(st.sampled_from(POLICIES))
+    max_active = layers + draw(st.integers(0, 2)) if policy == "bernoulli" else draw(st.integers(1, layers + 2))
+    most = min(1.0, most_load * max_active / layers)
+    rate = draw(st.one_of(st.floats(0.0, most), st.just(most)))
+    schedule = CompetitionSchedule(
+        layers, rate, max_active, policy, stages, seed=draw(st.integers(-5, 2**40)), warmup_steps=draw(st.integers(0, 300))
+    )  # fmt: skip
+    if not decays or not draw(st.booleans()):
+        return schedule
+    return dataclasses.replace(
+        schedule,
+        decay=draw(st.sampled_from(("linear", "cosine"))),
+        decay_steps=draw(st.integers(1, 2000)),
+        floor=draw(st.floats(0.0, rate)),
+    )
+
+
+def copy_of(schedule: CompetitionSchedule) -> CompetitionSchedule:
+    """The same schedule as another process would make it: nothing drawn yet."""
+    return CompetitionSchedule.from_settings(schedule.settings())
