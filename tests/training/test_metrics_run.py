@@ -10,7 +10,7 @@ from megatron_compete.schedule import CompetitionSchedule
 from tests.training.runs import train
 
 STEPS, INTERVAL, LAYERS, EXPERTS = 6, 2, 4, 4
-RATE, SEED = 0.2, 5  # something competes at the first and the last logged step, nothing between
+RATE, SEED = 0.2, 35  # something competes at the first and the last logged step, nothing between
 LOGGED = set(range(INTERVAL, STEPS + 1, INTERVAL))
 FLAGS = (
     f"--train-iters {STEPS} --log-interval {INTERVAL} --tensorboard-log-interval {INTERVAL} --moe-per-layer-logging "
@@ -37,7 +37,7 @@ def test_routing_is_logged_on_every_logged_step_and_no_other(logged: Scalars) ->
 
 
 def test_competition_is_logged_where_it_happened(logged: Scalars) -> None:
-    table = CompetitionSchedule(num_layers=LAYERS, rate=RATE, max_active=2, seed=SEED).table(0, STEPS)
+    table = CompetitionSchedule(LAYERS, RATE, 2, "balanced", stages=(0, 0, 1, 1), seed=SEED).table(0, STEPS)
     assert logged["competition/active-layers"] == {step: table[step - 1].sum() for step in LOGGED}
     for metric in COMPETITION_METRICS[1:]:
         assert set(logged[metric.tag]) == {step for step in LOGGED if table[step - 1].any()}, metric.tag
