@@ -10,9 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_compete.config import CompeteConfig
 from megatron_compete.schedule import CompetitionSchedule
-
-Place = tuple[int, int]
-"""Pipeline stage and model chunk (virtual stage), from 0."""
+from megatron_compete.schedule.balanced import Place
 
 
 def moe_layer_numbers(config: TransformerConfig) -> tuple[int, ...]:
@@ -24,7 +22,7 @@ def moe_layer_numbers(config: TransformerConfig) -> tuple[int, ...]:
 
 
 def layer_places(config: TransformerConfig) -> tuple[Place, ...]:
-    """Where each layer that can compete lies, in order of depth."""
+    """Pipeline stage and model chunk, from 0, of each layer that can compete, in order of depth."""
     places = decoder_places(config)
     return tuple(places[number - 1] for number in moe_layer_numbers(config))
 
@@ -53,7 +51,7 @@ class Competition:
         config: its settings.
         layer_numbers: Megatron layer numbers (from 1) of the layers that can compete, over all pipeline stages.
         current_step: returns the step in progress, counted from 0 over the whole training (not from the resume).
-        stages: pipeline stage of each of these layers; None: there is one stage.
+        places: pipeline stage and model chunk of each of these layers; None: there is one stage.
     """
 
     def __init__(
@@ -61,20 +59,19 @@ class Competition:
         config: CompeteConfig,
         layer_numbers: tuple[int, ...],
         current_step: Callable[[], int],
-        stages: tuple[int, ...] | None = None,
+        places: tuple[Place, ...] | None = None,
     ) -> None:
         self.config = config
         self.layer_numbers = layer_numbers
         self.current_step = current_step
-        self.schedule = CompetitionSchedule.of(config, stages or (0,) * len(layer_numbers))
+        self.schedule = CompetitionSchedule.of(config, places or ((0, 0),) * len(layer_numbers))
 
     @classmethod
     def of_model(
         cls, config: CompeteConfig, transformer: TransformerConfig, current_step: Callable[[], int]
     ) -> "Competition":
         """The competition of the MoE layers of a decoder, in its pipeline layout."""
-        stages = tuple(stage for stage, _ in layer_places(transformer))
-        return cls(config, moe_layer_numbers(transformer), current_step, stages)
+        return cls(config, moe_layer_numbers(transformer), current_step, layer_places(transformer))
 
     def follow(self, settings: dict[str, Any]) -> None:
         """Continue the schedule with these `CompetitionSchedule.settings` instead."""

@@ -16,6 +16,7 @@ from megatron_compete.moe.competition import Competition, layer_places, moe_laye
 from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.metrics import LogIntervals, install_metrics
 from megatron_compete.moe.validation import check_supported
+from megatron_compete.schedule.balanced import Place
 
 
 def compete_layer_spec(
@@ -67,14 +68,14 @@ def trainer_step() -> int:
 
 @functools.cache
 def _trainer_competition(
-    config: CompeteConfig, layer_numbers: tuple[int, ...], stages: tuple[int, ...], num_experts: int
+    config: CompeteConfig, layer_numbers: tuple[int, ...], places: tuple[Place, ...], num_experts: int
 ) -> Competition:
     from megatron.training import get_args
 
     from megatron_compete.training.schedule_keeping import check_agreement, keep_schedule
 
     args = get_args()
-    competition = Competition(config, layer_numbers, trainer_step, stages)
+    competition = Competition(config, layer_numbers, trainer_step, places)
     install_metrics(competition, num_experts, LogIntervals(args.tensorboard_log_interval, args.log_interval))
     keep_schedule(competition, args)
     check_agreement([], competition)
@@ -87,7 +88,5 @@ def _competition_of_trainer(transformer: TransformerConfig) -> Competition:
 
     from megatron_compete.training.arguments import compete_config_from_args
 
-    stages = tuple(stage for stage, _ in layer_places(transformer))
-    return _trainer_competition(
-        compete_config_from_args(get_args()), moe_layer_numbers(transformer), stages, transformer.num_moe_experts or 0
-    )
+    config, layer_numbers = compete_config_from_args(get_args()), moe_layer_numbers(transformer)
+    return _trainer_competition(config, layer_numbers, layer_places(transformer), transformer.num_moe_experts or 0)

@@ -1,12 +1,15 @@
-"""Policy `balanced`: competitions of one step lie on different pipeline stages.
+"""Policy `balanced`: layers that compete at one step lie on different pipeline stages, next to each other in depth.
 
 A step of a pipeline is as slow as its slowest stage. Two layers that compete on one stage cost their time twice; on
-two stages they cost it once. So the draw of a window
+two stages they cost it once, the more so the closer they are: neighbouring stages move nearly in step, and with
+interleaving a slow pass in another model chunk delays them anew (`megatron-compete plan` simulates it). So a window
 
-* lets no stage hold more competing layers at a step than it must (its level), and
-* has as few steps as possible at that level: competitions of different stages coincide, as far as A_max allows.
+* lets no stage hold more competing layers at a step than it must (its level),
+* has as few steps as possible at that level, full up to A_max, and
+* at level 1 fills a step with neighbours in depth.
 
-Both are done by counting alone. Which steps those are, which stages meet, and which layers of a stage, is random.
+All of this is decided by counting, for the slots (stage, chunk) that the layers lie in; chance decides which steps those
+are, where in depth the first one begins and which layer of a slot competes when.
 """
 
 import functools
@@ -16,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+Place = tuple[int, int]
+"""Pipeline stage and model chunk."""
 
 
 @dataclass(frozen=True)
@@ -36,39 +41,40 @@ class BalancedDraw:
     Args:
         steps: length of a window.
         max_active: most layers at one step.
-        stages: pipeline stage of each layer, any integers.
+        places: stage and chunk of each layer.
     """
 
-    def __init__(self, steps: int, max_active: int, stages: tuple[int, ...]) -> None:
+    def __init__(self, steps: int, max_active: int, places: tuple[Place, ...]) -> None:
         self.steps, self.max_active = steps, max_active
-        _, stage_of_layer, sizes = np.unique(stages, return_inverse=True, return_counts=True)
-        self.stage_of_layer: Ints = stage_of_layer.astype(np.int64)
-        self.sizes: Ints = sizes.astype(np.int64)
-        self.first_layer = np.cumsum(self.sizes) - self.sizes
+        self.slots = Groups.of([(chunk, stage) for stage, chunk in places])
+        self.stages = Groups.of([stage for stage, _ in places])
+        self.stage_of_slot: list[int] = self.stages.of_member[self.slots.first_member].tolist()
         self.counts = functools.lru_cache(maxsize=64)(self._counts)
+        self.neighbours = functools.lru_cache(maxsize=256)(self._neighbours)
 
     def draw(self, random: np.random.Generator, rounds: int) -> NDArray[np.bool_]:
         """A window [steps, layers] in which each layer competes `rounds` times; at most steps * max_active / layers."""
         counts = self.counts(rounds)
         steps = random.permutation(self.steps)
-        stages = random.permutation(len(self.sizes))
-        high, low = steps[: counts.high_steps], steps[counts.high_steps :]
-        step_of_place, stage_of_place = np.concatenate(
-            (_wrap_around(high, stages, counts.high), _wrap_around(low, stages, counts.low)), axis=1
-        )
-        by_stage = np.lexsort((step_of_place, stage_of_place))
-        step_of_place, stage_of_place = step_of_place[by_stage], stage_of_place[by_stage]
-        layers = np.lexsort((random.random(len(self.stage_of_layer)), self.stage_of_layer))
-        # A stage's places, in order of time, go to its layers in turn: neighbours, so those of one step, differ.
-        turn = np.arange(len(by_stage)) - rounds * self.first_layer[stage_of_place]
-        layer_of_place = layers[self.first_layer[stage_of_place] + turn % self.sizes[stage_of_place]]
-        table = np.zeros((self.steps, len(self.stage_of_layer)), dtype=bool)
-        table[step_of_place, layer_of_place] = True
+        if counts.level <= 1:
+            groups = self.slots
+            step, group = self.neighbours(rounds, int(random.integers(len(groups.sizes))))
+            step, order = steps[step], random.random(len(step))
+        else:
+            groups = self.stages
+            stages = random.permutation(len(groups.sizes))
+            high, low = steps[: counts.high_steps], steps[counts.high_steps :]
+            shares = (_wrap_around(high, stages, counts.high), _wrap_around(low, stages, counts.low))
+            step, group = np.concatenate(shares, axis=1)
+            order = step  # layers of a stage take turns in time, so that those of one step differ
+        layer, place = groups.take_turns(random, group, order, rounds)
+        table = np.zeros((self.steps, len(groups.of_member)), dtype=bool)
+        table[step[place], layer] = True
         return table
 
     def _counts(self, rounds: int) -> Counts:
         """The lowest level that `rounds` competitions of every layer allow, at the fewest steps."""
-        wanted = rounds * self.sizes
+        wanted = rounds * self.stages.sizes
         level = 0
         while not self._fits(wanted, level, self.steps):
             level += 1
@@ -89,7 +95,7 @@ class BalancedDraw:
 
     def _most(self, level: int) -> Ints:
         """Layers of each stage at one step."""
-        return np.minimum(self.sizes, max(level, 0))
+        return np.minimum(self.stages.sizes, max(level, 0))
 
     def _most_together(self, level: int) -> int:
         """Layers of all stages at one step."""
@@ -111,6 +117,77 @@ class BalancedDraw:
             together[0] + together[1],
         )
         return flow >= int(wanted.sum())
+
+    def _neighbours(self, rounds: int, start: int) -> tuple[Ints, Ints]:
+        """At level 1, the steps 0, 1, ... and slots of a window's competitions, each [places].
+
+        A step takes one slot after another, in depth from where the last step ended, each of another stage. A stage
+        that has as many competitions left as there are steps must be among them. So none is left in the end: with r
+        steps to go no stage has more than r left, and all together no more than r full steps have.
+        """
+        left = (rounds * self.slots.sizes).tolist()
+        stage_left = (rounds * self.stages.sizes).tolist()
+        num_slots, high_steps = len(left), self.counts(rounds).high_steps
+        steps, slots = [], []
+        for step in range(high_steps):
+            must = {stage for stage, count in enumerate(stage_left) if count == high_steps - step}
+            chosen = self._slots_of_step(start, left, must)
+            start = (chosen[-1] + 1) % num_slots
+            for slot in chosen:
+                left[slot] -= 1
+                stage_left[self.stage_of_slot[slot]] -= 1
+            steps += [step] * len(chosen)
+            slots += chosen
+        return np.array(steps, dtype=np.int64), np.array(slots, dtype=np.int64)
+
+    def _slots_of_step(self, start: int, left: list[int], must: set[int]) -> list[int]:
+        """Slots of one step, going down in depth from `start`; those of the stages in `must` among them."""
+        chosen, taken = [], set()
+        others = self.max_active - len(must)
+        for slot in (*range(start, len(left)), *range(start)):
+            stage = self.stage_of_slot[slot]
+            if left[slot] and stage not in taken and (stage in must or others > 0):
+                chosen.append(slot)
+                taken.add(stage)
+                others -= stage not in must
+                if len(chosen) == self.max_active:
+                    break
+        return chosen
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Members (layers) that share a key, the groups in order of their keys."""
+
+    of_member: Ints
+    sizes: Ints
+    first_member: Ints
+    """A member of each group."""
+    start: Ints
+    """Where each group begins when members are sorted by group."""
+
+    @classmethod
+    def of(cls, keys: list[int] | list[Place]) -> "Groups":
+        """Groups of members with these keys."""
+        _, first, of_member, sizes = np.unique(
+            keys, axis=0, return_index=True, return_inverse=True, return_counts=True
+        )  # fmt: skip
+        return cls(of_member.reshape(-1), sizes, first, np.cumsum(sizes) - sizes)
+
+    def take_turns(self, random: np.random.Generator, group: Ints, order: NDArray, rounds: int) -> tuple[Ints, Ints]:
+        """Hand each group's places to its members in turn.
+
+        Args:
+            group: of each place; a group has `rounds` places for each of its members.
+            order: the places' order within a group.
+        Returns:
+            Members, and the place that each gets, [places] both.
+        """
+        places = np.lexsort((order, group))
+        group = group[places]
+        shuffled = np.lexsort((random.random(len(self.of_member)), self.of_member))
+        turn = np.arange(len(group)) - rounds * self.start[group]
+        return shuffled[self.start[group] + turn % self.sizes[group]], places
 
 
 def _fill(room: Ints, amount: int) -> Ints:

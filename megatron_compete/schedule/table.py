@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from megatron_compete.config import CompeteConfig, flag_of
 from megatron_compete.errors import CompeteError
-from megatron_compete.schedule.balanced import BalancedDraw
+from megatron_compete.schedule.balanced import BalancedDraw, Place
 from megatron_compete.schedule.rate import Decay, RateCurve
 from megatron_compete.schedule.shifted import draw_shifted
 
@@ -42,8 +42,8 @@ class CompetitionSchedule:
         max_active: most layers that compete at one step (A_max).
         policy: `balanced` over the pipeline stages, `shifted` as the authors do it, or `bernoulli`: every layer by
             itself at every step, without a limit.
-        stages: with `balanced`, the pipeline stage of each layer; none of them means one stage. Other policies do not
-            look at it, and it is then left empty.
+        places: with `balanced`, pipeline stage and model chunk of each layer, in order of depth; none of them means one
+            stage. Other policies do not look at it, and it is then left empty.
         seed: any integer; the same arguments always give the same table.
         warmup_steps: first steps at which nothing competes.
         decay, decay_steps, floor: how the rate falls after warm-up, see `RateCurve`.
@@ -56,7 +56,7 @@ class CompetitionSchedule:
     rate: float
     max_active: int
     policy: Policy = "shifted"
-    stages: tuple[int, ...] = ()
+    places: tuple[Place, ...] = ()
     seed: int = 1234
     warmup_steps: int = 0
     decay: Decay = "none"
@@ -67,20 +67,20 @@ class CompetitionSchedule:
     )
 
     @classmethod
-    def of(cls, config: CompeteConfig, stages: tuple[int, ...]) -> "CompetitionSchedule":
-        """The schedule of these settings for layers on these pipeline stages, numbered from 0."""
+    def of(cls, config: CompeteConfig, places: tuple[Place, ...]) -> "CompetitionSchedule":
+        """The schedule of these settings for layers at these places, in order of depth."""
         rate = config.rate
         if config.cap_rate:
-            rate = min(rate, config.max_active_layers / len(stages))
+            rate = min(rate, config.max_active_layers / len(places))
         policy = config.policy
         if policy == "auto":
-            policy = "balanced" if len(set(stages)) > 1 else "shifted"
+            policy = "balanced" if len({stage for stage, _ in places}) > 1 else "shifted"
         return cls(
-            num_layers=len(stages),
+            num_layers=len(places),
             rate=rate,
             max_active=config.max_active_layers,
             policy=policy,
-            stages=stages,
+            places=places,
             seed=config.seed,
             warmup_steps=config.warmup_steps,
             decay=config.rate_decay,
@@ -91,7 +91,7 @@ class CompetitionSchedule:
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> "CompetitionSchedule":
         """The schedule whose `settings` these are."""
-        return cls(**{**settings, "stages": tuple(settings["stages"])})
+        return cls(**{**settings, "places": tuple((stage, chunk) for stage, chunk in settings["places"])})
 
     def __post_init__(self) -> None:
         if self.num_layers < 1:
@@ -100,10 +100,10 @@ class CompetitionSchedule:
             raise CompeteError(f"{flag_of('max_active_layers')} {self.max_active} is out of range: give 1 or more")
         if self.policy not in POLICIES:
             raise CompeteError(f"{flag_of('policy')} {self.policy} is unknown: choose from {', '.join(POLICIES)}")
-        stages = (self.stages or (0,) * self.num_layers) if self.policy == "balanced" else ()
-        if stages and len(stages) != self.num_layers:
-            raise CompeteError(f"{len(stages)} pipeline stages are given for {self.num_layers} layers: give one each")
-        object.__setattr__(self, "stages", stages)
+        places = (self.places or ((0, 0),) * self.num_layers) if self.policy == "balanced" else ()
+        if places and len(places) != self.num_layers:
+            raise CompeteError(f"{len(places)} pipeline places are given for {self.num_layers} layers: give one each")
+        object.__setattr__(self, "places", places)
         self.curve  # noqa: B018  a rate out of range is an error here, not at the first step
         if self.rate * self.num_layers > self.max_active * (1 + 1e-9):
             raise CompeteError(self._impossible())
@@ -160,7 +160,7 @@ class CompetitionSchedule:
     def settings(self) -> dict[str, Any]:
         """Everything that the table depends on, as plain values."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
-        return {**values, "stages": list(self.stages)}
+        return {**values, "places": [list(place) for place in self.places]}
 
     def digest(self) -> str:
         """SHA-256 of the settings and of the first two windows, so that another way of drawing shows too."""
@@ -193,4 +193,4 @@ class CompetitionSchedule:
 
     @cached_property
     def _balanced(self) -> BalancedDraw:
-        return BalancedDraw(self.window_steps, self.max_active, self.stages)
+        return BalancedDraw(self.window_steps, self.max_active, self.places)

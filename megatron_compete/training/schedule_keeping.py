@@ -2,8 +2,8 @@
 
 Ranks never talk about the schedule while they train, so they must agree before they start. A checkpoint carries the
 schedule's settings among the trainer's arguments (`args.compete_schedule`); a run that resumes from it continues that
-table. The pipeline stages that a balanced schedule spreads over are among the settings: after a change of layout they
-stay those of the first run, so that the table, and with it the training, does not change.
+table. The places of layers in the pipeline that a balanced schedule goes by are among the settings: after a change of
+layout they stay those of the first run, so that the table, and with it the training, does not change.
 """
 
 import argparse
@@ -26,7 +26,7 @@ FLAGS = {
     "rate": flag_of("rate"),
     "max_active": flag_of("max_active_layers"),
     "policy": flag_of("policy"),
-    "stages": "pipeline stage of each layer (pipeline layout)",
+    "places": "stage and chunk of each layer (pipeline layout)",
     "seed": flag_of("seed"),
     "warmup_steps": flag_of("warmup_steps"),
     "decay": flag_of("rate_decay"),
@@ -127,7 +127,7 @@ class _Keeper:
 def continued(saved: Settings, now: Settings, config: CompeteConfig) -> Settings:
     """The settings with which a schedule goes on in a resumed run: the saved ones.
 
-    The policy, where it was left to `auto`, and the stages follow from the pipeline layout, which may change; all
+    The policy, where it was left to `auto`, and the places follow from the pipeline layout, which may change; all
     others are the user's and may not.
 
     Args:
@@ -135,7 +135,7 @@ def continued(saved: Settings, now: Settings, config: CompeteConfig) -> Settings
     Raises:
         CompeteError: another value is asked for than the checkpoint's.
     """
-    derived = {"stages"} | ({"policy"} if config.policy == "auto" else set())
+    derived = {"places"} | ({"policy"} if config.policy == "auto" else set())
     changes = _changes(saved, now, FLAGS.keys() - derived)
     if changes:
         raise CompeteError(

@@ -60,4 +60,4 @@ def test_only_layers_with_experts_compete() -> None:
     assert layer_places(config) == ((0, 0), (0, 0), (1, 0), (1, 0))
     competition = Competition.of_model(CompeteConfig(), config, lambda: 0)
     assert competition.layer_numbers == (2, 3, 5, 6)
-    assert competition.schedule.policy == "balanced" and competition.schedule.stages == (0, 0, 1, 1)
+    assert competition.schedule.policy == "balanced" and competition.schedule.places == ((0, 0), (0, 0), (1, 0), (1, 0))

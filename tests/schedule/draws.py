@@ -1,33 +1,40 @@
 """Schedules drawn at random for property tests."""
 
 import dataclasses
+from itertools import chain
 
 from hypothesis import strategies as st
 
 from megatron_compete.schedule import CompetitionSchedule
+from megatron_compete.schedule.balanced import Place
 from megatron_compete.schedule.table import POLICIES
 
 
 @st.composite
-def placements(draw: st.DrawFn, max_stages: int = 8, max_chunks: int = 3, max_layers: int = 5) -> tuple[int, ...]:
-    """Pipeline stage of each layer in order of depth: chunks over stages, of unequal sizes, some of them empty."""
+def placements(draw: st.DrawFn, max_stages: int = 8, max_chunks: int = 3, max_layers: int = 5) -> tuple[Place, ...]:
+    """Stage and chunk of each layer in order of depth, slots of unequal sizes, some of them empty."""
     num_stages = draw(st.integers(1, max_stages))
     sizes = draw(st.lists(st.lists(st.integers(0, max_layers), min_size=num_stages, max_size=num_stages), min_size=1, max_size=max_chunks))  # fmt: skip
-    stages = tuple(stage for chunk in sizes for stage, size in enumerate(chunk) for _ in range(size))
-    return stages or (0,)
+    places = (((stage, at),) * size for at, chunk in enumerate(sizes) for stage, size in enumerate(chunk))
+    return tuple(chain.from_iterable(places)) or ((0, 0),)
+
+
+def slots(stages: int, chunks: int = 1, layers: int = 1) -> tuple[Place, ...]:
+    """Places of a pipeline with as many layers in every slot."""
+    return tuple((stage, chunk) for chunk in range(chunks) for stage in range(stages) for _ in range(layers))
 
 
 @st.composite
 def schedules(draw: st.DrawFn, most_load: float = 1.0, decays: bool = True) -> CompetitionSchedule:
     """Any schedule with rate * layers <= most_load * A_max."""
-    stages = draw(placements())
-    layers = len(stages)
+    places = draw(placements())
+    layers = len(places)
     policy = draw(st.sampled_from(POLICIES))
     max_active = layers + draw(st.integers(0, 2)) if policy == "bernoulli" else draw(st.integers(1, layers + 2))
     most = min(1.0, most_load * max_active / layers)
     rate = draw(st.one_of(st.floats(0.0, most), st.just(most)))
     schedule = CompetitionSchedule(
-        layers, rate, max_active, policy, stages, seed=draw(st.integers(-5, 2**40)), warmup_steps=draw(st.integers(0, 300))
+        layers, rate, max_active, policy, places, seed=draw(st.integers(-5, 2**40)), warmup_steps=draw(st.integers(0, 300))
     )  # fmt: skip
     if not decays or not draw(st.booleans()):
         return schedule

@@ -1,4 +1,4 @@
-"""What `balanced` promises about pipeline stages."""
+"""What `balanced` promises about the pipeline."""
 
 import math
 from itertools import combinations_with_replacement
@@ -10,28 +10,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_compete.schedule import CompetitionSchedule
-from megatron_compete.schedule.balanced import BalancedDraw
-from tests.schedule.draws import placements
+from megatron_compete.schedule.balanced import BalancedDraw, Place
+from tests.schedule.draws import placements, slots
+
+Places = tuple[Place, ...]
 
 
-def loads(table: np.ndarray, stages: tuple[int, ...]) -> np.ndarray:
+def loads(table: np.ndarray, places: Places) -> np.ndarray:
     """Competing layers of each stage, [steps, stages]."""
-    return np.stack([table[:, np.array(stages) == stage].sum(axis=1) for stage in sorted(set(stages))], axis=1)
+    stages = np.array([stage for stage, _ in places])
+    return np.stack([table[:, stages == stage].sum(axis=1) for stage in sorted(set(stages.tolist()))], axis=1)
 
 
 @st.composite
 def balanced(draw: st.DrawFn) -> CompetitionSchedule:
-    stages = draw(placements())
-    max_active = draw(st.integers(1, len(stages)))
-    rate = draw(st.floats(0.0, 1.0)) * max_active / len(stages)
-    return CompetitionSchedule(len(stages), rate, max_active, "balanced", stages, seed=draw(st.integers(0, 99)))
+    places = draw(placements())
+    max_active = draw(st.integers(1, len(places)))
+    rate = draw(st.floats(0.0, 1.0)) * max_active / len(places)
+    return CompetitionSchedule(len(places), rate, max_active, "balanced", places, seed=draw(st.integers(0, 99)))
 
 
 @settings(max_examples=2000, deadline=None)
 @given(balanced())
 def test_stages_share_a_step_whenever_the_draws_allow(schedule: CompetitionSchedule) -> None:
     """At most ceil(A_max / stages) on one, unless some stage's layers cannot compete at the rate that way."""
-    sizes = np.bincount(schedule.stages)
+    sizes = np.bincount([stage for stage, _ in schedule.places])
     sizes = sizes[sizes > 0]
     share = math.ceil(schedule.max_active / len(sizes))
     rounds = math.ceil(schedule.rate * schedule.window_steps)
@@ -39,7 +42,7 @@ def test_stages_share_a_step_whenever_the_draws_allow(schedule: CompetitionSched
     allowed = (rounds * sizes).max() <= schedule.window_steps * share
     allowed &= rounds * sizes.sum() <= schedule.window_steps * together
     table = schedule.table(0, 2 * schedule.window_steps)
-    most = loads(table, schedule.stages).max()
+    most = loads(table, schedule.places).max()
     if allowed:
         assert most <= share
     if len(set(sizes)) == 1:
@@ -47,18 +50,22 @@ def test_stages_share_a_step_whenever_the_draws_allow(schedule: CompetitionSched
 
 
 @settings(max_examples=1000, deadline=None)
-@given(placements(max_stages=4, max_layers=3), st.data())
-def test_level_and_slow_steps_are_the_fewest(stages: tuple[int, ...], data: st.DataObject) -> None:
-    """With one slow step less there is no table, whatever its order."""
-    max_active = data.draw(st.integers(1, len(stages)))
-    steps = len(stages)
-    rounds = data.draw(st.integers(0, steps * max_active // len(stages)))
-    draw = BalancedDraw(steps, max_active, stages)
+@given(placements(max_stages=4, max_layers=3), st.integers(0, 2**32), st.data())
+def test_level_and_slow_steps_are_the_fewest(places: Places, seed: int, data: st.DataObject) -> None:
+    """With one slow step less there is no table, whatever its order; the one drawn has no more."""
+    max_active = data.draw(st.integers(1, len(places)))
+    steps = len(places)
+    rounds = data.draw(st.integers(0, steps * max_active // len(places)))
+    draw = BalancedDraw(steps, max_active, places)
     counts = draw.counts(rounds)
-    np.testing.assert_array_equal(counts.high + counts.low, rounds * draw.sizes)
+    np.testing.assert_array_equal(counts.high + counts.low, rounds * draw.stages.sizes)
+    table = draw.draw(np.random.default_rng(seed), rounds)
+    assert (table.sum(axis=0) == rounds).all() and table.sum(axis=1).max() <= max_active
     if counts.level == 0:
         assert rounds == 0
         return
+    most = loads(table, places).max(axis=1)
+    assert most.max() == counts.level and (most == counts.level).sum() <= counts.high_steps
     assert has_room(draw, rounds, counts.level, counts.high_steps)
     assert not has_room(draw, rounds, counts.level, counts.high_steps - 1)
 
@@ -69,34 +76,47 @@ def has_room(draw: BalancedDraw, rounds: int, level: int, high_steps: int) -> bo
     for step in range(draw.steps):
         most = level if step < high_steps else level - 1
         graph.add_edge("source", step, capacity=draw.max_active)
-        for stage, size in enumerate(draw.sizes.tolist()):
+        for stage, size in enumerate(draw.stages.sizes.tolist()):
             graph.add_edge(step, f"stage {stage}", capacity=min(size, most))
-    for stage, size in enumerate(draw.sizes.tolist()):
+    for stage, size in enumerate(draw.stages.sizes.tolist()):
         graph.add_edge(f"stage {stage}", "sink", capacity=rounds * size)
-    return nx.maximum_flow_value(graph, "source", "sink") == rounds * int(draw.sizes.sum())
+    return nx.maximum_flow_value(graph, "source", "sink") == rounds * int(draw.stages.sizes.sum())
 
 
-@pytest.mark.parametrize("num_stages, per_stage", combinations_with_replacement((2, 3, 4, 8), 2))
-def test_competitions_of_different_stages_coincide(num_stages: int, per_stage: int) -> None:
+@pytest.mark.parametrize("chunks", (1, 3))
+@pytest.mark.parametrize("stages, layers", combinations_with_replacement((2, 3, 4, 8), 2))
+def test_competitions_of_different_stages_coincide(stages: int, layers: int, chunks: int) -> None:
     """At one layer a stage the slow steps are as few as can be: a window's competitions over A_max a step."""
-    stages = tuple(np.repeat(np.arange(num_stages), per_stage).tolist())
-    max_active = num_stages
-    schedule = CompetitionSchedule(len(stages), 1 / (4 * per_stage), max_active, "balanced", stages)
+    places = slots(stages, chunks, layers)
+    schedule = CompetitionSchedule(len(places), 1 / (4 * layers * chunks), stages, "balanced", places)
     table = schedule.table(0, schedule.window_steps)
-    assert loads(table, stages).max() == 1
-    assert (table.sum(axis=1) > 0).sum() == math.ceil(table.sum() / max_active)
+    assert loads(table, places).max() == 1
+    assert (table.sum(axis=1) > 0).sum() == math.ceil(table.sum() / stages)
 
 
-def test_pairs_of_stages_meet_alike() -> None:
-    stages = tuple(n // 4 for n in range(24))
-    table = CompetitionSchedule(24, 0.1, 3, "balanced", stages).table(0, 400_000)
-    by_stage = loads(table, stages).astype(float)
-    together = by_stage.T @ by_stage
-    off_diagonal = together[~np.eye(6, dtype=bool)]
-    assert off_diagonal.max() < 1.15 * off_diagonal.mean() and off_diagonal.min() > 0.85 * off_diagonal.mean()
+@pytest.mark.parametrize("max_active", (2, 3, 4, 8))
+def test_neighbours_in_depth_compete_together(max_active: int) -> None:
+    """Slots in a row, from the last chunk's end to the first one's beginning if need be."""
+    places = slots(stages=8, chunks=3, layers=2)
+    schedule = CompetitionSchedule(len(places), 0.03, max_active, "balanced", places)
+    table = schedule.table(0, 10 * schedule.window_steps)
+    for row in table[table.sum(axis=1) == max_active]:
+        taken = np.flatnonzero(row.reshape(24, 2).any(axis=1))
+        gaps = np.diff(taken, append=taken[0] + 24)
+        assert sorted(gaps)[:-1] == [1] * (max_active - 1)
+
+
+def test_where_a_step_begins_in_depth_is_drawn() -> None:
+    """Over many windows every pair of neighbours meets, and every layer of a slot meets every one of the next."""
+    places = slots(stages=6, layers=4)
+    table = CompetitionSchedule(24, 0.1, 3, "balanced", places).table(0, 400_000).astype(float)
+    together = table.T @ table
+    by_distance = [np.concatenate([together[i, 4 * ((i // 4 + d) % 6) :][:4] for i in range(24)]) for d in (1, 2)]
+    for counts in by_distance:
+        assert counts.max() < 1.2 * counts.mean() and counts.min() > 0.8 * counts.mean()
 
 
 def test_stages_may_have_any_numbers() -> None:
-    one = CompetitionSchedule(4, 0.2, 2, "balanced", (0, 0, 1, 1)).table(0, 300)
-    other = CompetitionSchedule(4, 0.2, 2, "balanced", (5, 5, 9, 9)).table(0, 300)
+    one = CompetitionSchedule(4, 0.2, 2, "balanced", slots(2, layers=2)).table(0, 300)
+    other = CompetitionSchedule(4, 0.2, 2, "balanced", ((5, 0), (5, 0), (9, 0), (9, 0))).table(0, 300)
     np.testing.assert_array_equal(one, other)

@@ -15,7 +15,7 @@ from megatron_compete.config import CompeteConfig
 from megatron_compete.errors import CompeteError
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.schedule.table import POLICIES
-from tests.schedule.draws import copy_of, schedules
+from tests.schedule.draws import copy_of, schedules, slots
 
 thousands = settings(max_examples=2000, deadline=None)
 
@@ -73,7 +73,7 @@ def test_long_run_rates_of_all_policies(policy: str) -> None:
     for load, layers in ((0.9, 24), (1.0, 24)):
         max_active = layers if policy == "bernoulli" else 6
         rate = load * max_active / layers if policy != "bernoulli" else 0.5 * load
-        schedule = CompetitionSchedule(layers, rate, max_active, policy, tuple(n // 6 for n in range(layers)))
+        schedule = CompetitionSchedule(layers, rate, max_active, policy, slots(2, 2, layers=6))
         rates = schedule.table(0, 100_000).mean(axis=0)
         assert np.abs(rates / rate - 1).max() <= 0.02
         assert rates.max() / rates.min() <= 1.03
@@ -100,9 +100,9 @@ print(json.dumps([CompetitionSchedule.from_settings(one).digest() for one in jso
 
 
 def test_another_process_draws_the_same_table() -> None:
-    layers = tuple(n // 3 for n in range(12))
+    places = slots(2, 2, layers=3)
     drawn = [
-        CompetitionSchedule(12, 0.2, 12, policy, layers, decay=decay, decay_steps=900 * (decay != "none"))
+        CompetitionSchedule(12, 0.2, 12, policy, places, decay=decay, decay_steps=900 * (decay != "none"))
         for policy in POLICIES
         for decay in ("none", "linear", "cosine")
     ]
@@ -158,7 +158,7 @@ def test_bernoulli_needs_room_for_all_layers() -> None:
         dict(max_active=0),
         dict(num_layers=0),
         dict(policy="fair"),
-        dict(policy="balanced", stages=(0, 1)),
+        dict(policy="balanced", places=((0, 0), (1, 0))),
         dict(decay="linear"),
         dict(decay="linear", decay_steps=10, floor=0.2),
         dict(decay_steps=10),
@@ -180,19 +180,21 @@ def test_layers_are_numbered_from_one() -> None:
 
 def test_from_the_settings_of_a_job() -> None:
     config = CompeteConfig(rate=0.5, max_active_layers=2, rate_decay="cosine", rate_decay_steps=50, rate_floor=0.1)
-    one_stage, two_stages = (0,) * 4, (0, 0, 1, 1)
+    one_stage, two_stages = slots(1, layers=4), slots(2, layers=2)
     assert CompetitionSchedule.of(config, one_stage).policy == "shifted"
     balanced = CompetitionSchedule.of(config, two_stages)
-    assert (balanced.policy, balanced.stages, balanced.floor) == ("balanced", two_stages, 0.1)
+    assert (balanced.policy, balanced.places, balanced.floor) == ("balanced", two_stages, 0.1)
     explicit = CompetitionSchedule.of(dataclasses.replace(config, policy="shifted"), two_stages)
-    assert (explicit.policy, explicit.stages) == ("shifted", ())
+    assert (explicit.policy, explicit.places) == ("shifted", ())
 
 
 def test_a_capped_rate_is_the_highest_that_fits() -> None:
     config = CompeteConfig(rate=0.5, max_active_layers=1, rate_floor=0.3, rate_decay="linear", rate_decay_steps=9)
     with pytest.raises(CompeteError, match="--compete-cap-rate takes the highest rate that fits"):
-        CompetitionSchedule.of(config, (0,) * 4)
-    capped = CompetitionSchedule.of(dataclasses.replace(config, cap_rate=True), (0,) * 4)
+        CompetitionSchedule.of(config, slots(1, layers=4))
+    capped = CompetitionSchedule.of(dataclasses.replace(config, cap_rate=True), slots(1, layers=4))
     assert (capped.rate, capped.floor) == (0.25, 0.25)
-    possible = CompetitionSchedule.of(dataclasses.replace(config, cap_rate=True, max_active_layers=4), (0,) * 4)
+    possible = CompetitionSchedule.of(
+        dataclasses.replace(config, cap_rate=True, max_active_layers=4), slots(1, layers=4)
+    )
     assert possible.rate == 0.5

@@ -7,6 +7,7 @@ import pytest
 from megatron_compete.moe.metrics_table import COMPETITION_METRICS, ROUTING_METRICS
 from megatron_compete.report.scalars import Scalars, read_scalars
 from megatron_compete.schedule import CompetitionSchedule
+from tests.schedule.draws import slots
 from tests.training.runs import train
 
 STEPS, INTERVAL, LAYERS, EXPERTS = 6, 2, 4, 4
@@ -37,7 +38,7 @@ def test_routing_is_logged_on_every_logged_step_and_no_other(logged: Scalars) ->
 
 
 def test_competition_is_logged_where_it_happened(logged: Scalars) -> None:
-    table = CompetitionSchedule(LAYERS, RATE, 2, "balanced", stages=(0, 0, 1, 1), seed=SEED).table(0, STEPS)
+    table = CompetitionSchedule(LAYERS, RATE, 2, "balanced", slots(2, layers=2), seed=SEED).table(0, STEPS)
     assert logged["competition/active-layers"] == {step: table[step - 1].sum() for step in LOGGED}
     for metric in COMPETITION_METRICS[1:]:
         assert set(logged[metric.tag]) == {step for step in LOGGED if table[step - 1].any()}, metric.tag

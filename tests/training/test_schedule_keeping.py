@@ -13,23 +13,27 @@ from megatron_compete.errors import CompeteError
 from megatron_compete.moe.competition import Competition
 from megatron_compete.report.scalars import read_scalars
 from megatron_compete.schedule import CompetitionSchedule
+from megatron_compete.schedule.balanced import Place
 from megatron_compete.training.schedule_keeping import check_agreement, continued, forget_schedule, keep_schedule
 from tests.ranks import run_ranks
+from tests.schedule.draws import slots
 from tests.training.runs import train
 
 STEPS, MIDDLE = 8, 4
 CONFIG = CompeteConfig(rate=0.2, max_active_layers=2)
+Places = tuple[Place, ...]
+TWO_STAGES = slots(2, layers=2)
 
 
-def competition(config: CompeteConfig = CONFIG, stages: tuple[int, ...] = (0, 0, 1, 1)) -> Competition:
-    return Competition(config, (1, 2, 3, 4), lambda: 0, stages)
+def competition(config: CompeteConfig = CONFIG, places: Places = TWO_STAGES) -> Competition:
+    return Competition(config, (1, 2, 3, 4), lambda: 0, places)
 
 
-def agree(own_config_of_rank: dict[int, CompeteConfig], stages_of_rank: dict[int, tuple[int, ...]]) -> str:
+def agree(own_config_of_rank: dict[int, CompeteConfig], places_of_rank: dict[int, Places]) -> str:
     """What the check says on this rank; empty if nothing."""
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    one = competition(own_config_of_rank.get(rank, CONFIG), stages_of_rank.get(rank, (0, 0, 1, 1)))
+    one = competition(own_config_of_rank.get(rank, CONFIG), places_of_rank.get(rank, TWO_STAGES))
     try:
         assert check_agreement([], one) == []
     except CompeteError as error:
@@ -48,7 +52,7 @@ def test_ranks_that_differ_stop_with_the_values() -> None:
     assert "--compete-rate is 0.2 on rank 0, 0.1 on rank 2" in said[0]
     assert "--compete-seed is 1234 on rank 0, 5 on rank 2" in said[0]
     assert "policy" not in said[0]
-    assert "pipeline layout" in run_ranks(2, agree, {}, {1: (0, 1, 1, 1)})[0]
+    assert "pipeline layout" in run_ranks(2, agree, {}, {1: slots(4)})[0]
 
 
 def draw_otherwise(differing_rank: int) -> str:
@@ -70,14 +74,14 @@ def test_other_random_numbers_are_noticed() -> None:
     assert all("install one version of numpy on all nodes" in text for text in said)
 
 
-def settings_of(config: CompeteConfig, stages: tuple[int, ...] = (0, 0, 1, 1)) -> dict:
-    return CompetitionSchedule.of(config, stages).settings()
+def settings_of(config: CompeteConfig, places: Places = TWO_STAGES) -> dict:
+    return CompetitionSchedule.of(config, places).settings()
 
 
 def test_a_change_of_layout_keeps_policy_and_stages() -> None:
     saved = settings_of(CONFIG)
-    assert continued(saved, settings_of(CONFIG, (0, 0, 0, 0)), CONFIG) == saved
-    assert continued(saved, settings_of(CONFIG, (0, 1, 2, 3)), CONFIG) == saved
+    assert continued(saved, settings_of(CONFIG, slots(1, layers=4)), CONFIG) == saved
+    assert continued(saved, settings_of(CONFIG, slots(4)), CONFIG) == saved
 
 
 @pytest.mark.parametrize(
