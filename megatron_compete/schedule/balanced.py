@@ -6,7 +6,7 @@ interleaving a slow pass in another model chunk delays them anew (`megatron-comp
 
 * lets no stage hold more competing layers at a step than it must (its level),
 * has as few steps as possible at that level, full up to A_max, and
-* at level 1 fills a step with neighbours in depth.
+* fills a step with neighbours in depth.
 
 All of this is decided by counting, for the slots (stage, chunk) that the layers lie in; chance decides which steps those
 are, where in depth the first one begins and which layer of a slot competes when.
@@ -48,6 +48,7 @@ class BalancedDraw:
         self.steps, self.max_active = steps, max_active
         self.slots = Groups.of([(chunk, stage) for stage, chunk in places])
         self.stages = Groups.of([stage for stage, _ in places])
+        self.slot_sizes: list[int] = self.slots.sizes.tolist()
         self.stage_of_slot: list[int] = self.stages.of_member[self.slots.first_member].tolist()
         self.counts = functools.lru_cache(maxsize=64)(self._counts)
         self.neighbours = functools.lru_cache(maxsize=256)(self._neighbours)
@@ -56,18 +57,16 @@ class BalancedDraw:
         """A window [steps, layers] in which each layer competes `rounds` times; at most steps * max_active / layers."""
         counts = self.counts(rounds)
         steps = random.permutation(self.steps)
-        if counts.level <= 1:
-            groups = self.slots
-            step, group = self.neighbours(rounds, int(random.integers(len(groups.sizes))))
-            step, order = steps[step], random.random(len(step))
-        else:
-            groups = self.stages
-            stages = random.permutation(len(groups.sizes))
-            high, low = steps[: counts.high_steps], steps[counts.high_steps :]
-            shares = (_wrap_around(high, stages, counts.high), _wrap_around(low, stages, counts.low))
-            step, group = np.concatenate(shares, axis=1)
-            order = step  # layers of a stage take turns in time, so that those of one step differ
-        layer, place = groups.take_turns(random, group, order, rounds)
+        groups, shares = self.slots, self.neighbours(rounds, int(random.integers(len(self.slots.sizes))))
+        if shares is None:
+            groups, stages = self.stages, random.permutation(len(self.stages.sizes))
+            high, low = np.split(np.arange(self.steps), [counts.high_steps])
+            shares = np.concatenate(
+                (_wrap_around(high, stages, counts.high), _wrap_around(low, stages, counts.low)), axis=1
+            )
+        step, group = steps[shares[0]], shares[1]
+        # Members of a group take turns in time, so that those of one step differ; where none meet, at random.
+        layer, place = groups.take_turns(random, group, step if counts.level > 1 else random.random(len(step)), rounds)
         table = np.zeros((self.steps, len(groups.of_member)), dtype=bool)
         table[step[place], layer] = True
         return table
@@ -118,40 +117,70 @@ class BalancedDraw:
         )
         return flow >= int(wanted.sum())
 
-    def _neighbours(self, rounds: int, start: int) -> tuple[Ints, Ints]:
-        """At level 1, the steps 0, 1, ... and slots of a window's competitions, each [places].
+    def _neighbours(self, rounds: int, start: int) -> Ints | None:
+        """Steps (those at the level first) and slots of a window's competitions, [2, places].
 
-        A step takes one slot after another, in depth from where the last step ended, each of another stage. A stage
-        that has as many competitions left as there are steps must be among them. So none is left in the end: with r
-        steps to go no stage has more than r left, and all together no more than r full steps have.
+        A step takes slots one after another, in depth from where the last one ended, as many of a stage and in all as
+        its level allows. What a slot or stage must give now, because the steps to come could not hold it, is set
+        aside first. None where even so something is left over: at rates near 1 the stages' shares may not suit the
+        slots.
         """
+        counts = self.counts(rounds)
         left = (rounds * self.slots.sizes).tolist()
-        stage_left = (rounds * self.stages.sizes).tolist()
-        num_slots, high_steps = len(left), self.counts(rounds).high_steps
         steps, slots = [], []
-        for step in range(high_steps):
-            must = {stage for stage, count in enumerate(stage_left) if count == high_steps - step}
-            chosen = self._slots_of_step(start, left, must)
-            start = (chosen[-1] + 1) % num_slots
-            for slot in chosen:
-                left[slot] -= 1
-                stage_left[self.stage_of_slot[slot]] -= 1
-            steps += [step] * len(chosen)
-            slots += chosen
-        return np.array(steps, dtype=np.int64), np.array(slots, dtype=np.int64)
+        for first, last, level, share in (
+            (0, counts.high_steps, counts.level, counts.high),
+            (counts.high_steps, self.steps, counts.level - 1, counts.low),
+        ):
+            stage_left = share.tolist()
+            for step in range(first, last if any(stage_left) else first):
+                must = [max(0, count - size * (self.steps - step - 1)) for count, size in zip(left, self.slot_sizes)]
+                stage_must = np.maximum(0, stage_left - self._most(level) * (last - step - 1)).tolist()
+                stage_room = np.minimum(stage_left, self._most(level)).tolist()
+                chosen = self._slots_of_step(start, left, must, stage_must, stage_room, self._most_together(level))
+                for slot in chosen:
+                    left[slot] -= 1
+                    stage_left[self.stage_of_slot[slot]] -= 1
+                start = (chosen[-1] + 1) % len(left) if chosen else start
+                steps += [step] * len(chosen)
+                slots += chosen
+        return None if any(left) else np.array((steps, slots), dtype=np.int64)
 
-    def _slots_of_step(self, start: int, left: list[int], must: set[int]) -> list[int]:
-        """Slots of one step, going down in depth from `start`; those of the stages in `must` among them."""
-        chosen, taken = [], set()
-        others = self.max_active - len(must)
-        for slot in (*range(start, len(left)), *range(start)):
-            stage = self.stage_of_slot[slot]
-            if left[slot] and stage not in taken and (stage in must or others > 0):
+    def _slots_of_step(
+        self, start: int, left: list[int], must: list[int], stage_must: list[int], stage_room: list[int], room: int
+    ) -> list[int]:
+        """Slots of one step, down in depth from `start` and round again; a slot is taken once for each layer.
+
+        Args:
+            left, must: competitions that slots have left, and those of them that belong to this step.
+            stage_must, stage_room: least and most of a stage.
+            room: most of all.
+        """
+        stage_free, stage_set_aside = stage_room.copy(), stage_must.copy()
+        for slot, count in enumerate(must):
+            stage_free[self.stage_of_slot[slot]] -= count
+            stage_set_aside[self.stage_of_slot[slot]] -= count
+        stage_set_aside = [max(0, count) for count in stage_set_aside]
+        free = room - sum(must) - sum(stage_set_aside)
+        chosen: list[int] = []
+        must, can = must.copy(), np.minimum(left, self.slots.sizes).tolist()
+        lap = -1
+        while lap < len(chosen) < room:
+            lap = len(chosen)
+            for slot in (*range(start, len(left)), *range(start)):
+                stage = self.stage_of_slot[slot]
+                if len(chosen) == room or not can[slot]:
+                    continue
+                if must[slot]:
+                    must[slot] -= 1
+                elif stage_free[stage] > 0 and (stage_set_aside[stage] or free > 0):
+                    stage_free[stage] -= 1
+                    free -= not stage_set_aside[stage]
+                    stage_set_aside[stage] = max(0, stage_set_aside[stage] - 1)
+                else:
+                    continue
+                can[slot] -= 1
                 chosen.append(slot)
-                taken.add(stage)
-                others -= stage not in must
-                if len(chosen) == self.max_active:
-                    break
         return chosen
 
 

@@ -106,6 +106,28 @@ def test_neighbours_in_depth_compete_together(max_active: int) -> None:
         assert sorted(gaps)[:-1] == [1] * (max_active - 1)
 
 
+def test_neighbours_also_where_a_stage_takes_two() -> None:
+    """Three layers at each step over two stages: three slots in a row."""
+    places = slots(stages=2, chunks=4, layers=6)
+    schedule = CompetitionSchedule(48, 3 / 48, 3, "balanced", places)
+    for row in schedule.table(0, 10 * schedule.window_steps):
+        taken = np.flatnonzero(row.reshape(8, 6).any(axis=1))
+        assert len(taken) == 3
+        assert sorted(np.diff(taken, append=taken[0] + 8)) == [1, 1, 6]
+
+
+@pytest.mark.parametrize("places", [((0, 0), (0, 0), (0, 0), (0, 0), (1, 0), (0, 1), (1, 1), (1, 1))])
+def test_shares_that_do_not_suit_the_slots_fall_back(places: Places) -> None:
+    """At every load the table is whole, also where a stage's share cannot be had from its slots in a row."""
+    for max_active in range(1, len(places) + 1):
+        draw = BalancedDraw(24, max_active, places)
+        for rounds in range(24 * max_active // len(places) + 1):
+            draw.neighbours = lambda rounds, start: None
+            table = draw.draw(np.random.default_rng(0), rounds)
+            assert (table.sum(axis=0) == rounds).all() and table.sum(axis=1).max() <= max_active
+            assert loads(table, places).max(axis=1).max() == draw.counts(rounds).level
+
+
 def test_where_a_step_begins_in_depth_is_drawn() -> None:
     """Over many windows every pair of neighbours meets, and every layer of a slot meets every one of the next."""
     places = slots(stages=6, layers=4)
