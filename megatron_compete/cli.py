@@ -8,6 +8,8 @@ from pathlib import Path
 
 from megatron_compete import __version__
 from megatron_compete.errors import run_command
+from megatron_compete.plan.command import HELP as PLAN_HELP
+from megatron_compete.plan.command import add_plan_arguments, run_plan
 from megatron_compete.recipe import read_recipe, shell_line
 
 PRETRAIN_HELP = """Train from a recipe: its arguments are expanded into a torchrun command line.
@@ -34,9 +36,11 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argpars
     parser = argparse.ArgumentParser(prog="megatron-compete", description=__doc__)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
-    train = verbs.add_parser("pretrain", help="train from a recipe", description=PRETRAIN_HELP)
+    train = verbs.add_parser("pretrain", help="train from a recipe", description=PRETRAIN_HELP, allow_abbrev=False)
     train.add_argument("--recipe", type=Path, required=True, help="YAML file, see examples/")
-    return parser, {"pretrain": pretrain}
+    plan = verbs.add_parser("plan", help="price a recipe without a GPU", description=PLAN_HELP, allow_abbrev=False)
+    add_plan_arguments(plan)
+    return parser, {"pretrain": pretrain, "plan": run_plan}
 
 
 def main() -> None:

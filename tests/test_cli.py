@@ -24,6 +24,15 @@ def test_dry_run_prints_the_launch(recipe: Path) -> None:
     assert " torchrun " in result.stdout and "--train-iters 7" in result.stdout
 
 
+def test_help_names_the_verbs_and_imports_nothing_heavy() -> None:
+    check = (
+        "import sys, megatron_compete.cli as cli; cli.build_parser(); assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT)
+    result = command("--help")
+    assert result.returncode == 0 and "pretrain" in result.stdout and "plan" in result.stdout
+
+
 def test_a_missing_recipe_is_one_line_and_exit_code_2() -> None:
     result = command("pretrain", "--recipe", "nowhere.yaml")
     assert result.returncode == 2

@@ -1,0 +1,129 @@
+"""`megatron-compete plan`: price a recipe for any number of GPUs, on a machine that has none."""
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_compete.errors import CompeteError
+from megatron_compete.recipe import Recipe, read_recipe
+
+if TYPE_CHECKING:
+    from megatron_compete.plan.job_plan import JobPlan
+    from megatron_compete.plan.overhead import Overhead
+
+HELP = """Count a job's parameters, memory, traffic and operations, and simulate its steps, without a GPU.
+Whatever Megatron would refuse minutes into the job is an error here. Anything after the recipe overrides it by name,
+as with pretrain; the short forms below stand for Megatron's flags. Times are estimates; the report says what of."""
+
+SHORT_FORMS = {
+    "tp": "tensor-model-parallel-size",
+    "pp": "pipeline-model-parallel-size",
+    "vp": "num-virtual-stages-per-pipeline-rank",
+    "ep": "expert-model-parallel-size",
+    "cp": "context-parallel-size",
+    "etp": "expert-tensor-parallel-size",
+}
+
+OTHER_VIRTUAL_STAGES = ("num-layers-per-virtual-pipeline-stage", "pipeline-model-parallel-layout")
+"""Megatron's other ways to say how many virtual stages there are; it takes one of the three."""
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own flags."""
+    parser.add_argument("--recipe", type=Path, required=True, help="YAML file, see examples/")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of the job (default: the recipe's)")
+    parser.add_argument("--gpu", default="h100", metavar="NAME", help="kind of GPU (default: %(default)s)")
+    for short, name in SHORT_FORMS.items():
+        parser.add_argument(f"--{short}", type=int, metavar="N", help=f"short for --{name}")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON document instead of tables")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw it, e.g. plan.png")
+
+
+def run_plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Plan a job and print it.
+
+    Raises:
+        CompeteError: arguments that cannot be used, or a job that Megatron would refuse.
+    """
+    if arguments.gpus is not None and arguments.gpus < 1:
+        raise CompeteError(f"--gpus {arguments.gpus} is no number of GPUs: give 1 or more")
+    recipe = read_recipe(arguments.recipe)
+    override_layout(recipe, {short: getattr(arguments, short) for short in SHORT_FORMS})
+    recipe.override(overrides)
+    with _only_the_plan_on_stdout():
+        if arguments.figure is not None:
+            from megatron_compete.plan.figure import check_figure_path
+
+            check_figure_path(arguments.figure)
+        plan, overhead = _simulate(recipe, arguments.gpus, arguments.gpu)
+        if arguments.figure is not None:
+            _draw(plan, overhead, arguments.recipe, arguments.figure)
+    _print(plan, overhead, str(arguments.recipe), as_json=arguments.json)
+
+
+def override_layout(recipe: Recipe, sizes: dict[str, int | None]) -> None:
+    """Put sizes by their short names into a recipe; None leaves its own."""
+    for short, size in sizes.items():
+        if size is not None:
+            recipe.arguments[SHORT_FORMS[short]] = size
+    if sizes.get("vp") is not None:
+        for name in OTHER_VIRTUAL_STAGES:
+            recipe.arguments.pop(name, None)
+
+
+def _simulate(recipe: Recipe, gpus: int | None, gpu: str) -> tuple["JobPlan", "Overhead"]:
+    from rich.console import Console
+
+    from megatron_compete.plan.hardware import preset
+
+    hardware = preset(gpu)
+    with Console(stderr=True).status("importing Megatron") as status:
+        from megatron_compete.plan.job import read_job
+        from megatron_compete.plan.job_plan import plan_job
+        from megatron_compete.plan.overhead import simulate_policies
+        from megatron_compete.plan.stage_program import PipelineShape
+
+        status.update("checking and counting")
+        job = read_job(recipe, gpus)
+        plan = plan_job(job, hardware)
+        shape = PipelineShape.of(job.transformer, job.microbatches)
+        return plan, simulate_policies(job.schedule, plan.times, shape, progress=status.update)
+
+
+def _draw(plan: "JobPlan", overhead: "Overhead", recipe: Path, path: Path) -> None:
+    from megatron_compete.plan.figure import draw_plan
+
+    sizes = plan.job.sizes
+    virtual = f" x VP {sizes.vp}" if sizes.vp > 1 else ""
+    layout = f"TP {sizes.tp} x CP {sizes.cp} x PP {sizes.pp}{virtual} x DP {sizes.dp}, EP {sizes.ep}"
+    title = f"{recipe.stem} on {sizes.world:,} x {plan.hardware.name}: {layout}"
+    draw_plan(overhead, plan.memory, plan.hardware.memory_bytes, path, title)
+
+
+def _print(plan: "JobPlan", overhead: "Overhead", recipe: str, as_json: bool) -> None:
+    from megatron_compete.plan.document import plan_document
+    from megatron_compete.plan.report import print_plan
+
+    if as_json:
+        print(json.dumps(plan_document(plan, overhead, recipe), indent=1, allow_nan=False))
+    else:
+        print_plan(plan, overhead, recipe, sys.stdout)
+
+
+@contextlib.contextmanager
+def _only_the_plan_on_stdout() -> Iterator[None]:
+    """Megatron prints while it checks arguments, and torch warns that there is no GPU, which is no news here."""
+    disabled = logging.root.manager.disable
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)

@@ -1,0 +1,206 @@
+"""A plan as one JSON document: everything that was counted and simulated, with the unit in each key's name."""
+
+import math
+from typing import Any
+
+from megatron_compete.plan.job_plan import JobPlan
+from megatron_compete.plan.memory import NOT_COUNTED, StageMemory
+from megatron_compete.plan.overhead import Overhead, PolicyOutcome
+from megatron_compete.plan.traffic import PURPOSES, Traffic
+
+FORMAT = 1
+"""Grows when a key changes its meaning or goes; new keys may come without it."""
+
+MODEL_NOTES = (
+    "routing is even: every expert gets the mean number of rows, and all microbatches of a step take the same time",
+    "a pipeline transfer begins when both stages have posted it; transfers do not slow each other or computation down",
+    "policies are simulated at the highest rate, without competition warm-up and rate decay",
+    "launch gaps, stragglers, data loading, checkpoints and evaluation are not counted",
+)
+"""What the times take for granted, beside the efficiencies of the hardware."""
+
+
+def plan_document(plan: JobPlan, overhead: Overhead, recipe: str) -> dict[str, Any]:
+    """Everything about a plan as plain values; what does not exist is None."""
+    return _plain(
+        {
+            "format": FORMAT,
+            "recipe": recipe,
+            "layout": _layout(plan),
+            "parameters": _parameters(plan),
+            "memory": _memory(plan),
+            "traffic_per_step": [_traffic(kind) for kind in plan.traffic],
+            "operations_per_step": {
+                "normal_flop": plan.operations.normal,
+                "competing_layer_flop": plan.operations.competing_layer,
+                "most_competing_flop": plan.operations.competing,
+                "mean_flop": plan.operations.mean,
+            },
+            "times": _times(plan),
+            "step": step_document(plan, overhead),
+            "competition": _competition(plan, overhead),
+            "assumptions": _assumptions(plan),
+        }
+    )
+
+
+def own_outcome(overhead: Overhead) -> PolicyOutcome | None:
+    """Steps under the job's own policy and A_max; None where no layer ever competes."""
+    return None if overhead.policy is None else overhead.of(overhead.policy, overhead.max_active)
+
+
+def step_document(plan: JobPlan, overhead: Overhead) -> dict[str, Any]:
+    """Step time and MFU. A mean step's MFU counts the model's own operations: competition only lowers it."""
+    own = own_outcome(overhead)
+    mean = overhead.normal_seconds if own is None else own.mean_seconds
+    normal_flop = plan.operations.normal
+    return {
+        "normal_seconds": overhead.normal_seconds,
+        "mean_seconds": mean,
+        "competing_mean_seconds": None if own is None else own.competing_mean_seconds,
+        "overhead_percent": 0.0 if own is None else own.overhead_percent,
+        "normal_mfu_percent": 100 * plan.utilization(normal_flop, overhead.normal_seconds),
+        "mean_mfu_percent": 100 * plan.utilization(normal_flop, mean),
+        "tokens_per_second": plan.job.step_tokens / mean,
+    }
+
+
+def _layout(plan: JobPlan) -> dict[str, Any]:
+    job, sizes = plan.job, plan.job.sizes
+    return {
+        "gpu": plan.hardware.name,
+        "gpus": sizes.world,
+        "gpus_per_node": job.gpus_per_node,
+        "tensor_parallel": sizes.tp,
+        "pipeline_parallel": sizes.pp,
+        "virtual_stages": sizes.vp,
+        "context_parallel": sizes.cp,
+        "expert_parallel": sizes.ep,
+        "expert_tensor_parallel": sizes.etp,
+        "data_parallel": sizes.dp,
+        "expert_data_parallel": sizes.edp,
+        "micro_batch_size": job.args.micro_batch_size,
+        "global_batch_size": job.args.global_batch_size,
+        "microbatches": job.microbatches,
+        "sequence_length": job.args.seq_length,
+        "tokens_per_step": job.step_tokens,
+    }
+
+
+def _parameters(plan: JobPlan) -> dict[str, Any]:
+    parameters = plan.parameters
+    return {
+        "total": parameters.total,
+        "active": parameters.active,
+        "by_kind": parameters.by_kind,
+        "on_rank_by_stage": [parameters.on_rank(stage) for stage in range(plan.job.sizes.pp)],
+    }
+
+
+def _memory(plan: JobPlan) -> dict[str, Any]:
+    state, activations = plan.megatron_memory
+    return {
+        "gpu_bytes": plan.hardware.memory_bytes,
+        "usable_bytes": plan.memory_limit,
+        "fits": plan.fits,
+        "fullest_stage": plan.fullest.stage,
+        "stages": [_stage_memory(stage) for stage in plan.memory],
+        "megatron_estimate": {"weights_and_optimizer_bytes": state, "activations_bytes": activations},
+        "not_counted": NOT_COUNTED,
+    }
+
+
+def _stage_memory(stage: StageMemory) -> dict[str, Any]:
+    return {
+        "stage": stage.stage,
+        "weights_bytes": stage.weights,
+        "gradients_bytes": stage.gradients,
+        "optimizer_bytes": stage.optimizer,
+        "activations_bytes": stage.activations,
+        "output_bytes": stage.output,
+        "competition_bytes": stage.competition,
+        "scoring_bytes": stage.scoring,
+        "normal_step_bytes": stage.normal,
+        "competing_step_bytes": stage.competing,
+        "microbatches_in_flight_by_chunk": stage.in_flight_V,
+    }
+
+
+def _traffic(kind: Traffic) -> dict[str, Any]:
+    return {
+        "group": kind.purpose,
+        "purpose": PURPOSES[kind.purpose],
+        "group_size": kind.group_size,
+        "sent_by_busiest_rank_bytes": kind.most,
+        "within_node_bytes": kind.within,
+        "across_nodes_bytes": kind.across,
+        "sent_by_stage_bytes": kind.sent_P.tolist(),
+    }
+
+
+def _times(plan: JobPlan) -> dict[str, Any]:
+    times = plan.times
+    return {
+        "forward_microbatch_seconds_by_stage_and_chunk": times.forward_PV.tolist(),
+        "backward_microbatch_seconds_by_stage_and_chunk": times.backward_PV.tolist(),
+        "competing_layer_forward_seconds": times.competing_forward,
+        "competing_layer_backward_seconds": times.competing_backward,
+        "pipeline_transfer_seconds": times.transfer,
+        "once_per_step_seconds": times.once,
+    }
+
+
+def _competition(plan: JobPlan, overhead: Overhead) -> dict[str, Any]:
+    return {
+        "policy": overhead.policy,
+        "rate": overhead.rate,
+        "max_active_layers": overhead.max_active,
+        "layers": len(plan.times.place_of_layer),
+        "simulated_steps": overhead.steps,
+        "outcomes": [_outcome(outcome) for outcome in overhead.outcomes],
+    }
+
+
+def _outcome(outcome: PolicyOutcome) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "policy": outcome.policy,
+        "max_active_layers": outcome.max_active,
+        "infeasible": outcome.infeasible,
+    }
+    if outcome.infeasible is None:
+        document |= {
+            "competing_steps_percent": 100 * outcome.competing_share,
+            "mean_seconds": outcome.mean_seconds,
+            "p50_seconds": outcome.p50_seconds,
+            "p95_seconds": outcome.p95_seconds,
+            "max_seconds": outcome.max_seconds,
+            "competing_mean_seconds": outcome.competing_mean_seconds,
+            "overhead_percent": outcome.overhead_percent,
+            "most_layers": outcome.most_layers,
+            "most_layers_on_a_stage": outcome.most_layers_on_a_stage,
+        }
+    return document
+
+
+def _assumptions(plan: JobPlan) -> dict[str, Any]:
+    hardware = plan.hardware
+    return {
+        "bf16_flop_per_second": hardware.bf16_flops,
+        "fp8_flop_per_second": hardware.fp8_flops,
+        "memory_bytes_per_second": hardware.memory_bandwidth,
+        "link_bytes_per_second": hardware.link_bandwidth,
+        "network_bytes_per_second": hardware.network_bandwidth,
+        **hardware.assumptions(),
+        "notes": MODEL_NOTES,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has neither tuples nor nan."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

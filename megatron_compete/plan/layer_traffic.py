@@ -1,0 +1,114 @@
+"""Bytes that a rank sends for one layer and one microbatch, by kind of group.
+
+A collective is counted at the algorithm that sends least (as `benchmarks/traffic.py` measures it): of n ranks an
+all-gather sends a rank's part n - 1 times, a reduce-scatter (n - 1) / n of the input, an all-reduce both, an all-to-all
+(n - 1) / n. Routing is taken to be even.
+"""
+
+from dataclasses import dataclass
+
+from megatron_compete.plan.activations import FP32, recomputes_experts, recomputes_layers
+from megatron_compete.plan.job import Job
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """What a rank sends for one microbatch and one layer, by group: forward and backward pass."""
+
+    forward: dict[str, float]
+    backward: dict[str, float]
+
+    @property
+    def total(self) -> dict[str, float]:
+        """Both passes."""
+        return {
+            name: self.forward.get(name, 0.0) + self.backward.get(name, 0.0) for name in self.forward | self.backward
+        }
+
+
+class LayerTraffic:
+    """Bytes of one layer and one microbatch."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.stream = job.tokens * job.transformer.hidden_size * job.element_bytes
+        """The whole hidden states of a microbatch on a tensor parallel group."""
+
+    def normal(self, is_moe: bool) -> LayerBytes:
+        """A normal step's, recomputation included."""
+        forward = {"tp": self._tensor(is_moe, backward=False), "cp": self._context(backward=False)}
+        backward = {"tp": self._tensor(is_moe, backward=True), "cp": self._context(backward=True)}
+        if is_moe:
+            forward |= {"ep": self._dispatch(), "etp": self._shards()}
+            backward |= {"ep": self._dispatch(), "etp": self._shards()}
+        repeated = forward if recomputes_layers(self.job) else {}
+        if is_moe and not repeated and recomputes_experts(self.job):
+            repeated = {name: forward[name] for name in ("ep", "etp")}
+        for name, sent in repeated.items():
+            backward[name] += sent
+        return LayerBytes(_nonzero(forward), _nonzero(backward))
+
+    def competing(self) -> LayerBytes:
+        """What competition adds: the scoring pass, and with all responses' gradients its second run."""
+        forward = self._scoring()
+        backward: dict[str, float] = {}
+        if self.job.compete is not None and self.job.compete.response_gradients == "all":
+            # moe/response_gradients.py: tokens out and their gradients home, partial outputs and their gradients, and
+            # the scores' gradients
+            backward = {"tp-ep": 2 * forward["tp-ep"], "etp": 2 * forward["etp"], "ep": forward["ep"]}
+        return LayerBytes(_nonzero(forward), _nonzero(backward))
+
+    def _tensor(self, is_moe: bool, backward: bool) -> float:
+        """megatron/core/tensor_parallel/mappings.py. Under sequence parallelism a column parallel layer gathers its
+        input, and once more for its weight's gradient; a row parallel one scatters its output."""
+        tp = self.job.sizes.tp
+        shared = bool(self.job.transformer.moe_shared_expert_intermediate_size)
+        blocks = 1 + (shared if is_moe else 1)  # attention; MLP or shared experts
+        collectives = (3 if backward else 2) if self.job.transformer.sequence_parallel else 2
+        return blocks * collectives * self.stream * (tp - 1) / tp
+
+    def _context(self, backward: bool) -> float:
+        """Keys and values around the ring, and in the backward pass their gradients too; or heads by all-to-all."""
+        job, config = self.job, self.job.transformer
+        cp, heads = job.sizes.cp, config.kv_channels / job.sizes.tp
+        keys = job.tokens * config.num_query_groups * heads * job.element_bytes
+        queries = job.tokens * config.num_attention_heads * heads * job.element_bytes
+        if "a2a" in job.args.cp_comm_type:
+            return 2 * (queries + keys) * (cp - 1) / cp
+        return (4 if backward else 2) * keys * (cp - 1)
+
+    def _dispatch(self) -> float:
+        """Rows to their experts' ranks and back: dispatch and combine, or their gradients."""
+        job, config = self.job, self.job.transformer
+        tokens, ep, winners = job.sharded_tokens, job.sizes.ep, config.moe_router_topk
+        row = config.hidden_size * job.element_bytes
+        if config.moe_token_dispatcher_type == "allgather":
+            return 2 * tokens * row * (ep * job.sizes.etp - 1)
+        if config.moe_token_dispatcher_type == "flex":  # a token goes once to each rank that has winners of its
+            ranks = ep * (1 - (1 - 1 / ep) ** winners)
+            return 2 * tokens * ranks * row * (ep - 1) / ep
+        return tokens * winners * (2 * row + FP32) * (ep - 1) / ep
+
+    def _shards(self) -> float:
+        """Rows gathered over the expert tensor parallel ranks and scattered back."""
+        job, config = self.job, self.job.transformer
+        if config.moe_token_dispatcher_type == "allgather":  # one gather over all ranks of the experts
+            return 0.0
+        row = config.hidden_size * job.element_bytes
+        return 2 * job.sharded_tokens * config.moe_router_topk * row * (job.sizes.etp - 1)
+
+    def _scoring(self) -> dict[str, float]:
+        """`moe/scoring.py`: tokens to the whole expert group, partial outputs over its shards, scores home."""
+        job, config, sizes = self.job, self.job.transformer, self.job.sizes
+        tokens, group = job.sharded_tokens, sizes.ep * sizes.etp
+        row = config.hidden_size * job.element_bytes
+        experts = (config.num_moe_experts or 0) // sizes.ep
+        return {
+            "tp-ep": tokens * row * (group - 1),
+            "etp": experts * tokens * group * row * (sizes.etp - 1) / sizes.etp,
+            "ep": tokens * experts * FP32 * (sizes.ep - 1),
+        }
+
+
+def _nonzero(sent: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in sent.items() if value > 0}

@@ -1,0 +1,190 @@
+"""Memory of a rank of each pipeline stage: weights, gradients, optimizer, activations, and a competing step's extra.
+
+State is counted as Megatron allocates it (megatron/core/distributed/param_and_grad_buffer.py,
+megatron/core/optimizer): with `--use-distributed-optimizer` each tensor begins at a multiple of 64 elements and each
+buffer ends at one of 128 and of its data parallel size. Activations: `plan/activations.py`.
+"""
+
+import argparse
+import contextlib
+import copy
+import io
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from megatron.core.optimizer.param_layout import pad_bucket_end, pad_param_start
+from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches, get_schedule_table
+from megatron.training.theoretical_memory_usage import (
+    compute_activation_memory,
+    compute_activation_memory_without_sp,
+    compute_weight_and_optimizer_memory,
+)
+
+from megatron_compete.plan.activations import (
+    chunk_activations,
+    competing_activations,
+    output_activations,
+    scoring_memory,
+)
+from megatron_compete.plan.job import Job
+from megatron_compete.plan.parameters import Parameters, Tensors
+
+NOT_COUNTED = (
+    "the CUDA context and NCCL's buffers",
+    "the allocator's fragmentation and unused cache",
+    "workspaces of GEMM and attention kernels, FP8 copies of weights",
+    "temporary tensors of the optimizer step and of gradient reduction",
+    "uneven routing: an expert rank that gets more rows than the mean holds more",
+)
+"""What a rank holds beside these numbers."""
+
+SCHEDULE_WINDOWS = 4
+"""Windows of the schedule that are searched for the step that holds most."""
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes on one rank of a pipeline stage at its fullest."""
+
+    stage: int
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    """Of all microbatches in flight."""
+    output: float
+    """Logits and loss, on the last stage."""
+    competition: float
+    """What competing layers keep of all microbatches in flight, at the fullest step of the schedule."""
+    scoring: float
+    """The scoring pass of one layer, while it runs."""
+    in_flight_V: tuple[int, ...]
+    """Microbatches of each model chunk that wait for their backward pass."""
+
+    @property
+    def state(self) -> float:
+        """Weights, gradients and optimizer."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def normal(self) -> float:
+        """At a normal step."""
+        return self.state + self.activations + self.output
+
+    @property
+    def competing(self) -> float:
+        """At the fullest competing step."""
+        return self.normal + self.competition + self.scoring
+
+
+def stage_memory(job: Job, parameters: Parameters) -> tuple[StageMemory, ...]:
+    """Memory of a rank of every stage, the first stage first."""
+    return tuple(_stage(job, parameters, stage) for stage in range(job.sizes.pp))
+
+
+def _stage(job: Job, parameters: Parameters, stage: int) -> StageMemory:
+    in_flight = in_flight_microbatches(job, stage)
+    chunks = [chunk_activations(job, layers) for layers in job.layers_PV[stage]]
+    kept = sum(count * chunk.per_microbatch for count, chunk in zip(in_flight, chunks))
+    live = max(chunk.live for chunk in chunks)
+    competition = _competition(job, stage, in_flight)
+    return StageMemory(
+        stage=stage,
+        **_state(job, parameters.tensors_PV[stage]),
+        activations=kept + live,
+        output=output_activations(job) if stage == job.sizes.pp - 1 else 0.0,
+        competition=competition,
+        scoring=scoring_memory(job) if competition else 0.0,
+        in_flight_V=in_flight,
+    )
+
+
+def in_flight_microbatches(job: Job, stage: int) -> tuple[int, ...]:
+    """Microbatches of each model chunk in flight when the stage begins its first backward pass, from Megatron's own
+    warm-up count and schedule table."""
+    chunks, config = job.sizes.vp, job.transformer
+    group = SimpleNamespace(size=lambda: job.sizes.pp, rank=lambda: stage)
+    virtual = config.virtual_pipeline_model_parallel_size
+    pipeline = SimpleNamespace(pp_group=group, virtual_pipeline_model_parallel_size=virtual)
+    per_group = config.microbatch_group_size_per_vp_stage
+    total, _, warmup, _ = get_pp_rank_microbatches(job.microbatches, chunks, per_group, p2p_communicator=pipeline)
+    forwards = get_schedule_table(job.microbatches, chunks, per_group)[: min(warmup + 1, total)]
+    return tuple(sum(chunk == number for _, chunk in forwards) for number in range(chunks))
+
+
+def _competition(job: Job, stage: int, in_flight_V: tuple[int, ...]) -> float:
+    """Bytes that the stage's competing layers keep, at the step of the first windows at which they keep most."""
+    if job.schedule is None:
+        return 0.0
+    layer = competing_activations(job)
+    here_L = np.array([in_flight_V[chunk] if at == stage else 0 for at, chunk in job.place_of_layer])
+    start = job.schedule.warmup_steps
+    table = job.schedule.table(start, start + SCHEDULE_WINDOWS * job.schedule.window_steps)
+    most = int((table @ here_L).max())
+    return most * layer.per_microbatch + (layer.live if most else 0.0)
+
+
+def _state(job: Job, chunks: tuple[tuple[Tensors, ...], ...]) -> dict[str, float]:
+    """Bytes of weights, gradient buffers and optimizer of a stage's model chunks."""
+    weights = gradients = optimizer = 0.0
+    for chunk in chunks:
+        for expert in (False, True):
+            tensors = [item for item in chunk if item.expert == expert]
+            elements, shard = _buffer(job, tensors, expert)
+            weights += elements * job.element_bytes
+            gradients += elements * gradient_bytes(job)
+            optimizer += shard * optimizer_bytes(job)
+    return {"weights": weights, "gradients": gradients, "optimizer": optimizer}
+
+
+def _buffer(job: Job, tensors: list[Tensors], expert: bool) -> tuple[int, int]:
+    """Elements of a buffer of tensors, and of the optimizer's part of it on one rank."""
+    elements = sum(item.on_rank for item in tensors)
+    if not job.args.use_distributed_optimizer or elements == 0:
+        return elements, elements
+    ranks = shard_ranks(job, expert)
+    padded = pad_bucket_end(
+        sum(item.count * pad_param_start(item.elements) for item in tensors),
+        ranks,
+        job.args.ddp_pad_buckets_for_high_nccl_busbw,
+    )
+    return padded, math.ceil(padded / ranks)
+
+
+def shard_ranks(job: Job, expert: bool) -> int:
+    """Ranks over which gradients are summed and the distributed optimizer is split."""
+    return job.sizes.edp if expert else job.sizes.dp * job.sizes.cp
+
+
+def gradient_bytes(job: Job) -> int:
+    """Of one element of the buffer in which gradients are accumulated and reduced."""
+    return 4 if job.args.accumulate_allreduce_grads_in_fp32 else job.element_bytes
+
+
+def optimizer_bytes(job: Job) -> int:
+    """Adam's state of one element: two moments, and an fp32 copy of weights in a lower precision."""
+    args = job.args
+    if not args.use_precision_aware_optimizer:
+        return 8 if job.element_bytes == 4 else 12
+    moments = args.exp_avg_dtype.itemsize + args.exp_avg_sq_dtype.itemsize
+    if job.element_bytes == 4:
+        return int(moments)
+    remainders = args.bf16 and args.main_params_dtype == torch.float32  # as bf16 weight and 16 further bits
+    return int(moments + (2 if remainders else args.main_params_dtype.itemsize))
+
+
+def megatron_estimate(job: Job) -> tuple[float, float]:
+    """Megatron's own estimate in bytes: weights with optimizer of the fullest shard, and its activations.
+
+    megatron/training/theoretical_memory_usage.py. It takes bf16 with fp32 gradients for granted, divides layers evenly
+    over stages, and counts activations of dense layers only, without experts.
+    """
+    args = argparse.Namespace(**copy.copy(vars(job.args)))
+    with contextlib.redirect_stdout(io.StringIO()):
+        state = compute_weight_and_optimizer_memory(args)
+        with_sequence_parallel = args.sequence_parallel and args.recompute_granularity == "selective"
+        activations = compute_activation_memory if with_sequence_parallel else compute_activation_memory_without_sp
+        return float(state), float(activations(args, job.microbatches))

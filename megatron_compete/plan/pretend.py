@@ -1,0 +1,99 @@
+"""Checking a GPU job's arguments on a host that has no GPU.
+
+Megatron asks the host's device and packages while it validates arguments; on a workstation it would refuse, or switch
+off, what the cluster has. Inside `pretended_gpu()` it meets a GPU of the planned generation and a Transformer Engine.
+Only what is missing is stood in for, and only while arguments are checked: no kernel is called, nothing is built.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import types
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+CAPABILITY = (9, 0)
+"""Compute capability that Megatron is told of: Hopper's. Its checks tell Ampere, Hopper and Blackwell apart only in what
+the launcher's environment must hold."""
+
+TRANSFORMER_ENGINE = "2.9.0"
+"""Version that Megatron is told of where Transformer Engine is not installed: one that has all it asks for."""
+
+FUSED_ROPE = ("fused_apply_rotary_pos_emb", "fused_apply_rotary_pos_emb_thd")
+FUSED_PERMUTE = (
+    "fused_permute", "fused_permute_with_probs", "fused_sort_chunks_by_index",
+    "fused_sort_chunks_by_index_with_probs", "fused_unpermute",
+)  # fmt: skip
+"""Kernels of Transformer Engine whose presence `TransformerConfig` asks for."""
+
+
+@contextlib.contextmanager
+def pretended_gpu() -> Iterator[None]:
+    """Megatron's checks inside see a GPU host; its prints and warnings about the arguments are dropped."""
+    device = types.SimpleNamespace(major=CAPABILITY[0], minor=CAPABILITY[1], name="planned")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_replaced(torch.cuda, is_available=lambda: True))
+        stack.enter_context(_replaced(torch.cuda, get_device_capability=lambda *a, **k: CAPABILITY))
+        stack.enter_context(_replaced(torch.cuda, get_device_properties=lambda *a, **k: device))
+        stack.enter_context(_transformer_engine())
+        stack.enter_context(_launcher_environment())
+        stack.enter_context(_quiet())
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, **values: Any) -> Iterator[None]:
+    before = {name: getattr(owner, name) for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def _transformer_engine() -> Iterator[None]:
+    import megatron.core.utils as utils
+    from megatron.core.models.common.embeddings import rope_utils
+    from megatron.core.transformer.moe import moe_utils
+    from packaging.version import Version
+
+    missing = utils.get_te_version() == Version("0.0.0")
+    with contextlib.ExitStack() as stack:
+        if missing:
+            stack.enter_context(_replaced(utils, _te_version=Version(TRANSFORMER_ENGINE)))
+        for module, names in ((rope_utils, FUSED_ROPE), (moe_utils, FUSED_PERMUTE)):
+            absent = {name: object() for name in names if getattr(module, name) is None}
+            stack.enter_context(_replaced(module, **absent))
+        yield
+
+
+@contextlib.contextmanager
+def _launcher_environment() -> Iterator[None]:
+    """What our launcher sets for every rank, and Megatron asserts (`runtime/launch.py`)."""
+    name = "CUDA_DEVICE_MAX_CONNECTIONS"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "1")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    disabled = logging.root.manager.disable
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)

@@ -1,0 +1,149 @@
+"""Bytes that a rank sends in a step, by kind of parallelism, and how many of them leave its node.
+
+A layer's share is `plan/layer_traffic.py`'s. What leaves the node follows from Megatron's own rank groups: in a ring the share of neighbours on another
+node, in an all-to-all the share of peers there.
+
+Left out as too small to see: gradients of norms and routers over tensor parallel ranks, the loss, grad norm, counters
+of tokens per expert, and the metrics.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_compete.plan.activations import FP32
+from megatron_compete.plan.groups import Groups
+from megatron_compete.plan.job import Job
+from megatron_compete.plan.layer_traffic import LayerTraffic
+from megatron_compete.plan.memory import gradient_bytes
+from megatron_compete.plan.parameters import Parameters
+
+PURPOSES = {
+    "tp": "tensor parallel: hidden states of attention, MLP and shared experts",
+    "cp": "context parallel: keys and values",
+    "ep": "expert parallel: rows to experts and back",
+    "etp": "expert tensor parallel: rows to shards and back",
+    "pp": "pipeline parallel: hidden states to the next stage and gradients back",
+    "dp-cp": "data parallel: gradients and parameters",
+    "edp": "data parallel of experts: gradients and parameters",
+    "embedding": "gradients of tied embeddings, first and last stage",
+    "competition": "scoring passes: mean over steps",
+}
+"""What travels in each group."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one kind that a rank sends in a step."""
+
+    purpose: str
+    """A key of `PURPOSES`."""
+    group_size: int
+    sent_P: NDArray[np.float64]
+    """By a rank of each pipeline stage."""
+    across_share: float
+    """Share that leaves the node."""
+
+    @property
+    def most(self) -> float:
+        """Of the stage that sends most."""
+        return float(self.sent_P.max())
+
+    @property
+    def within(self) -> float:
+        """Bytes of `most` that stay in the node."""
+        return self.most * (1 - self.across_share)
+
+    @property
+    def across(self) -> float:
+        """Bytes of `most` that leave it."""
+        return self.most * self.across_share
+
+
+class StepTraffic:
+    """Traffic of a whole step: everything but competition, and competition at its mean rate."""
+
+    def __init__(self, job: Job, parameters: Parameters) -> None:
+        self.job, self.parameters = job, parameters
+        self.layers, self.groups = LayerTraffic(job), Groups(job)
+
+    def all(self) -> tuple[Traffic, ...]:
+        """Every kind that is sent at all."""
+        kinds = [*self._in_layers(), self._pipeline(), *self._data_parallel(), self._embedding(), self._competition()]
+        return tuple(kind for kind in kinds if kind.most > 0)
+
+    def _in_layers(self) -> Iterator[Traffic]:
+        by_kind = {is_moe: self.layers.normal(is_moe).total for is_moe in (False, True)}
+        for name in ("tp", "cp", "ep", "etp"):
+            dense, moe = (by_kind[is_moe].get(name, 0.0) for is_moe in (False, True))
+            sent_P = self._per_stage(dense, moe)
+            if name == "tp":
+                sent_P = sent_P + self._embedding_and_output()
+            group = self.groups[name]
+            yield Traffic(name, group.size, sent_P * self.job.microbatches, group.across_share)
+
+    def _per_stage(self, of_dense_layer: float, of_moe_layer: float) -> NDArray[np.float64]:
+        """Sums over the layers of each stage."""
+        layers = [[number for chunk in chunks for number in chunk] for chunks in self.job.layers_PV]
+        moe_P = np.array([sum(number in self.job.moe_layers for number in numbers) for numbers in layers])
+        all_P = np.array([len(numbers) for numbers in layers])
+        return (all_P - moe_P) * of_dense_layer + moe_P * of_moe_layer
+
+    def _embedding_and_output(self) -> NDArray[np.float64]:
+        """Tensor parallel collectives around the vocabulary: embedding (reduce-scatter, its transpose), output layer."""
+        job, tp = self.job, self.job.sizes.tp
+        once = self.layers.stream * (tp - 1) / tp
+        sent_P = np.zeros(job.sizes.pp)
+        sent_P[0] += 2 * once
+        sent_P[-1] += (3 if job.transformer.sequence_parallel else 2) * once
+        return sent_P
+
+    def _pipeline(self) -> Traffic:
+        job = self.job
+        sends_P = np.full(job.sizes.pp, 2.0 * job.sizes.vp)
+        sends_P[0] -= 1.0  # no gradient goes back from the embedding
+        sends_P[-1] -= 1.0  # no hidden states go on from the loss
+        if job.sizes.pp == 1:
+            sends_P[:] = 0.0
+        sent_P = sends_P * transfer_bytes(job) * job.microbatches
+        return Traffic("pp", job.sizes.pp, sent_P, self.groups.stage_share)
+
+    def _data_parallel(self) -> Iterator[Traffic]:
+        for name, expert in (("dp-cp", False), ("edp", True)):
+            group = self.groups[name]
+            elements_P = np.array([self.parameters.on_rank(stage, expert) for stage in range(self.job.sizes.pp)])
+            yield Traffic(name, group.size, elements_P * self.sync_bytes(group.size), group.ring_share)
+
+    def sync_bytes(self, ranks: int) -> float:
+        """Sent for one parameter: its gradient's sum, and with the distributed optimizer its new value."""
+        gradients, values = gradient_bytes(self.job), self.job.element_bytes
+        each_way = gradients + values if self.job.args.use_distributed_optimizer else 2 * gradients
+        return each_way * (ranks - 1) / ranks
+
+    def _embedding(self) -> Traffic:
+        job = self.job
+        sent_P = np.zeros(job.sizes.pp)
+        if job.sizes.pp > 1 and not job.args.untie_embeddings_and_output_weights:
+            elements = job.args.padded_vocab_size // job.sizes.tp * job.transformer.hidden_size
+            sent_P[[0, -1]] = elements * gradient_bytes(job)
+        return Traffic("embedding", 2, sent_P, self.groups.ends_share)
+
+    def _competition(self) -> Traffic:
+        job = self.job
+        if job.schedule is None:
+            return Traffic("competition", 1, np.zeros(job.sizes.pp), 0.0)
+        layer = self.layers.competing().total
+        across = sum(sent * self.groups[name].across_share for name, sent in layer.items())
+        sent = sum(layer.values())
+        sent_P = self._per_stage(0.0, sent) * job.microbatches * job.schedule.rate
+        share = across / sent if sent else 0.0
+        size = job.sizes.ep * job.sizes.etp
+        return Traffic("competition", size, sent_P, share)
+
+
+def transfer_bytes(job: Job) -> float:
+    """Hidden states of one microbatch as a stage hands them to the next."""
+    size = FP32 if job.transformer.fp32_residual_connection else job.element_bytes
+    return float(job.sharded_tokens * job.transformer.hidden_size * size)

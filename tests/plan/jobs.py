@@ -1,0 +1,51 @@
+"""Small jobs for the planner's tests, as recipes of flags."""
+
+from pathlib import Path
+
+from megatron_compete.plan.job import Job, read_job
+from megatron_compete.recipe import Recipe, parse_overrides, read_recipe
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MODEL = """
+--num-layers 4 --hidden-size 32 --num-attention-heads 4 --ffn-hidden-size 48 --moe-ffn-hidden-size 24
+--num-experts 8 --moe-router-topk 2 --seq-length 32 --max-position-embeddings 32 --position-embedding-type rope
+--swiglu --normalization RMSNorm --disable-bias-linear --untie-embeddings-and-output-weights
+--hidden-dropout 0 --attention-dropout 0 --micro-batch-size 2 --global-batch-size 8 --lr 1e-3 --train-iters 10
+--tokenizer-type NullTokenizer --vocab-size 127 --make-vocab-size-divisible-by 64 --compete-rate 0.25
+--compete-max-active-layers 2 --moe-token-dispatcher-type alltoall
+"""
+
+TENSOR = "--tensor-model-parallel-size 2 --sequence-parallel"
+STAGES = "--pipeline-model-parallel-size 2"
+EXPERTS = "--expert-model-parallel-size 2"
+DISTRIBUTED = "--use-distributed-optimizer"
+TIED = "--untie-embeddings-and-output-weights=false"
+WIDER = (
+    "--hidden-size 128 --ffn-hidden-size 128 --moe-ffn-hidden-size 96 --seq-length 64 --max-position-embeddings 64 "
+    "--router topk"
+)
+"""A model whose weights and hidden states outweigh counters and padding, without competition."""
+
+
+def recipe_of(flags: str) -> Recipe:
+    """`MODEL` with these flags over it."""
+    recipe = Recipe({}, parse_overrides(MODEL.split()))
+    recipe.override(flags.split())
+    return recipe
+
+
+def job_of(flags: str = "", gpus: int = 1) -> Job:
+    """The job of `MODEL` with these flags."""
+    return read_job(recipe_of(flags), gpus)
+
+
+def example(name: str, flags: str = "", gpus: int | None = None) -> Job:
+    """The job of a recipe in examples/."""
+    return read_job(example_recipe(name, flags), gpus)
+
+
+def example_recipe(name: str, flags: str = "") -> Recipe:
+    """A recipe in examples/ with these flags over it."""
+    recipe = read_recipe(EXAMPLES / f"{name}.yaml")
+    recipe.override(flags.split())
+    return recipe

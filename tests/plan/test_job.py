@@ -1,0 +1,139 @@
+"""A job is the cluster's, whatever this host is; and it is priced in seconds at any size."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megatron_compete.errors import CompeteError
+from megatron_compete.plan.hardware import PRESETS, preset
+from megatron_compete.plan.job import read_job
+from megatron_compete.plan.job_plan import plan_job
+from megatron_compete.plan.pretend import pretended_gpu
+from megatron_compete.runtime import cpu
+from tests.plan.jobs import EXAMPLES, example, example_recipe, job_of, recipe_of
+
+FULL_SIZE = ("competesmoe_679m", "moe_30b_a3b", "moe_235b_a22b")
+
+
+def test_this_host_does_not_change_the_job() -> None:
+    args = example("moe_30b_a3b").args
+    assert args.transformer_impl == "transformer_engine" and args.distributed_backend == "nccl"
+    assert args.gradient_accumulation_fusion and args.moe_permute_fusion and args.apply_rope_fusion
+    assert cpu.is_needed() == (not torch.cuda.is_available())
+    assert not torch.distributed.is_initialized()
+
+
+def test_pretending_leaves_no_trace(capfd: pytest.CaptureFixture[str]) -> None:
+    before = torch.cuda.is_available(), torch.cuda.get_device_capability, dict(os.environ)
+    with pytest.raises(RuntimeError), pretended_gpu():
+        assert torch.cuda.is_available()
+        print("Megatron's arguments")
+        raise RuntimeError
+    job_of()
+    assert (torch.cuda.is_available(), torch.cuda.get_device_capability, dict(os.environ)) == before
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this host needs no pretending")
+def test_pretending_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when Megatron checks a GPU job's arguments on any host, and `plan/pretend.py` can go."""
+    import contextlib
+
+    from megatron_compete.plan import job as job_module
+
+    monkeypatch.setattr(job_module, "pretended_gpu", contextlib.nullcontext)
+    with pytest.raises((CompeteError, AssertionError, RuntimeError)):
+        example("moe_30b_a3b")
+
+
+def test_gpus_come_from_the_recipe_or_the_caller() -> None:
+    assert example("moe_30b_a3b").sizes.world == 128
+    assert example("moe_30b_a3b", gpus=64).sizes.world == 64
+    assert example("demo", "--tokenizer-type NullTokenizer --vocab-size 2047").sizes.world == 4
+    with pytest.raises(CompeteError, match="--nnodes 1:4 is no number"):
+        example("moe_30b_a3b", "--nnodes 1:4")
+
+
+def test_no_named_file_is_needed() -> None:
+    files = "--data-path /nowhere/data --tokenizer-type SentencePieceTokenizer --tokenizer-model /nowhere/tokenizer"
+    assert job_of(files).args.padded_vocab_size == 128
+
+
+def test_the_vocabulary_must_be_said() -> None:
+    with pytest.raises(CompeteError, match="add --vocab-size"):
+        job_of("--vocab-size=false")
+
+
+@pytest.mark.parametrize(
+    "flag", ["--multi-latent-attention", "--mtp-num-layers 1", "--optimizer muon", "--moe-latent-size 8"]
+)
+def test_what_is_not_counted_is_refused(flag: str) -> None:
+    flags = "--qk-layernorm=false --router topk " + flag
+    with pytest.raises(CompeteError, match=f"{flag.split()[0]} is not in the planner's formulas"):
+        job_of(flags)
+
+
+def test_what_competition_refuses_is_refused() -> None:
+    with pytest.raises(CompeteError, match="--moe-router-score-function does not work with competition"):
+        job_of("--moe-router-score-function sigmoid")
+    assert job_of("--moe-router-score-function sigmoid --router topk").compete is None
+
+
+def test_unknown_flags_are_one_line() -> None:
+    with pytest.raises(CompeteError, match="unrecognized arguments: --no-such-flag"):
+        job_of("--no-such-flag")
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_recipes_fit_80_gigabytes(name: str) -> None:
+    plan = plan_job(example(name), preset("h100"))
+    assert plan.fits
+    assert plan.fullest.competition > 0
+    assert not replace(plan, hardware=replace(plan.hardware, memory_bytes=plan.fullest.competing)).fits
+
+
+def test_every_recipe_is_tried() -> None:
+    assert {path.stem for path in Path(EXAMPLES).glob("*.yaml")} == {*FULL_SIZE, "demo", "competesmoe_154m"}
+
+
+def test_the_authors_model_has_its_published_size() -> None:
+    assert plan_job(example("competesmoe_679m"), preset("h100")).parameters.total == pytest.approx(679e6, rel=0.002)
+
+
+def test_utilization_is_operations_over_the_peak() -> None:
+    plan = plan_job(job_of(), preset("h100"))
+    assert plan.utilization(989.4e12, 2.0) == pytest.approx(0.5)
+    assert plan_job(job_of("--fp8-format hybrid --bf16"), preset("h100")).utilization(1978.9e12, 1.0) == 1.0
+
+
+def test_ten_thousand_gpus() -> None:
+    """Ranks are listed once a kind of group, never in pairs, so this is as quick as a small job's plan."""
+    plan = plan_job(read_job(example_recipe("moe_235b_a22b", "--global-batch-size 2496"), 9984), preset("h100"))
+    assert plan.job.sizes.dp == 312 and plan.job.microbatches == 8
+    assert {kind.purpose for kind in plan.traffic} == {"tp", "ep", "pp", "dp-cp", "edp", "competition"}
+    assert 0 < plan.times.once < np.inf
+
+
+@pytest.mark.parametrize("hardware", PRESETS, ids=lambda hardware: hardware.name)
+def test_presets(hardware) -> None:  # type: ignore[no-untyped-def]
+    assert preset(hardware.name.upper()) is hardware
+    assert hardware.network_bandwidth < hardware.link_bandwidth < hardware.memory_bandwidth
+    assert hardware.expert_share(0) < hardware.expert_share(768) < hardware.expert_share(4096)
+    assert set(hardware.assumptions()) >= {"gemm_efficiency", "kernel_seconds", "usable_memory"}
+    assert all(0 < share <= 1 for name, share in hardware.assumptions().items() if "efficiency" in name)
+
+
+def test_unknown_hardware_is_named() -> None:
+    with pytest.raises(CompeteError, match="--gpu tpu is unknown: choose from a100, h100"):
+        preset("tpu")
+
+
+def test_recipes_are_not_changed_by_reading() -> None:
+    recipe = recipe_of("")
+    before = dict(recipe.arguments)
+    read_job(recipe, 1)
+    assert recipe.arguments == before

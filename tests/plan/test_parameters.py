@@ -1,0 +1,77 @@
+"""Planned parameter tensors against those of models that Megatron built."""
+
+import pytest
+
+from megatron_compete.plan.job import read_job
+from megatron_compete.plan.parameters import count_parameters
+from tests.plan.built import built
+from tests.plan.jobs import example, job_of, recipe_of
+from tests.ranks import run_ranks
+
+OLD_STYLE = (
+    "--swiglu=false --normalization LayerNorm --disable-bias-linear=false --position-embedding-type learned_absolute "
+    "--untie-embeddings-and-output-weights=false --moe-layer-freq 2"
+)
+NEW_STYLE = (
+    "--group-query-attention --num-query-groups 2 --kv-channels 12 --qk-layernorm --add-qkv-bias "
+    "--moe-shared-expert-intermediate-size 16 --moe-shared-expert-gate --moe-layer-freq [0,1,1,1]"
+)
+TENSOR = "--tensor-model-parallel-size 2 --sequence-parallel"
+MODELS = {
+    "biases, tied, positions": (1, OLD_STYLE),
+    "grouped queries, shared experts": (1, NEW_STYLE),
+    "relu": (1, "--swiglu=false --relu"),
+    "stock router": (1, "--router topk"),
+    "sharded": (2, f"{NEW_STYLE} {TENSOR}"),
+    "experts over ranks of tensors": (2, f"{NEW_STYLE} {TENSOR} --expert-model-parallel-size 2 --expert-tensor-parallel-size 1"),
+    "whole experts, split attention": (2, f"{OLD_STYLE} {TENSOR} --expert-tensor-parallel-size 1"),
+    "stages, tied": (2, f"{OLD_STYLE} --pipeline-model-parallel-size 2"),
+    "chunks": (2, f"{NEW_STYLE} --pipeline-model-parallel-size 2 --num-virtual-stages-per-pipeline-rank 2"),
+    "uneven": (2, f"{NEW_STYLE} --pipeline-model-parallel-size 2 --decoder-first-pipeline-num-layers 1"),
+    "embedding counted": (2, "--num-layers 6 --pipeline-model-parallel-size 2 --account-for-embedding-in-pipeline-split --account-for-loss-in-pipeline-split"),
+    "layout": (2, f"{OLD_STYLE} --pipeline-model-parallel-size 2 --pipeline-model-parallel-layout Et|tt|t|L"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_tensor_that_megatron_builds(name: str) -> None:
+    ranks, flags = MODELS[name]
+    recipe = recipe_of(flags)
+    parameters = count_parameters(read_job(recipe, ranks))
+    for stage, chunks in run_ranks(ranks, built, recipe):
+        for planned, sizes in zip(parameters.tensors_PV[stage], chunks, strict=True):
+            assert sorted(item.elements for item in planned for _ in range(item.count)) == sizes
+
+
+@pytest.mark.parametrize("flags", [OLD_STYLE, NEW_STYLE])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "--tensor-model-parallel-size 4 --sequence-parallel --expert-model-parallel-size 4 --expert-tensor-parallel-size 1",
+        "--pipeline-model-parallel-size 4 --expert-model-parallel-size 2",
+    ],
+)
+def test_the_total_does_not_depend_on_the_layout(flags: str, layout: str) -> None:
+    if "query-groups 2" in flags and "parallel-size 4 --seq" in layout:
+        layout = layout.replace("--tensor-model-parallel-size 4", "--tensor-model-parallel-size 2")
+    alone, split = (
+        count_parameters(job_of(f"{flags} --global-batch-size 16 --vocab-size 255 {more}", 8)) for more in ("", layout)
+    )
+    assert (alone.total, alone.active, alone.by_kind | {"output": 0}) == (
+        split.total, split.active, split.by_kind | {"output": 0},
+    )  # fmt: skip
+
+
+def test_active_parameters_are_those_of_k_experts() -> None:
+    """A token meets K of E experts; the same model with K experts in all has as many, but for its router."""
+    many, few = (count_parameters(job_of(f"--num-experts {experts}")) for experts in (8, 2))
+    assert many.active - few.active == 4 * (8 - 2) * 32  # four routers of H = 32
+    assert few.active == few.total
+
+
+def test_published_sizes() -> None:
+    """The recipes are the models that they say: 30.5B parameters with 3.3B active, 235B with 22B (Qwen3's reports)."""
+    for name, total, active in (("moe_30b_a3b", 30.5e9, 3.3e9), ("moe_235b_a22b", 235e9, 22e9)):
+        parameters = count_parameters(example(name))
+        assert parameters.total == pytest.approx(total, rel=0.01)
+        assert parameters.active == pytest.approx(active, rel=0.03)

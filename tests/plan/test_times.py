@@ -1,0 +1,98 @@
+"""How planned times follow from the hardware and the flags; no absolute time is claimed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from megatron_compete.plan.hardware import Hardware, preset
+from megatron_compete.plan.operations import layer_operations, step_operations
+from megatron_compete.plan.parameters import count_parameters
+from megatron_compete.plan.times import PipelineTimes, pipeline_times
+from tests.plan.jobs import example, job_of
+
+COMPUTE_ONLY = replace(
+    preset("h100"),
+    memory_bandwidth=1e30, link_bandwidth=1e30, network_bandwidth=1e30, kernel_seconds=0.0, gemm_efficiency=0.5,
+    attention_efficiency=0.5, expert_efficiency=0.5, narrow_expert_efficiency=0.5,
+)  # fmt: skip
+"""A machine on which only operations take time, at half its peak."""
+
+
+def times_of(name: str, flags: str = "", hardware: Hardware = COMPUTE_ONLY) -> PipelineTimes:
+    job = example(name, flags)
+    return pipeline_times(job, hardware, count_parameters(job))
+
+
+def test_compute_alone_is_operations_over_the_rate() -> None:
+    """Summed over ranks and microbatches, forward and backward make Megatron's count (attention's backward beyond it)."""
+    job = example("moe_235b_a22b")
+    times = pipeline_times(job, COMPUTE_ONLY, count_parameters(job))
+    seconds = float((times.forward_PV + times.backward_PV).sum()) * job.microbatches
+    attention = 94 * layer_operations(job, True).attention * job.microbatches
+    operations = step_operations(job).normal / (job.sizes.world / job.sizes.pp) + 0.5 * attention
+    assert seconds == pytest.approx(operations / (0.5 * COMPUTE_ONLY.bf16_flops))
+
+
+def test_a_competing_layer_alone_is_its_scoring_pass() -> None:
+    job = example("moe_30b_a3b")
+    times = pipeline_times(job, COMPUTE_ONLY, count_parameters(job))
+    operations = step_operations(job).competing_layer / (job.sizes.world / job.sizes.pp) / job.microbatches
+    assert times.competing_forward == pytest.approx(operations / (0.5 * COMPUTE_ONLY.bf16_flops))
+    every = times_of("moe_30b_a3b", "--compete-response-gradients all --no-gradient-accumulation-fusion")
+    assert every.competing_backward == pytest.approx(3 * times.competing_forward)
+
+
+def test_shape_and_places() -> None:
+    times = times_of("moe_235b_a22b", hardware=preset("h100"))
+    assert times.forward_PV.shape == times.backward_PV.shape == (8, 4)
+    assert len(times.place_of_layer) == 94 and times.place_of_layer[:3] == ((0, 0), (0, 0), (1, 0))
+    assert times.microbatches == 64 and times.group_size == 8
+    layers = np.full((8, 4), 3)
+    layers[0, 0] = layers[7, 3] = 2  # embedding and loss count as a layer
+    counted = np.zeros((8, 4), int)
+    for place in times.place_of_layer:
+        counted[place] += 1
+    assert (counted == layers).all()
+    assert times.forward_PV[0, 0] == pytest.approx(2 / 3 * times.forward_PV[1, 0])
+
+
+@pytest.mark.parametrize("name", ["moe_30b_a3b", "moe_235b_a22b"])
+def test_recomputing_all_runs_the_forward_pass_again(name: str) -> None:
+    once = times_of(name)
+    again = times_of(name, "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1")
+    middle = (1 if name == "moe_235b_a22b" else 0, 1)
+    assert again.backward_PV[middle] == pytest.approx(once.backward_PV[middle] + once.forward_PV[middle])
+
+
+def test_flags_hide_communication() -> None:
+    """Synchronisation of gradients and parameters, and tensor parallel collectives, behind computation."""
+    hardware = preset("h100")
+    hidden = times_of("moe_235b_a22b", hardware=hardware)
+    shown = times_of("moe_235b_a22b", "--overlap-grad-reduce=false --overlap-param-gather=false", hardware)
+    assert shown.once > hidden.once
+    tensors = times_of("moe_235b_a22b", "--tp-comm-overlap", hardware)
+    assert tensors.forward_PV[1, 1] < hidden.forward_PV[1, 1]
+
+
+def test_slower_parts_take_longer() -> None:
+    hardware = preset("h100")
+    base = times_of("moe_235b_a22b", hardware=hardware)
+    for slower in ("bf16_flops", "memory_bandwidth", "link_bandwidth"):
+        times = times_of("moe_235b_a22b", hardware=replace(hardware, **{slower: getattr(hardware, slower) / 2}))
+        assert (times.forward_PV > base.forward_PV).all(), slower
+    network = times_of("moe_235b_a22b", hardware=replace(hardware, network_bandwidth=hardware.network_bandwidth / 2))
+    assert network.transfer == pytest.approx(2 * base.transfer) and network.once > base.once
+
+
+def test_fp8_is_faster_but_scores_in_bf16() -> None:
+    fp8 = "--fp8-format hybrid"
+    one, other = (times_of("moe_30b_a3b", flags) for flags in ("", fp8))
+    assert other.forward_PV[0, 0] < one.forward_PV[0, 0]
+    assert other.competing_forward == one.competing_forward
+
+
+def test_small_layers_are_bound_by_kernels() -> None:
+    job = job_of("--bf16")
+    times = pipeline_times(job, preset("h100"), count_parameters(job))
+    assert times.forward_PV[0, 0] >= 4 * 60 * preset("h100").kernel_seconds
