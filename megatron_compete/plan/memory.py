@@ -35,7 +35,8 @@ from megatron_compete.plan.parameters import Parameters, Tensors
 NOT_COUNTED = (
     "the CUDA context and NCCL's buffers",
     "the allocator's fragmentation and unused cache",
-    "workspaces of GEMM and attention kernels, FP8 copies of weights",
+    "workspaces of GEMM and attention kernels",
+    "under FP8: copies of weights, and what activations save, which are counted in bf16",
     "temporary tensors of the optimizer step and of gradient reduction",
     "uneven routing: an expert rank that gets more rows than the mean holds more",
 )

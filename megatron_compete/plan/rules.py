@@ -6,9 +6,9 @@ a way out. Where Megatron's own check stands is beside each rule.
 
 import argparse
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from megatron_compete.errors import CompeteError
+from megatron_compete.plan.facts import Facts
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.training.arguments import compete_config_from_args
 
@@ -20,71 +20,6 @@ class BrokenRules(CompeteError):
         many = f"{len(rules)} rules are broken. " if len(rules) > 1 else ""
         super().__init__(many + " ".join(f"({n}) {rule}." for n, rule in enumerate(rules, 1)) if many else rules[0])
         self.rules = rules
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Parsed arguments by their short names, with Megatron's defaults where these depend on others."""
-
-    args: argparse.Namespace
-    gpus_per_node: int
-
-    @property
-    def world(self) -> int:
-        return int(self.args.world_size)
-
-    @property
-    def tp(self) -> int:
-        return int(self.args.tensor_model_parallel_size)
-
-    @property
-    def pp(self) -> int:
-        return int(self.args.pipeline_model_parallel_size)
-
-    @property
-    def cp(self) -> int:
-        return int(self.args.context_parallel_size)
-
-    @property
-    def ep(self) -> int:
-        return int(self.args.expert_model_parallel_size)
-
-    @property
-    def etp(self) -> int:
-        return int(self.args.expert_tensor_parallel_size or self.tp)
-
-    @property
-    def dp(self) -> int:
-        """At least 1, so that rules after a broken one can go on."""
-        return max(1, self.world // (self.tp * self.pp * self.cp))
-
-    @property
-    def vp(self) -> int | None:
-        """Model chunks of a stage, None where other arguments do not say it yet."""
-        args = self.args
-        if args.pipeline_model_parallel_layout is not None:
-            return None
-        if args.num_virtual_stages_per_pipeline_rank is not None:
-            return int(args.num_virtual_stages_per_pipeline_rank)
-        if args.num_layers_per_virtual_pipeline_stage is not None:
-            return int(self.split_layers // self.pp // args.num_layers_per_virtual_pipeline_stage)
-        return 1
-
-    @property
-    def split_layers(self) -> int:
-        """Layers to split over the stages; embedding and loss count as one each where asked for."""
-        return int(
-            self.args.num_layers
-            + bool(self.args.account_for_embedding_in_pipeline_split)
-            + bool(self.args.account_for_loss_in_pipeline_split)
-        )
-
-    @property
-    def moe_layers(self) -> int:
-        frequency = self.args.moe_layer_freq
-        if isinstance(frequency, int):
-            return len(range(0, self.args.num_layers, frequency))
-        return sum(frequency)
 
 
 Rule = Callable[[Facts], Iterable[str]]

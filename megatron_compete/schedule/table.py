@@ -157,6 +157,19 @@ class CompetitionSchedule:
             step += steps
         return table
 
+    def describe(self) -> str:
+        """The schedule in one line."""
+        stages = len({stage for stage, _ in self.places})
+        policy = f"balanced over {stages} stages" if stages > 1 else self.policy
+        falls = (
+            f", falling ({self.decay}) to {self.floor:g} over {self.decay_steps} steps" if self.decay != "none" else ""
+        )
+        after = f" after {self.warmup_steps} steps" if self.warmup_steps else ""
+        return (
+            f"{policy}, rate {self.rate:g}{falls}{after}: {self.rate * self.num_layers:.3g} of {self.num_layers} layers "
+            f"a step on average, at most {self.max_active}"
+        )
+
     def settings(self) -> dict[str, Any]:
         """Everything that the table depends on, as plain values."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.init}

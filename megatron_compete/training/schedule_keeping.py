@@ -46,6 +46,7 @@ def check_agreement(model: list[MegatronModule], competition: Competition) -> li
     """
     _say_capped(competition)
     _check_equal(competition)
+    print_rank_0(f"megatron-compete: schedule {competition.schedule.describe()}")
     return model
 
 

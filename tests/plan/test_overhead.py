@@ -32,9 +32,7 @@ def pipeline_times(stages: int, chunks: int, layers: int, microbatches: int) -> 
 
 def job(stages: int, chunks: int, layers: int, rate: float, max_active: int, microbatches: int = 8):  # type: ignore[no-untyped-def]
     times = pipeline_times(stages, chunks, layers, microbatches)
-    schedule = CompetitionSchedule(
-        layers, rate, max_active, "balanced", places=times.place_of_layer
-    )
+    schedule = CompetitionSchedule(layers, rate, max_active, "balanced", places=times.place_of_layer)
     return schedule, times, PipelineShape(stages, chunks, microbatches, stages)
 
 

@@ -188,6 +188,15 @@ def test_from_the_settings_of_a_job() -> None:
     assert (explicit.policy, explicit.places) == ("shifted", ())
 
 
+def test_it_says_what_it_is() -> None:
+    balanced = CompetitionSchedule(8, 0.1, 2, "balanced", slots(4, layers=2), decay="linear", decay_steps=50)
+    assert balanced.describe() == (
+        "balanced over 4 stages, rate 0.1, falling (linear) to 0 over 50 steps: 0.8 of 8 layers a step on average, "
+        "at most 2"
+    )
+    assert CompetitionSchedule(8, 0.1, 2, warmup_steps=5).describe().startswith("shifted, rate 0.1 after 5 steps: ")
+
+
 def test_a_capped_rate_is_the_highest_that_fits() -> None:
     config = CompeteConfig(rate=0.5, max_active_layers=1, rate_floor=0.3, rate_decay="linear", rate_decay_steps=9)
     with pytest.raises(CompeteError, match="--compete-cap-rate takes the highest rate that fits"):
