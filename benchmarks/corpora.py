@@ -14,7 +14,7 @@ ROW_GROUP_BYTES = 4_000_000
 
 
 def documents(folder: Path, size: int, seed: int = 0) -> Iterator[str]:
-    """About `size` bytes of documents: modules cut at lines drawn anew in every round, from 1 line to whole modules.
+    """About `size` bytes of documents: modules cut anew in every round, from 1 line to 1000.
 
     Args:
         folder: where the standard library's corpus is written once.
@@ -26,8 +26,9 @@ def documents(folder: Path, size: int, seed: int = 0) -> Iterator[str]:
     while left > 0:
         draw.shuffle(modules)
         for lines in modules:
-            start, length = 0, int(10 ** draw.uniform(0, 4))
+            start = 0
             while start < len(lines) and left > 0:
+                length = int(10 ** draw.uniform(0, 3))
                 text = "".join(lines[start : start + length])
                 yield text
                 left -= len(text)

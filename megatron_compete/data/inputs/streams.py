@@ -39,13 +39,23 @@ class InputStream:
 def _decompressed(disk: BinaryIO, compression: str | None) -> BinaryIO:
     if compression is None:
         return disk
-    if compression == "gz":
-        raw: io.RawIOBase | gzip.GzipFile | bz2.BZ2File = gzip.GzipFile(fileobj=disk)
-    elif compression == "bz2":
-        raw = bz2.BZ2File(disk)
-    else:
-        raw = _ZstdStream(disk)
-    return io.BufferedReader(raw, BUFFER_BYTES)
+    if compression == "zst":
+        return io.BufferedReader(_ZstdStream(disk), BUFFER_BYTES)
+    file = gzip.GzipFile(fileobj=disk) if compression == "gz" else bz2.BZ2File(disk)
+    return io.BufferedReader(_AtOnce(file), BUFFER_BYTES)
+
+
+class _AtOnce(io.RawIOBase):
+    """Hands out what a decompressor has at once: filling a whole buffer first, it would lose the data before a fault."""
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        return self._file.readinto1(buffer)
 
 
 class _ZstdStream(io.RawIOBase):
