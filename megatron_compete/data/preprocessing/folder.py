@@ -54,8 +54,14 @@ class WorkFolder:
         Raises:
             CompeteError: another run is at it, or what it holds belongs to another job (without `restart`).
         """
-        os.makedirs(self.path, exist_ok=True)
         self._take_lock()
+        try:
+            return self._take_over(identity, restart)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_over(self, identity: Identity, restart: bool) -> dict[str, Any] | None:
         noted = None if restart else self._read_job()
         if noted is not None:
             refuse_difference(noted["identity"], identity, self.path)
@@ -110,23 +116,30 @@ class WorkFolder:
 
     def _take_lock(self) -> None:
         """Lock the folder until all processes forked from this one have ended."""
-        self._lock = os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT, 0o666)
         end = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError as error:
-                if error.errno in _NO_LOCKS:
-                    print(
-                        f"{self.path} cannot be locked here: give no second command for it meanwhile", file=sys.stderr
-                    )
-                    return
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
+        while not self._try_to_lock():
             if time.monotonic() > end:
                 raise CompeteError(
                     f"{self.path} is in use: another run writes this output; wait for it, or take another "
                     "--output-prefix"
                 )
             time.sleep(0.02)
+
+    def _try_to_lock(self) -> bool:
+        os.makedirs(self.path, exist_ok=True)
+        path = os.path.join(self.path, "lock")
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.exists(path) or not os.path.samestat(os.fstat(lock), os.stat(path)):
+                os.close(lock)  # the run that had it has removed the folder meanwhile
+                return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(lock)
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    return False
+                raise
+            print(f"{self.path} cannot be locked here: give no second command for it meanwhile", file=sys.stderr)
+        self._lock = lock
+        return True
