@@ -178,7 +178,7 @@ class BatchEncoder:
         """Begin the shard with this number: which texts are checked depends on it and on their places in it alone."""
         self._shard, self._index = shard, 0
 
-    def encode_batch(self, texts: list[str]) -> list[Ids]:
+    def encode_batch(self, texts: list[str]) -> Sequence[Ids]:
         """Ids of every text, as the reference gives them.
 
         Raises:
@@ -188,7 +188,7 @@ class BatchEncoder:
         if self._reference is None:
             return self._encode(texts)
         try:
-            ids = list(self._encode(texts))
+            ids = self._encode(texts)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic in Rust is no Exception
@@ -199,7 +199,7 @@ class BatchEncoder:
         self._index += len(texts)
         return ids
 
-    def _check(self, texts: list[str], ids: list[Ids]) -> None:
+    def _check(self, texts: list[str], ids: Sequence[Ids]) -> None:
         assert self._reference is not None
         first = -(self._index + _SHARD_STEP * self._shard) % CHECK_EVERY
         for offset in range(first, len(texts), CHECK_EVERY):

@@ -18,7 +18,7 @@ from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 Ids = Sequence[int] | np.ndarray
 """Token ids of one text."""
 
-Encode = Callable[[list[str]], list[Ids]]
+Encode = Callable[[list[str]], Sequence[Ids]]
 """Ids of every text of a batch, on the calling thread."""
 
 FAST_ENGINES = ("gigatoken", "kitoken")
@@ -78,7 +78,7 @@ def _load(name: str, choice: TokenizerChoice, tokenizer: Any, reference: Encode)
     if _tiktoken_encoding(tokenizer) is not None:
         return _json_engine(name, _tiktoken_json(_tiktoken_encoding(tokenizer)))
     fast = getattr(inner, "tokenizer", None) or getattr(inner, "_tokenizer", None)
-    if getattr(fast, "is_fast", False):
+    if fast is not None and getattr(fast, "is_fast", False):
         return _Wrapped(_json_engine(name, fast.backend_tokenizer.to_str()), fast, tokenizer)
     if choice.tokenizer_type.startswith("Null"):
         raise CannotLoad("NullTokenizer reads numbers")
@@ -120,7 +120,7 @@ class _Gigatoken:
         self._tokenizer = build()
         self._characters = 0
 
-    def __call__(self, texts: list[str]) -> list[Ids]:
+    def __call__(self, texts: list[str]) -> Sequence[Ids]:
         self._characters += sum(map(len, texts))
         if self._characters > CACHE_BYTES:
             self._tokenizer, self._characters = self._build(), 0
@@ -140,7 +140,7 @@ class _Guarded:
         self._reference = reference
         self._guards = guards
 
-    def __call__(self, texts: list[str]) -> list[Ids]:
+    def __call__(self, texts: list[str]) -> Sequence[Ids]:
         guards = self._guards
         guarded = {index for index, text in enumerate(texts) if any(guard in text for guard in guards)}
         if not guarded:
@@ -184,7 +184,7 @@ class _Wrapped:
                 return tuple(whole[:start]), tuple(whole[start + len(bare) :])
         raise CannotLoad("its post-processor changes the ids of a text")
 
-    def __call__(self, texts: list[str]) -> list[Ids]:
+    def __call__(self, texts: list[str]) -> Sequence[Ids]:
         if not self._prefix.size and not self._suffix.size:
             return self._encode(texts)
         return [np.concatenate([self._prefix, ids, self._suffix]).astype(np.int64) for ids in self._encode(texts)]

@@ -76,7 +76,8 @@ def encode_reference(reference: Encode, sample: Sequence[str]) -> ReferenceIds:
 
 
 def _accepted(encode: Encode, texts: Sequence[str]) -> tuple[list[str], list[Ids]]:
-    accepted, ids = [], []
+    accepted: list[str] = []
+    ids: list[Ids] = []
     for text in texts:
         try:
             ids.extend(encode([text]))

@@ -84,6 +84,14 @@ class TokenizerChoice:
     null_tokenizer_eod_id: int | None = None
     """`--null-tokenizer-eod-id`."""
 
+    @classmethod
+    def from_arguments(cls, args: Any) -> "TokenizerChoice":
+        """The tokenizer of a parsed namespace with Megatron's names, the trainer's for example."""
+        given = {field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)}
+        if isinstance(given.get("special_tokens"), list):
+            given["special_tokens"] = tuple(given["special_tokens"])
+        return cls(**given)
+
     @property
     def options(self) -> dict[str, Any]:
         """What differs from Megatron's defaults besides type and files, for the manifest: these change ids too."""

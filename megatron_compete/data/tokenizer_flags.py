@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
+from megatron_compete.errors import CompeteError
 
 _TYPE_HELP = (
     "SentencePieceTokenizer, HuggingFaceTokenizer, GPT2BPETokenizer, TikTokenizer, NullTokenizer, or any other that "
@@ -47,9 +48,16 @@ def add_tokenizer_flags(group: argparse._ArgumentGroup, required: bool = True) -
 
 
 def take_tokenizer_choice(options: dict[str, Any]) -> TokenizerChoice | None:
-    """Take what `add_tokenizer_flags` added out of a parsed namespace; None without --tokenizer-type."""
+    """Take what `add_tokenizer_flags` added out of a parsed namespace; None where none of the flags was given.
+
+    Raises:
+        CompeteError: some were, but not --tokenizer-type.
+    """
     names = {field.name for field in fields(TokenizerChoice)} & options.keys()
     taken = {name: options.pop(name) for name in names}
     if "special_tokens" in taken:
         taken["special_tokens"] = tuple(taken["special_tokens"])
-    return TokenizerChoice(**taken) if "tokenizer_type" in taken else None
+    if taken and "tokenizer_type" not in taken:
+        flags = ", ".join("--" + name.replace("_", "-") for name in sorted(taken))
+        raise CompeteError(f"{flags} without --tokenizer-type: name the type, SentencePieceTokenizer for example")
+    return TokenizerChoice(**taken) if taken else None

@@ -7,6 +7,7 @@ import pytest
 
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.data.tokenizer_flags import add_tokenizer_flags, take_tokenizer_choice
+from megatron_compete.errors import CompeteError
 
 
 def parse(*words: str, required: bool = True) -> TokenizerChoice | None:
@@ -58,5 +59,7 @@ def test_names_are_the_trainers() -> None:
 
 def test_optional() -> None:
     assert parse(required=False) is None
+    with pytest.raises(CompeteError, match="--merge-file, --tokenizer-model without --tokenizer-type"):
+        parse("--tokenizer-model", "a", "--merge-file", "b", required=False)
     with pytest.raises(SystemExit):
         parse()
