@@ -55,8 +55,8 @@ def parse(argv: Sequence[str] | None = None) -> Preprocessing:
     options["json_keys"] = tuple(options["json_keys"])
     options["engine"] = options.pop("tokenizer_engine")
     options["engine_sample"] = options.pop("tokenizer_engine_sample")
-    if (shard_size := options.pop("shard_size")) is not None:
-        options["shard_bytes"] = max(0, round(shard_size * MEGABYTE))
+    if "shard_size" in options:
+        options["shard_bytes"] = max(0, round(options.pop("shard_size") * MEGABYTE))
     return Preprocessing(inputs=inputs, tokenizer=choice, reading=reading, **options)
 
 
@@ -138,7 +138,13 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
         default=no_default,
         help="documents between two progress lines, in place of a minute",
     )
-    flag("--shard-size", type=float, metavar="MB", help="input of one shard; 1 to 32 MB by the size of the corpus")
+    flag(
+        "--shard-size",
+        type=float,
+        metavar="MB",
+        default=no_default,
+        help="input of one shard (default: 1 to 32 MB, by the size of the corpus)",
+    )
     flag("--restart", action="store_true", help="begin again, whatever an earlier run left or finished")
 
 

@@ -21,6 +21,9 @@ Answer = Task | Literal["wait", "stop"]
 class Desk(Protocol):
     """What workers see of the job."""
 
+    poll_seconds: float
+    """Longest time between two calls of `attend`, and of `next` for a worker that waits."""
+
     def next(self, worker: str) -> Answer:
         """What `worker` is to do now."""
 
@@ -31,7 +34,7 @@ class Desk(Protocol):
         """A shard is not finished, because `engine` was caught giving other ids than the reference."""
 
     def attend(self) -> None:
-        """Do what else there is to do; called some times a second."""
+        """Do what else there is to do; called every `poll_seconds` at least."""
 
 
 class StopRequest:
@@ -64,6 +67,8 @@ class LocalDesk:
         progress: where finished shards are shown.
         stop: whether to end early.
     """
+
+    poll_seconds = 0.1
 
     def __init__(
         self, dealer: Dealer, folder: WorkFolder, identity: Identity, progress: Progress, stop: StopRequest

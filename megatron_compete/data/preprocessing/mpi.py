@@ -13,7 +13,7 @@ from megatron_compete.data.engines import EngineChoice
 from megatron_compete.data.inputs.shards import ShardKey
 from megatron_compete.data.preprocessing.desk import Answer, LocalDesk, StopRequest
 from megatron_compete.data.preprocessing.parts import ShardRecord
-from megatron_compete.data.preprocessing.workers import POLL_SECONDS, WorkerPool
+from megatron_compete.data.preprocessing.workers import WorkerPool
 from megatron_compete.errors import CompeteError
 
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "MV2_COMM_WORLD_SIZE")
@@ -76,8 +76,15 @@ class Ranks:
 
     def first_fault(self, fault: str | None) -> str | None:
         """The fault of the lowest rank that has one."""
-        faults = self.comm.allgather(fault)
-        return next((one for one in faults if one is not None), None)
+        if self.rank != 0:
+            self.send(0, fault)
+            found: str | None = self.receive()[1]
+            return found
+        faults = dict(self.receive() for _ in range(self.size - 1)) | {0: fault}
+        found = next((faults[rank] for rank in sorted(faults) if faults[rank] is not None), None)
+        for rank in range(1, self.size):
+            self.send(rank, found)
+        return found
 
     def receive(self) -> tuple[int, Any]:
         """The next message and the rank it is from."""
@@ -113,6 +120,8 @@ class ServingDesk:
         ranks: this process among the others.
         stop: set when another rank was told to stop.
     """
+
+    poll_seconds = _PAUSE_SECONDS  # the other ranks wait for an answer
 
     def __init__(self, ranks: Ranks, stop: StopRequest) -> None:
         self._ranks = ranks
@@ -202,18 +211,16 @@ class ServingDesk:
 class RemoteDesk:
     """The desk as other ranks see it."""
 
+    poll_seconds = 0.1
+
     def __init__(self, ranks: Ranks, stop: StopRequest) -> None:
         self._ranks = ranks
         self._stop = stop
-        self._waiting: set[str] = set()
 
     def next(self, worker: str) -> Answer:
-        """Ask rank 0; a worker that was told to wait does so for a while first."""
-        if worker in self._waiting:
-            time.sleep(POLL_SECONDS / 10)
+        """Ask rank 0."""
         self._ranks.send(0, ("next", worker, self._stop.requested))
         answer: Answer = self._ranks.receive()[1]
-        (self._waiting.add if answer == "wait" else self._waiting.discard)(worker)
         return answer
 
     def done(self, record: ShardRecord) -> None:

@@ -14,6 +14,7 @@ from megatron_compete.data.preprocessing.folder import WorkFolder
 from megatron_compete.data.preprocessing.identity import Identity, digest
 from megatron_compete.data.preprocessing.job import Preprocessing
 from megatron_compete.data.preprocessing.parts import ShardRecord
+from megatron_compete.data.progress import Progress
 from megatron_compete.data.staged import StagedFiles
 from megatron_compete.errors import CompeteError
 
@@ -33,7 +34,8 @@ class Preprocessed:
     """Bytes of text read, decompressed, by this run and those it continued; 0 if there was nothing to do."""
 
     seconds: float
-    """Of tokenising, in this run; imports and start-up are not in it. 0 if there was nothing to do."""
+    """Of tokenising and joining, in this run; imports and the choice of an engine are not in it. 0 if there was nothing
+    to do."""
 
     skips: SkipLog
     """Documents left out, by kind of fault."""
@@ -55,7 +57,9 @@ class Output:
     engine: EngineChoice
     identity: Identity
 
-    def write(self, records: Iterable[ShardRecord], folder: WorkFolder, seconds: float, continued: int) -> Preprocessed:
+    def write(
+        self, records: Iterable[ShardRecord], folder: WorkFolder, progress: Progress, continued: int
+    ) -> Preprocessed:
         """Join the parts, put everything in place and remove the work folder.
 
         Raises:
@@ -80,7 +84,7 @@ class Output:
             documents=assembly.documents,
             tokens={key: assembly.tokens(number) for number, key in enumerate(self.job.json_keys)},
             text_bytes=assembly.total("text_bytes"),
-            seconds=seconds,
+            seconds=progress.seconds,
             skips=skips,
             empty=assembly.total("empty"),
             continued=continued,

@@ -57,27 +57,30 @@ def _preprocess_alone(job: Preprocessing) -> Preprocessed:
 
 
 def _preprocess_as_rank(job: Preprocessing) -> Preprocessed:
-    settings, pool, fault = None, None, None
-    try:
-        settings = worker_settings(job)
-        pool = WorkerPool(job.workers, settings)  # before MPI: see mpi.py
-    except CompeteError as error:
-        fault = str(error)
-    ranks = mpi.Ranks()
-    try:
+    with contextlib.ExitStack() as resources:
+        settings, pool, fault = None, None, None
+        try:
+            settings = worker_settings(job)
+            pool = resources.enter_context(
+                contextlib.closing(WorkerPool(job.workers, settings))
+            )  # before MPI: see there
+        except CompeteError as error:
+            fault = str(error)
+        ranks = mpi.Ranks()
         fault = ranks.first_fault(fault)
         if settings is None or pool is None or fault is not None:
             raise CompeteError(fault or "") if ranks.rank == 0 else SystemExit(USAGE_EXIT_CODE)
-        with contextlib.closing(pool), StopRequest().listening() as stop:
+        stop = resources.enter_context(StopRequest().listening())
+        try:
             if ranks.rank != 0:
                 raise SystemExit(mpi.work_for_rank_0(ranks, pool, stop))
             return _lead_ranks(job, settings, ranks, pool, stop)
-    except (CompeteError, Stopped, SystemExit):
-        raise
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        ranks.abort()
-        raise
+        except (CompeteError, Stopped, SystemExit):
+            raise
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            ranks.abort()
+            raise
 
 
 def _lead_ranks(
@@ -169,6 +172,8 @@ class _Session:
             self._plan = plan_shards(self._sources, self._shard_bytes)
             engine = self._engine(noted)
             finished = list(self._finished(engine)) if noted is not None else []
+            if finished:
+                print(f"going on from {len(finished)} finished shards in {self._folder.path}", flush=True)
             done_bytes, total = sum(record.disk_bytes for record in finished), total_bytes(self._sources)
             with Progress("tokenising", total, self._job.log_interval, done_bytes) as self.progress:
                 dealer = Dealer(self._plan, finished, engine, self._stdin())
@@ -199,7 +204,7 @@ class _Session:
             of = f" of {len(self._plan.shards)}" if known else ""
             raise Stopped(f"stopped with {len(dealer.finished)}{of} shards finished: the same command continues")
         output = Output(self._job, self._sources, self._settings.tokenizer.vocab_size, dealer.engine, self._identity)
-        return output.write(dealer.finished.values(), self._folder, self.progress.seconds, self._continued)
+        return output.write(dealer.finished.values(), self._folder, self.progress, self._continued)
 
     def _engine(self, noted: dict[str, Any] | None) -> EngineChoice:
         """The engine of the unfinished run, or else the choice for this input."""

@@ -22,9 +22,6 @@ from megatron_compete.data.preprocessing.parts import PartWriter, ShardRecord
 from megatron_compete.data.preprocessing.shard import ShardWorker, make_document_encoder
 from megatron_compete.errors import CompeteError
 
-POLL_SECONDS = 0.2
-"""Longest time until a signal, or a shard that others have to finish first, is noticed."""
-
 _PR_SET_PDEATHSIG = 1
 
 
@@ -157,7 +154,7 @@ class WorkerPool:
         waiting, busy = list(self._connections), set[Connection]()
         while waiting or busy:
             waiting = self._hand_out(desk, waiting, busy, names)
-            for ready in wait(list(busy), POLL_SECONDS if not waiting else POLL_SECONDS / 10):
+            for ready in wait(list(busy), desk.poll_seconds):
                 assert isinstance(ready, Connection)
                 busy.remove(ready)
                 waiting.append(ready)

@@ -45,7 +45,12 @@ def test_documents_and_sentences() -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("1x", "refuses 'text': invalid literal"), ("19", "token id 9, outside"), ("huge", "token id 10995"), ("low", "-1")],
+    [
+        ("1x", "refuses 'text': invalid literal"),
+        ("19", "token id 9, outside"),
+        ("huge", "token id 10995"),
+        ("low", "-1"),
+    ],
 )
 def test_a_text_the_tokenizer_cannot_take_leaves_the_others(text: str, words: str) -> None:
     batch = encoder().encode([{"text": "1"}, {"text": text}, {"text": "2"}])
