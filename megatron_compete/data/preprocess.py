@@ -87,8 +87,8 @@ def _print_summary(done: Preprocessed) -> None:
     if not done.seconds:
         print(f"{what} are there already, of the same input and flags: nothing to do (--restart makes them again)")
         return
-    rate = f"{done.text_bytes / MEGABYTE / done.seconds:.1f} MB/s" if not done.continued else "in several runs"
-    print(f"wrote {what}, {done.text_bytes} bytes of text at {rate}; {done.skips.summary()}")
+    rate = f"at {done.text_bytes / MEGABYTE / done.seconds:.1f} MB/s" if not done.continued else "in several runs"
+    print(f"wrote {what}, {done.text_bytes} bytes of text {rate}; {done.skips.summary()}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -50,7 +50,8 @@ class TextReader:
         self._stream: InputStream | None = None
         self._text: BinaryIO | None = None if given is None else io.BytesIO(given)
         self._position = 0  # between ranges always the beginning of a line
-        self._number = 0  # lines before it
+        self._line_start = 0  # of the line that was read last
+        self._number = 0  # lines before the position
         self._after_blank = True  # a paragraph may begin at the position
         self._next_start: int | None = 0  # ranges from here on lie ahead of the position; None: nobody knows
         self._disk_before = 0
@@ -110,7 +111,7 @@ class TextReader:
         document: list[bytes] = []
         first = 0
         while raw := self._next_line(None if document else end):
-            self.lines += end is None or self._position - len(raw) < end
+            self.lines += end is None or self._line_start < end
             blank = raw.isspace()
             if document and blank:
                 yield _join(first, document)
@@ -138,18 +139,19 @@ class TextReader:
         if not raw:
             self.at_end = True
             return b""
-        at_start, self._position = self._position == 0, self._position + len(raw)
+        self._line_start, self._position = self._position, self._position + len(raw)
         self._number += 1
-        return (raw.removeprefix(_UTF8_BOM) or b"\n") if at_start else raw
+        return raw if self._line_start else raw.removeprefix(_UTF8_BOM) or b"\n"
 
     def _go_to(self, start: int) -> None:
         """Put the position at the first line that begins at `start` or later."""
         if self._text is None or (self.counts_from_start and (self._next_start is None or start < self._next_start)):
             self._open()
-        if self.counts_from_start:
-            self._skip_to(start)
-        else:
+        if not self.counts_from_start:
             self._seek(start)
+        elif start > self._position:
+            self._skip_to(start)
+            self.disk_bytes()  # of ranges that others read
 
     def _open(self) -> None:
         self.close()
@@ -207,6 +209,8 @@ def _is_blank_before(text: BinaryIO, position: int) -> bool:
         start = max(0, end - BUFFER_BYTES // 16)
         text.seek(start)
         block = text.read(end - start)
+        if start == 0:
+            block = block.removeprefix(_UTF8_BOM)
         newline = block.rfind(b"\n")
         if block[newline + 1 :].strip():
             return False

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from megatron_compete.data.faults import BadDocument
@@ -45,6 +45,7 @@ def paragraphs_of(content: bytes) -> list[Raw]:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(pieces=[UTF8_BOM, b"\n", b"a"], size=1, suffix="", text=True, order=random.Random(0))
 @given(
     pieces=CONTENT,
     size=st.integers(1, 12),
@@ -73,7 +74,7 @@ def test_ranges_hold_every_document_once(
     assert documents == (paragraphs_of(content) if text else lines_of(content))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pieces=CONTENT, size=st.integers(1, 12), text=st.booleans())
 def test_standard_input_is_cut_between_documents(tmp_path: Path, pieces: list[bytes], size: int, text: bool) -> None:
     content = b"".join(piece for piece in pieces if piece != UTF8_BOM)  # a piece of its own, it is no byte order mark
@@ -124,3 +125,18 @@ def test_frames_and_members_after_one_another(tmp_path: Path) -> None:
             b"a\n",
             b"bc\n",
         ]
+
+
+def test_what_a_range_takes_from_the_disk_is_counted_once(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    path = tmp_path / "c.jsonl.zst"
+    path.write_bytes(COMPRESS[".zst"](b"".join(b"%d\n" % draw.getrandbits(2000) for _ in range(10_000))))
+    taken = 0
+    for first in (0, 1):  # two readers share the ranges
+        reader = TextReader(make_source(str(path), "auto", "file"))
+        for start in range(first * 1_000_000, 7_000_000, 2_000_000):
+            for _ in reader.read(start, start + 1_000_000):
+                pass
+            taken += reader.disk_bytes()
+        reader.close()
+    assert 0.5 < taken / path.stat().st_size < 1.5
