@@ -18,7 +18,6 @@ from megatron_compete.data.dataset import Dataset, check_same_kind, find_prefixe
 from megatron_compete.data.staged import StagedFiles
 from megatron_compete.errors import CompeteError
 
-
 MIN_TEMPERATURE = 0.1
 """Below it the weights of small sources come to nothing."""
 

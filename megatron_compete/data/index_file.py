@@ -15,19 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_compete.data.indexed import MAGIC, VERSION, IndexChunk
-
-DTYPES: dict[int, type[np.generic]] = {
-    1: np.uint8,
-    2: np.int8,
-    3: np.int16,
-    4: np.int32,
-    5: np.int64,
-    6: np.float64,
-    7: np.float32,
-    8: np.uint16,
-}
-"""Codes of Megatron's `DType`."""
+from megatron_compete.data.indexed import DTYPES, MAGIC, VERSION, IndexChunk
 
 HEADER_BYTES = 34
 CHUNK = 1 << 20

@@ -7,6 +7,7 @@ prints documents, tokens, what it was made with and how long documents are, and 
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -116,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     inspection = inspect(without_suffix(options["prefix"]), vocabulary)
     print("\n".join(summary_lines(inspection)))
     if inspection.index is not None and options["figure"]:
-        write_figure(measure_lengths(inspection.index), inspection.prefix, options["figure"])
+        write_figure(measure_lengths(inspection.index), os.path.basename(inspection.prefix), options["figure"])
     for finding in inspection.damage:
         print(f"damaged: {finding}")
     if inspection.damage:

@@ -9,8 +9,9 @@ are merged too, and datasets of different tokenizers are refused.
 import argparse
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from megatron_compete.data.dataset import Dataset, check_same_kind, find_prefixes, open_dataset
 from megatron_compete.data.indexed import IndexChunk, copy_range, write_index
@@ -90,12 +91,17 @@ def _merged_manifest(datasets: Sequence[Dataset]) -> DatasetManifest | None:
         documents=sum(manifest.documents for manifest in manifests),
         sequences=sum(manifest.sequences for manifest in manifests),
         tokens=sum(manifest.tokens for manifest in manifests),
-        inputs=[entry for manifest in manifests for entry in manifest.inputs],
+        inputs=_each_once(entry for manifest in manifests for entry in manifest.inputs),
         skipped=dict(skipped),
         empty_documents=sum(manifest.empty_documents for manifest in manifests),
         engine=engines[0] if all(engine == engines[0] for engine in engines) else {"merged": engines},
         job=None,
     )
+
+
+def _each_once(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In order of first appearance: parts of a split dataset name the same inputs."""
+    return list({tuple(sorted(entry.items())): entry for entry in entries}.values())
 
 
 def _write(datasets: Sequence[Dataset], prefix: str, manifest: DatasetManifest | None) -> Merged:

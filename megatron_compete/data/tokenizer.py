@@ -17,7 +17,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_compete.data.clock import running_clock
@@ -84,7 +84,7 @@ class TokenizerTraining:
     on_error: OnError = "fail"
     """What to do about malformed documents."""
 
-    input_options: InputOptions = InputOptions()
+    input_options: InputOptions = field(default_factory=InputOptions)
     """How the inputs are read."""
 
     def __post_init__(self) -> None:

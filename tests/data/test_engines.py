@@ -1,6 +1,7 @@
 """Engines give the reference's ids, or are caught."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +84,33 @@ def test_written_out_specials(choices: dict[str, TokenizerChoice]) -> None:
         assert [list(ids) for ids in encode(texts)] == [tokenizer.tokenize(text) for text in texts]
 
 
-def test_auto_takes_an_identical_engine_and_says_so(choices: dict[str, TokenizerChoice], texts: list[str]) -> None:
+def test_auto_takes_an_identical_engine_and_says_so(
+    choices: dict[str, TokenizerChoice], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     choice = choices["hugging_face"]
+    monkeypatch.setattr(engines, "compare", lambda *both: replace(compare(*both), speed=3.0))
     engine = choose_engine(choice, "auto", choice.build(), texts)
-    # Some 20 times the reference's speed: no load on the machine hides that.
     assert (engine.name, engine.requested, engine.proven) == ("gigatoken", "auto", True)
     assert engine.proof is not None and engine.proof["documents"] == len(texts)
     assert "kitoken" in engine.passed_over
     assert "gigatoken, identical to the reference on" in engine.describe()
+    assert "3.0 times its speed; kitoken: it differs: " in engine.describe()
     again = EngineChoice.from_record(json.loads(json.dumps(engine.record() | {"checked": 5})))
     assert again.record() == engine.record()
+
+
+def test_auto_takes_the_fastest_of_the_identical_and_none_that_is_slower(
+    choices: dict[str, TokenizerChoice], texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = choices["sentencepiece"]
+    tokenizer = choice.build()
+    for speeds, name in (((2.0, 3.0), "kitoken"), ((3.0, 2.0), "gigatoken"), ((0.9, 0.8), REFERENCE)):
+        rest = iter(speeds)
+        monkeypatch.setattr(engines, "compare", lambda *both, rest=rest: replace(compare(*both), speed=next(rest)))
+        engine = choose_engine(choice, "auto", tokenizer, texts[:5])
+        assert engine.name == name
+        assert all(reason.startswith("identical, ") for reason in engine.passed_over.values())
+        assert len(engine.passed_over) == (2 if name == REFERENCE else 1)
 
 
 def test_auto_passes_over_what_differs_or_cannot_load(texts: list[str], tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from megatron_compete.data import index_file
-from megatron_compete.data.index_file import DTYPES, DamagedIndex, read_index
+from megatron_compete.data.index_file import DamagedIndex, read_index
+from megatron_compete.data.indexed import DTYPES
 from tests.data.datasets import random_documents, write_dataset
 
 
