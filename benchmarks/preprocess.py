@@ -1,6 +1,6 @@
 """Preprocessing beside the loop that Megatron-LM's tool runs: speed per core, scaling, memory.
 
-    python benchmarks/preprocess.py --megabytes 100
+    python -m benchmarks.preprocess --megabytes 100
 
 Everything is measured in one run, in processes forked from one that has imported everything, and the output of every
 measurement is compared with the plain loop's. The proof of the engines is made once and not counted.
