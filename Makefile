@@ -28,7 +28,7 @@ benchmark: setup
 	@$(PY) benchmarks/competition_step.py
 
 benchmark-preprocess: setup
-	@$(PY) -m benchmarks.preprocess
+	@$(PY) benchmarks/preprocess.py
 
 lint: setup
 	@$(PY) -m ruff check .

@@ -1,6 +1,7 @@
+#!/usr/bin/env python3
 """Preprocessing beside the loop that Megatron-LM's tool runs: speed per core, scaling, memory.
 
-    python -m benchmarks.preprocess --megabytes 100
+    python benchmarks/preprocess.py --megabytes 100
 
 Everything is measured in one run, in processes forked from one that has imported everything, and the output of every
 measurement is compared with the plain loop's. The proof of the engines is made once and not counted.
@@ -12,6 +13,7 @@ import multiprocessing
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +27,8 @@ import psutil
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.corpora import FORMS, write_corpus
 from benchmarks.summary import hardware
@@ -177,14 +181,17 @@ class Bench:
                 raise RuntimeError(f"{variant} with {workers} workers: {ours} is not {plain}")
         return found
 
-    def memory(self, sizes: list[int]) -> Iterator[tuple[int, Measurement]]:
-        """The last engine with 2 workers on corpora of growing size."""
-        name = list(self.engines)[-1]
-        for size in sizes:
-            corpus = write_corpus(self.folder / f"size-{size}", size)["jsonl"]
-            prefix = self.folder / "memory"
-            job = Preprocessing((str(corpus),), str(prefix), self.choice, workers=2, engine=name, restart=True)
-            yield size, measure(name, 2, corpus.stat().st_size, partial(run_ours, job, self.engines[name]))
+    def memory(self, megabytes: int, copies: list[int]) -> Iterator[Measurement]:
+        """The last engine with 2 workers on so many copies of one corpus."""
+        name, corpus = list(self.engines)[-1], write_corpus(self.folder / "once", megabytes * 1_000_000)["jsonl"]
+        for count in copies:
+            folder = self.folder / f"copies-{count}"
+            folder.mkdir()
+            for copy in range(count):
+                os.link(corpus, folder / f"{copy}.jsonl")
+            prefix = str(self.folder / "memory")
+            job = Preprocessing((str(folder),), prefix, self.choice, workers=2, engine=name, restart=True)
+            yield measure(name, 2, count * corpus.stat().st_size, partial(run_ours, job, self.engines[name]))
 
 
 def table(found: list[Measurement]) -> Table:
@@ -226,7 +233,7 @@ def main() -> None:
     flag("--engines", nargs="+", choices=ENGINE_CHOICES, default=["reference", "auto"])
     flag("--workers", nargs="+", type=int, default=[1, 2])
     flag("--repeats", type=int, default=3)
-    flag("--memory", nargs="*", type=int, default=[50, 200], metavar="MB", help="corpus sizes to state the peak for")
+    flag("--memory", type=int, default=400, metavar="MB", help="corpus to state the peak for, once and four times over")
     flag("--tokenizer-model", help="a SentencePiece model (default: BPE of 8000 pieces, trained on the corpus)")
     flag("--json", type=Path, help="write all measurements")
     arguments = parser.parse_args()
@@ -248,11 +255,12 @@ def _run(arguments: argparse.Namespace, folder: Path) -> None:
     found = list(bench.compare(corpora, arguments.workers))
     console.print(table(found))
     console.print("every output equals the plain loop's, byte for byte")
-    peaks = list(bench.memory([size * 1_000_000 for size in arguments.memory]))
-    for size, one in peaks:
-        console.print(f"{size / 1e6:.0f} MB: peak {one.peak_bytes / 1e6:.0f} MB of memory in 3 processes of their own")
+    peaks = list(bench.memory(arguments.memory, [1, 4]))
+    for one in peaks:
+        size, peak = one.text_bytes / 1e6, one.peak_bytes / 1e6
+        console.print(f"{size:.0f} MB with 2 workers: 3 processes have up to {peak:.0f} MB of memory to themselves")
     if arguments.json:
-        report = {"hardware": hardware(), "runs": [asdict(one) for one in found + [one for _, one in peaks]]}
+        report = {"hardware": hardware(), "runs": [asdict(one) for one in found + peaks]}
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
