@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tokenise a JSON Lines corpus into Megatron's .bin/.idx; `--help` lists the flags."""
+"""Tokenise a corpus into Megatron's .bin/.idx; `--help` lists the flags."""
 
 from megatron_compete.data.preprocess import main
 from megatron_compete.errors import run_command

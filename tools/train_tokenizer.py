@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train a SentencePiece tokenizer on a JSON Lines corpus; `--help` lists the flags."""
+"""Train a SentencePiece tokenizer on a corpus; `--help` lists the flags."""
 
 from megatron_compete.data.tokenizer import main
 from megatron_compete.errors import run_command

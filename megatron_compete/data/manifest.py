@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from megatron_compete.errors import CompeteError
@@ -32,7 +32,19 @@ class DatasetManifest:
     """`{"name": ..., "bytes": ...}` of every input file, in order."""
 
     skipped: dict[str, int]
-    """Lines left out, by kind of fault (`corpus.KINDS`)."""
+    """Documents left out, by kind of fault (`faults.KINDS`)."""
+
+    empty_documents: int = 0
+    """Documents without tokens that are in the dataset."""
+
+    engine: dict[str, Any] | None = None
+    """What tokenised, how it was proven, and how many texts were compared meanwhile (`engines.EngineChoice`)."""
+
+    tokenizer_options: dict[str, Any] = field(default_factory=dict)
+    """Other flags of the tokenizer that decide about ids, where they are not at their defaults."""
+
+    job: str | None = None
+    """Names the input's state and the flags: the same command finds that its work is done."""
 
     def write(self, path: str) -> None:
         """Write as JSON; the caller stages the path."""
@@ -60,6 +72,7 @@ def read_manifest(prefix: str) -> DatasetManifest | None:
             record = json.load(stream)
         if record.get("format") != FORMAT:
             raise ValueError(f"its format is {record.get('format')!r} and not {FORMAT!r}")
-        return DatasetManifest(**{field.name: record[field.name] for field in fields(DatasetManifest)})
-    except (ValueError, AttributeError, KeyError) as error:
+        known = {one.name: record[one.name] for one in fields(DatasetManifest) if one.name in record}
+        return DatasetManifest(**known)
+    except (ValueError, AttributeError, TypeError) as error:
         raise CompeteError(f"{path} is no manifest of this tool ({error}): preprocess again, or remove it") from None

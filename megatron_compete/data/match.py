@@ -2,7 +2,8 @@
 
 import os
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ def check_tokenizer_matches(
     vocab_size: int,
     vocab_file: str | None = None,
     merge_file: str | None = None,
+    tokenizer_options: Mapping[str, Any] | None = None,
 ) -> None:
     """Refuse a dataset that is not there, not whole, or not made with this tokenizer.
 
@@ -39,6 +41,7 @@ def check_tokenizer_matches(
     Args:
         prefix: path without `.bin`, as --data-path takes it.
         vocab_size: number of ids the model knows.
+        tokenizer_options: the other flags that decide about ids (`TokenizerChoice.options`); None does not compare them.
     Raises:
         CompeteError: names the files and the way out.
     """
@@ -52,6 +55,8 @@ def check_tokenizer_matches(
         return
     _check_manifest_is_of(prefix, manifest, dataset)
     _check_same_tokenizer(prefix, manifest, choice)
+    if tokenizer_options is not None:
+        _check_same_options(prefix, manifest, tokenizer_options)
     if manifest.vocab_size > vocab_size:
         raise CompeteError(
             f"dataset {prefix} was made with a vocabulary of {manifest.vocab_size}, but the model has {vocab_size}: "
@@ -111,6 +116,16 @@ def _check_same_tokenizer(prefix: str, manifest: DatasetManifest, choice: Tokeni
         f"dataset {prefix} was made with {made.describe()} (manifest {manifest_path(prefix)}), and "
         f"{choice.describe()} has {difference}: its ids mean other text; give the tokenizer of the dataset, or {_AGAIN}"
     )
+
+
+def _check_same_options(prefix: str, manifest: DatasetManifest, options: Mapping[str, Any]) -> None:
+    for name in sorted(manifest.tokenizer_options.keys() | options.keys()):
+        made, given = manifest.tokenizer_options.get(name, "its default"), options.get(name, "its default")
+        if made != given:
+            raise CompeteError(
+                f"dataset {prefix} was made with {name} {made}, and training has {given}: ids of the same text differ; "
+                f"give training the same tokenizer flags, or {_AGAIN}"
+            )
 
 
 def _check_sample(prefix: str, dataset: "IndexedDataset", vocab_size: int, choice: TokenizerChoice) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,25 +16,25 @@ SENTENCEPIECE_TYPES = frozenset({"SentencePieceTokenizer", "GPTSentencePieceToke
 HUGGING_FACE_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
 """Files of a Hugging Face folder that decide about ids; the first one there is speaks for vocab.json and the rest."""
 
-# What `build_tokenizer` reads besides the flags of `TokenizerChoice`: the defaults of Megatron's TokenizerConfig.
+HUB_NAMES = {
+    "GPT2BPETokenizer": "gpt2",
+    "BertWordPieceLowerCase": "bert-large-uncased",
+    "BertWordPieceCase": "bert-large-cased",
+}
+"""Types whose configuration Megatron takes from the Hugging Face hub, whatever --vocab-file says
+(megatron/core/tokenizers/text/libraries/megatron_hf_tokenizer.py)."""
+
+# What `build_tokenizer` reads besides the flags of `TokenizerChoice`, which has nothing to do with the ids of a text:
+# the defaults of Megatron's TokenizerConfig.
 _OTHER_DEFAULTS: dict[str, Any] = {
     "chat_template": None,
     "force_system_message": False,
     "image_tag_type": "",
     "metadata_path": None,
-    "null_tokenizer_eod_id": None,
     "null_tokenizer_pad_id": -1,
     "pad_vocab_size": False,  # padding is the model's business
     "sft_tokenizer_prompt_format": "nemotron-h-aligned",
-    "special_tokens": None,
-    "tiktoken_num_special_tokens": 1000,
-    "tiktoken_pattern": None,
-    "tokenizer_hf_no_include_special_tokens": False,
-    "tokenizer_hf_no_use_fast": False,
     "tokenizer_prompt_format": None,
-    "tokenizer_sentencepiece_ignore_extra_whitespaces": True,
-    "tokenizer_sentencepiece_legacy": False,
-    "trust_remote_code": False,
 }
 
 
@@ -57,6 +57,52 @@ class TokenizerChoice:
     merge_file: str | None = None
     """`--merge-file`."""
 
+    special_tokens: tuple[str, ...] | None = None
+    """`--tokenizer-special-tokens`."""
+
+    tiktoken_pattern: str | None = None
+    """`--tiktoken-pattern`: `v1` or `v2`; None is Megatron's default, v2."""
+
+    tiktoken_num_special_tokens: int = 1000
+    """`--tiktoken-num-special-tokens`."""
+
+    tokenizer_sentencepiece_legacy: bool = False
+    """`--tokenizer-sentencepiece-legacy`."""
+
+    tokenizer_sentencepiece_ignore_extra_whitespaces: bool = True
+    """Off with `--no-tokenizer-sentencepiece-ignore-extra-whitespaces`."""
+
+    tokenizer_hf_no_use_fast: bool = False
+    """`--tokenizer-hf-no-use-fast`."""
+
+    tokenizer_hf_no_include_special_tokens: bool = False
+    """`--tokenizer-hf-no-include-special-tokens`: without it Megatron puts a tokenizer's <s> before every document."""
+
+    trust_remote_code: bool = False
+    """`--trust-remote-code`."""
+
+    null_tokenizer_eod_id: int | None = None
+    """`--null-tokenizer-eod-id`."""
+
+    @classmethod
+    def from_arguments(cls, args: Any) -> "TokenizerChoice":
+        """The tokenizer of a parsed namespace with Megatron's names, the trainer's for example."""
+        given = {field.name: getattr(args, field.name) for field in fields(cls) if hasattr(args, field.name)}
+        if isinstance(given.get("special_tokens"), list):
+            given["special_tokens"] = tuple(given["special_tokens"])
+        return cls(**given)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What differs from Megatron's defaults besides type and files, for the manifest: these change ids too."""
+        named = ("tokenizer_type", "tokenizer_model", "vocab_size", "vocab_file", "merge_file", "trust_remote_code")
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, (value, default) in values.items()
+            if name not in named and value != default
+        }
+
     @property
     def library(self) -> str:
         """One name for the types that Megatron builds alike."""
@@ -64,14 +110,9 @@ class TokenizerChoice:
 
     def arguments(self) -> SimpleNamespace:
         """The namespace that Megatron's `build_tokenizer` wants."""
-        return SimpleNamespace(
-            tokenizer_type=self.tokenizer_type,
-            tokenizer_model=self.tokenizer_model,
-            vocab_size=self.vocab_size,
-            vocab_file=self.vocab_file,
-            merge_file=self.merge_file,
-            **_OTHER_DEFAULTS,
-        )
+        flags = {field.name: getattr(self, field.name) for field in fields(self)}
+        special_tokens = None if self.special_tokens is None else list(self.special_tokens)
+        return SimpleNamespace(**_OTHER_DEFAULTS | flags | {"special_tokens": special_tokens})
 
     def describe(self) -> str:
         """The flags as typed."""
@@ -92,6 +133,11 @@ class TokenizerChoice:
         for flag, path in (("--vocab-file", self.vocab_file), ("--merge-file", self.merge_file)):
             if path is not None and not os.path.isfile(path):
                 raise CompeteError(f"{flag} {path}: no such file")
+        if self.tokenizer_type == "MultimodalTokenizer":
+            raise CompeteError(
+                "--tokenizer-type MultimodalTokenizer: Megatron-Core's build_tokenizer gives it no path and cannot build "
+                "it; for text, its folder serves as --tokenizer-type HuggingFaceTokenizer --tokenizer-model FOLDER"
+            )
         if self.library == "SentencePiece":
             if self.tokenizer_model is None:
                 raise CompeteError(f"--tokenizer-type {self.tokenizer_type} needs --tokenizer-model FILE.model")
@@ -112,12 +158,22 @@ class TokenizerChoice:
             tokenizer = build_tokenizer(self.arguments())
         except Exception as error:  # every library raises its own kind
             raise CompeteError(
-                f"cannot build the tokenizer {self.describe()}: {error or type(error).__name__}"
+                f"cannot build the tokenizer {self.describe()}: {error or type(error).__name__}{self._hint()}"
             ) from None
         given, own = self.vocab_size, int(tokenizer.vocab_size)
         if given is not None and given != own and not self.tokenizer_type.startswith("Null"):
             raise CompeteError(f"--vocab-size {given}, but {self.describe()} has {own} ids: leave --vocab-size out")
         return tokenizer
+
+    def _hint(self) -> str:
+        """The way out where a hub cannot be reached."""
+        if self.tokenizer_type not in HUB_NAMES:
+            return ""
+        return (
+            f". Megatron reads the configuration of {self.tokenizer_type} from the hub as "
+            f"{HUB_NAMES[self.tokenizer_type]}: without a network, --tokenizer-type HuggingFaceTokenizer with a folder "
+            "of the same files gives the same ids"
+        )
 
     def fingerprint(self) -> str | None:
         """Sha256 over the files that decide about ids; None where there are none (NullTokenizer, a hub name)."""

@@ -1,4 +1,4 @@
-"""SentencePiece training on a JSON Lines corpus, with the defaults that language-model pretraining needs.
+"""SentencePiece training on a corpus, with the defaults that language-model pretraining needs.
 
 Lossless: nothing is normalised, no space is added or removed, and what the pieces do not cover becomes bytes, so
 `decode(encode(text)) == text` for every text without U+2581, the character SentencePiece writes for a space.
@@ -17,10 +17,19 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_compete.data.corpus import ON_ERROR_CHOICES, OnError, SkipLog, expand_inputs, no_documents
+from megatron_compete.data.clock import running_clock
+from megatron_compete.data.faults import ON_ERROR_CHOICES, OnError, SkipLog
+from megatron_compete.data.inputs import (
+    InputOptions,
+    Source,
+    add_input_flags,
+    find_sources,
+    no_documents,
+    take_input_options,
+)
 from megatron_compete.data.progress import MEGABYTE
 from megatron_compete.data.sample import CHUNK_CHARACTERS, Sample, read_sample
 from megatron_compete.data.staged import StagedFiles
@@ -43,7 +52,7 @@ class TokenizerTraining:
     """
 
     inputs: tuple[str, ...]
-    """JSON Lines files or glob patterns."""
+    """Files, folders or glob patterns."""
 
     output: str
     """Prefix of `.model` and `.vocab`; a trailing `.model` is taken off."""
@@ -55,7 +64,7 @@ class TokenizerTraining:
     """`bpe` or `unigram`."""
 
     json_key: str = "text"
-    """Where a line holds its text."""
+    """Where a line or row holds its text."""
 
     byte_fallback: bool = True
     """Spell what no piece covers as bytes; without it such characters are lost."""
@@ -67,13 +76,16 @@ class TokenizerTraining:
     """Share of the text's characters that get a piece; the rare rest goes through bytes."""
 
     sample_bytes: int | None = None
-    """Bytes of text to train on at most, spread evenly over the corpus; 0 is all of it, None the type's default."""
+    """Bytes of text to train on at most, from all over the corpus; 0 is all of it, None the type's default."""
 
     threads: int = 1
     """SentencePiece's threads. Unigram's pieces depend on their number, BPE's do not."""
 
     on_error: OnError = "fail"
-    """What to do about malformed lines."""
+    """What to do about malformed documents."""
+
+    input_options: InputOptions = field(default_factory=InputOptions)
+    """How the inputs are read."""
 
     def __post_init__(self) -> None:
         if self.vocab_size < 1:
@@ -111,33 +123,34 @@ class TrainedTokenizer:
     """UTF-8 bytes of text trained on."""
     seconds: float
     skips: SkipLog
-    """Lines left out, among those that the sample looked at."""
+    """Documents left out."""
 
 
-def train_tokenizer(training: TokenizerTraining, log_interval: int = 100_000) -> TrainedTokenizer:
+def train_tokenizer(training: TokenizerTraining) -> TrainedTokenizer:
     """Train, and write `{prefix}.model` and `{prefix}.vocab` once both are complete.
 
-    The same corpus and settings give the same bytes. `.vocab` is for reading: a piece and its score a line, with
+    The same documents and settings give the same bytes, in whatever order and files the documents come. `.vocab` is for reading: a piece and its score a line, with
     backslash, newline, carriage return and tab in a piece written as escapes.
 
     Raises:
-        CompeteError: no corpus, a malformed line (`on_error="fail"`), a vocabulary that does not fit the corpus, or a
+        CompeteError: no corpus, a malformed document (`on_error="fail"`), a vocabulary that does not fit the corpus, or a
             place that cannot be written to.
     """
-    files = expand_inputs(training.inputs)
+    sources = find_sources(training.inputs, training.input_options)
     try:
-        return _train(files, training, log_interval)
+        return _train(sources, training)
     except OSError as error:
         raise CompeteError(f"{error.filename or training.prefix}: {error.strerror or error}") from None
 
 
-def _train(files: Sequence[str], training: TokenizerTraining, log_interval: int) -> TrainedTokenizer:
+def _train(sources: Sequence[Source], training: TokenizerTraining) -> TrainedTokenizer:
     start = time.monotonic()
     skips = SkipLog(training.on_error)
-    sample = read_sample(files, training.json_key, training.sample_limit, skips, log_interval)
+    sample = read_sample(sources, training.json_key, training.sample_limit, skips)
     if not sample.bytes:
-        raise no_documents(files, training.json_key, skips)
-    model = _run_sentencepiece(sample, training)
+        raise no_documents(sources, training.json_key, skips)
+    with running_clock(f"training on {sample.bytes / MEGABYTE:.1f} MB"):
+        model = _run_sentencepiece(sample, training)
     size = _write_model(model, training.prefix)
     return TrainedTokenizer(
         model_path=training.prefix + ".model",
@@ -225,7 +238,7 @@ def _escape(piece: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """`tools/train_tokenizer.py`."""
     options = vars(_parser().parse_args(argv))
-    options["inputs"] = tuple(options.pop("input"))
+    options["inputs"], options["input_options"] = take_input_options(options)
     trained = train_tokenizer(TokenizerTraining(**options))
     for line in trained.skips.report():
         print(line, file=sys.stderr)
@@ -238,19 +251,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Train a lossless SentencePiece tokenizer on a JSON Lines corpus.",
+        description="Train a lossless SentencePiece tokenizer on a corpus: JSON Lines, Parquet or plain text.",
         epilog="The model serves Megatron's --tokenizer-type SentencePieceTokenizer, its eos as the end of document.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    add_input_flags(parser.add_argument_group("input"))
     flag, no_default = parser.add_argument, argparse.SUPPRESS
-    flag(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        default=no_default,
-        help="JSON Lines files or glob patterns",
-    )
     flag(
         "--output-prefix",
         "--output",
@@ -273,7 +279,7 @@ def _parser() -> argparse.ArgumentParser:
         default="bpe",
         help="unigram takes some 15 times as long, and no Hugging Face fast tokenizer is equal to it: it cannot be exported",
     )
-    flag("--json-key", default="text", help="where a line holds its text")
+    flag("--json-key", default="text", help="where a line or row holds its text")
     flag(
         "--byte-fallback",
         action=argparse.BooleanOptionalAction,
@@ -287,11 +293,14 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="BYTES",
         default=no_default,
-        help="text to train on at most, spread evenly over the corpus; 0 is all of it (default: 20 MB for bpe, 2 MB "
+        help="text to train on at most, sampled from the whole corpus; 0 is all of it (default: 20 MB for bpe, 2 MB "
         "for unigram)",
     )
     flag("--threads", type=int, default=1, help="of the trainer; unigram's pieces depend on their number")
     flag(
-        "--on-error", choices=ON_ERROR_CHOICES, default="fail", help="at a malformed line: stop, or count it and go on"
+        "--on-error",
+        choices=ON_ERROR_CHOICES,
+        default="fail",
+        help="at a malformed document: stop, or count it and go on",
     )
     return parser

@@ -1,9 +1,12 @@
 """Datasets byte for byte as Megatron-LM's tool writes them, or not at all."""
 
+import contextlib
 import json
 import os
+import resource
 import signal
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,18 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from megatron_compete.data.engines import EngineChoice, EngineDiffers
+from megatron_compete.data.inputs import InputOptions
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.data.preprocess import Preprocessed, Preprocessing, main, preprocess
+from megatron_compete.data.preprocessing import folder as folder_module
+from megatron_compete.data.preprocessing import run as run_module
+from megatron_compete.data.preprocessing import workers as workers_module
+from megatron_compete.data.preprocessing.shard import ShardWorker
 from megatron_compete.data.stdlib_corpus import StdlibCorpus
 from megatron_compete.errors import CompeteError
 from tests.data.conftest import VOCAB_SIZE, WriteCorpus, files_in
+from tests.data.inputs.files import write_jsonl, write_parquet
 
 DTYPE_CODES = {np.uint16: 8, np.int32: 4}
 DOCUMENTS = [
@@ -51,9 +61,9 @@ def tokenised(records: list[dict[str, Any]], key: str, model: str, eod: bool) ->
     return documents
 
 
-def run(path: str, prefix: Path, model: str, **options: Any) -> Preprocessed:
+def run(path: str | Path, prefix: Path, model: str, **options: Any) -> Preprocessed:
     choice = TokenizerChoice("SentencePieceTokenizer", model)
-    return preprocess(Preprocessing((path,), str(prefix), choice, **options))
+    return preprocess(Preprocessing((str(path),), str(prefix), choice, **{"engine": "reference"} | options))
 
 
 def dataset(prefix: Path, key: str = "text") -> tuple[bytes, bytes]:
@@ -87,16 +97,61 @@ def test_large_vocabularies_take_four_bytes(write_corpus: WriteCorpus, tmp_path:
     assert dataset(tmp_path / "d") == reference([[[1, 69_999, 69_999]], [[5, 69_999]]], np.int32)
 
 
-def test_workers_change_nothing(stdlib_corpus: StdlibCorpus, tmp_path: Path, tokenizer_model: str) -> None:
-    records = map(json.loads, Path(stdlib_corpus.train_path).read_text(encoding="utf-8").split("\n")[:-1])
-    split = [{"text": part} for record in records for part in record["text"].split("\n\n")]
-    path = tmp_path / "parts.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in split))
-    for workers in (1, 2):
-        run(str(path), tmp_path / f"w{workers}", tokenizer_model, append_eod=True, workers=workers)
-    assert dataset(tmp_path / "w1") == dataset(tmp_path / "w2")
-    assert (tmp_path / "w1_text_document.json").read_bytes() == (tmp_path / "w2_text_document.json").read_bytes()
-    assert dataset(tmp_path / "w1") == reference(tokenised(split, "text", tokenizer_model, True), np.uint16)
+@pytest.fixture(scope="module")
+def parts(stdlib_corpus: StdlibCorpus) -> list[dict[str, str]]:
+    """Some thousand documents, from a word to many lines."""
+    with open(stdlib_corpus.train_path, encoding="utf-8") as stream:
+        texts = [json.loads(line)["text"] for line in stream]
+    return [{"text": part} for text in texts for part in text.split("\n\n")]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "jsonl.zst", "jsonl.bz2", "parquet", "files"])
+def test_forms_workers_and_shards_change_nothing(
+    parts: list[dict[str, str]], tmp_path: Path, tokenizer_model: str, form: str
+) -> None:
+    path = tmp_path / f"c.{form}"
+    if form == "parquet":
+        write_parquet(path, {"text": [part["text"] for part in parts]}, 50)
+    elif form == "files":
+        path.mkdir()
+        for index in range(0, len(parts), 20):
+            write_jsonl(path / f"{index:06d}.jsonl", parts[index : index + 20])
+    else:
+        write_jsonl(path, parts)
+    expected = reference(tokenised(parts, "text", tokenizer_model, True), np.uint16)
+    for workers, shard_bytes in ((1, None), (2, 10_000), (4, 30_000)):
+        prefix = tmp_path / f"w{workers}"
+        done = run(path, prefix, tokenizer_model, append_eod=True, workers=workers, shard_bytes=shard_bytes)
+        assert dataset(prefix) == expected
+        assert done.documents == len(parts)
+        assert not os.path.exists(f"{prefix}.work")
+
+
+def test_plain_text(tmp_path: Path, tokenizer_model: str) -> None:
+    for name, text in (("a.txt", "one\n\ntwo\nlines\n\n\n"), ("b.txt", "three\n")):
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        (tmp_path / "texts" / name).write_text(text)
+    for reading, texts in (
+        ("file", ["one\n\ntwo\nlines\n\n\n", "three\n"]),
+        ("blank-line", ["one", "two\nlines", "three"]),
+    ):
+        run(tmp_path / "texts", tmp_path / "d", tokenizer_model, reading=InputOptions("auto", reading), restart=True)  # type: ignore[arg-type]
+        expected = tokenised([{"text": text} for text in texts], "text", tokenizer_model, False)
+        assert dataset(tmp_path / "d") == reference(expected, np.uint16)
+    with pytest.raises(CompeteError, match=r"plain text like .*a\.txt has one text"):
+        run(tmp_path / "texts", tmp_path / "e", tokenizer_model, json_keys=("a", "b"))
+
+
+def test_the_fastest_engine_gives_the_same(
+    parts: list[dict[str, str]], tmp_path: Path, tokenizer_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_jsonl(tmp_path / "c.jsonl", parts)
+    run(path, tmp_path / "d", tokenizer_model, engine="auto", workers=2, shard_bytes=50_000)
+    assert dataset(tmp_path / "d") == reference(tokenised(parts, "text", tokenizer_model, False), np.uint16)
+    assert "tokenizer engine: " in capsys.readouterr().out
+    engine = json.loads((tmp_path / "d_text_document.json").read_text())["engine"]
+    assert engine["requested"] == "auto" and engine["differing"] == 0
+    assert engine["name"] == "reference" or engine["checked"] > 0
 
 
 def test_manifest(write_corpus: WriteCorpus, tmp_path: Path, tokenizer_model: str) -> None:
@@ -116,7 +171,15 @@ def test_manifest(write_corpus: WriteCorpus, tmp_path: Path, tokenizer_model: st
         "tokens": sum(len(sentence) for document in documents for sentence in document),
         "inputs": [{"name": path, "bytes": os.path.getsize(path)}],
         "skipped": {"not_json": 1, "missing_key": 1},
+        "empty_documents": 2,
+        "engine": {
+            **{"name": "reference", "requested": "reference", "proof": None, "passed_over": {}},
+            **{"checked": 0, "differing": 0},
+        },
+        "tokenizer_options": {},
+        "job": manifest["job"],
     }
+    assert len(manifest["job"]) == 64
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -125,12 +188,67 @@ def test_malformed_lines_in_both_modes(
 ) -> None:
     good = [{"text": f"line {index}"} for index in range(100)]
     path = write_corpus([*good[:60], '{"text": "cut', *good[60:], {"text": None}])
-    with pytest.raises(CompeteError, match=r"corpus\.jsonl:61: not JSON .*--on-error skip"):
-        run(path, tmp_path / "d", tokenizer_model, workers=workers)
+    options: dict[str, Any] = {"workers": workers, "shard_bytes": 500}
+    with pytest.raises(CompeteError, match=r"corpus\.jsonl:(61: not JSON|102: 'text' holds null).*--on-error skip"):
+        run(path, tmp_path / "d", tokenizer_model, **options)
     assert files_in(tmp_path) == ["corpus.jsonl"]
-    done = run(path, tmp_path / "d", tokenizer_model, workers=workers, on_error="skip")
+    done = run(path, tmp_path / "d", tokenizer_model, on_error="skip", **options)
     assert dataset(tmp_path / "d") == reference(tokenised(good, "text", tokenizer_model, False), np.uint16)
     assert dict(done.skips.counts) == {"not_json": 1, "not_text": 1}
+    report = [json.loads(line) for line in (tmp_path / "d.errors.jsonl").read_text().splitlines()]
+    assert [(one["file"], one["line"], one["kind"]) for one in report] == [
+        (path, 61, "not_json"),
+        (path, 102, "not_text"),
+    ]
+    assert done.skips.report()[0].startswith(f"skipped 1 not_json, the first at {path}:61: ")
+
+
+def test_a_list_of_errors_goes_with_its_dataset(
+    write_corpus: WriteCorpus, tmp_path: Path, tokenizer_model: str
+) -> None:
+    run(write_corpus([*DOCUMENTS, "{"]), tmp_path / "d", tokenizer_model, on_error="skip")
+    assert "d.errors.jsonl" in files_in(tmp_path)
+    run(write_corpus(DOCUMENTS), tmp_path / "d", tokenizer_model, on_error="skip")
+    assert "d.errors.jsonl" not in files_in(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst", "bz2"])
+def test_a_truncated_archive(parts: list[dict[str, str]], tmp_path: Path, tokenizer_model: str, suffix: str) -> None:
+    path = write_jsonl(tmp_path / f"c.jsonl.{suffix}", parts * 5)
+    path.write_bytes(path.read_bytes()[:-20_000])
+    options: dict[str, Any] = {"workers": 2, "shard_bytes": 100_000}
+    with pytest.raises(CompeteError, match=rf"c\.jsonl\.{suffix}:\d+: the \.{suffix} file is cut off"):
+        run(path, tmp_path / "d", tokenizer_model, **options)
+    done = run(path, tmp_path / "d", tokenizer_model, on_error="skip", **options)
+    assert dict(done.skips.counts) == {"damaged": 1}
+    assert 0 < done.documents < len(parts * 5)
+    (error,) = map(json.loads, (tmp_path / "d.errors.jsonl").read_text().splitlines())
+    assert error["line"] == done.documents + 1
+    expected = tokenised((parts * 5)[: done.documents], "text", tokenizer_model, False)
+    assert dataset(tmp_path / "d") == reference(expected, np.uint16)
+
+
+def test_parquet_faults(tmp_path: Path, tokenizer_model: str) -> None:
+    path = write_parquet(tmp_path / "c.parquet", {"text": ["a", "b", None, "d", "e", None]}, 2)
+    with pytest.raises(CompeteError, match=r"c\.parquet:row 3: 'text' holds null"):
+        run(path, tmp_path / "d", tokenizer_model, shard_bytes=1)
+    run(path, tmp_path / "d", tokenizer_model, shard_bytes=1, on_error="skip")
+    report = [json.loads(line) for line in (tmp_path / "d.errors.jsonl").read_text().splitlines()]
+    assert [(one["row"], one["kind"]) for one in report] == [(3, "not_text"), (6, "not_text")]
+    with pytest.raises(CompeteError, match=r"c\.parquet: no column 'other' \(it has 'text'\)"):
+        run(path, tmp_path / "e", tokenizer_model, json_keys=("other",))
+    (tmp_path / "f.parquet").write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(CompeteError, match=r"f\.parquet: the Parquet file is cut off or corrupt"):
+        run(tmp_path / "f.parquet", tmp_path / "e", tokenizer_model)
+
+
+def test_empty_documents(write_corpus: WriteCorpus, tmp_path: Path, tokenizer_model: str) -> None:
+    path = write_corpus(DOCUMENTS)
+    assert run(path, tmp_path / "d", tokenizer_model).empty == 2
+    with pytest.raises(CompeteError, match=r"corpus\.jsonl:2: a document without tokens under 'text'"):
+        run(path, tmp_path / "e", tokenizer_model, empty_documents="reject")
+    done = run(path, tmp_path / "e", tokenizer_model, empty_documents="reject", on_error="skip")
+    assert (done.documents, done.empty, dict(done.skips.counts)) == (3, 0, {"empty": 2})
 
 
 def test_one_bad_key_leaves_the_line_out_of_all_datasets(
@@ -151,18 +269,212 @@ def test_failure_keeps_the_older_dataset(write_corpus: WriteCorpus, tmp_path: Pa
     assert dataset(tmp_path / "d") == reference(tokenised([{"text": "new"}], "text", tokenizer_model, False), np.uint16)
 
 
-def test_termination_cleans_up(
+def test_a_stop_finishes_the_shard_in_hand_and_the_same_command_continues(
+    parts: list[dict[str, str]], tmp_path: Path, tokenizer_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_jsonl(tmp_path / "c.jsonl", parts)
+    command = [*flags(str(path), tmp_path / "d", tokenizer_model), "--workers", "1", "--shard-size", "0.02"]
+    shards = -(-os.path.getsize(path) // 20_000)
+    finished, run_shard = [], ShardWorker.run
+
+    def run_and_be_told(worker: ShardWorker, shard: Any) -> Any:
+        if len(finished) == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        record = run_shard(worker, shard)
+        finished.append(record.key)
+        return record
+
+    monkeypatch.setattr(ShardWorker, "run", run_and_be_told)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert caught.value.code == 75
+    assert len(finished) == 4 and signal.getsignal(signal.SIGTERM) is handler
+    assert files_in(tmp_path) == ["c.jsonl"]
+    with pytest.raises(CompeteError, match=r"d\.work holds an unfinished run, and since then --append-eod changed"):
+        main([*command, "--append-eod"])
+    main(command)
+    assert len(finished) == len(set(finished)) == shards
+    assert dataset(tmp_path / "d") == reference(tokenised(parts, "text", tokenizer_model, False), np.uint16)
+    main(command)  # nothing to do
+    assert len(finished) == shards
+    main([*command, "--restart"])
+    assert len(finished) == 2 * shards
+
+
+@pytest.mark.parametrize("change", ["content", "size", "time", "order"])
+def test_changed_input_is_refused(
+    parts: list[dict[str, str]], tmp_path: Path, tokenizer_model: str, change: str
+) -> None:
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", parts[:50]) for name in "ab"]
+    paths[1].write_bytes(paths[1].read_bytes() + b"{\n")
+    choice = TokenizerChoice("SentencePieceTokenizer", tokenizer_model)
+    inputs = tuple(map(str, paths))
+    options: dict[str, Any] = {"engine": "reference", "shard_bytes": 2000}
+    with pytest.raises(CompeteError, match="not JSON"):
+        preprocess(Preprocessing(inputs, str(tmp_path / "d"), choice, **options))
+    state = paths[0].stat()
+    if change == "order":
+        inputs = inputs[::-1]
+    elif change == "time":
+        os.utime(paths[0], ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    else:
+        content = paths[0].read_bytes()
+        paths[0].write_bytes(content.replace(b"text", b"TEXT", 1) if change == "content" else content + b"\n")
+        os.utime(paths[0], ns=(state.st_atime_ns, state.st_mtime_ns))
+    words = "the order of the inputs changed" if change == "order" else rf"the {change}.* of input .*a\.jsonl changed"
+    with pytest.raises(CompeteError, match=rf"d\.work holds an unfinished run, and since then {words}.*--restart"):
+        preprocess(Preprocessing(inputs, str(tmp_path / "d"), choice, on_error="skip", **options))
+    done = preprocess(Preprocessing(inputs, str(tmp_path / "d"), choice, on_error="skip", restart=True, **options))
+    assert done.continued == 0
+
+
+def test_skipping_goes_on_from_what_failing_left(
+    write_corpus: WriteCorpus, tmp_path: Path, tokenizer_model: str
+) -> None:
+    path = write_corpus([{"text": f"line {index}"} for index in range(100)] + ["{"])
+    options: dict[str, Any] = {"shard_bytes": 500}
+    with pytest.raises(CompeteError, match="not JSON"):
+        run(path, tmp_path / "d", tokenizer_model, **options)
+    done = run(path, tmp_path / "d", tokenizer_model, on_error="skip", **options)
+    assert done.continued > 0 and done.documents == 100
+
+
+def test_damaged_parts_are_made_again(write_corpus: WriteCorpus, tmp_path: Path, tokenizer_model: str) -> None:
+    records = [{"text": f"line {index}"} for index in range(100)]
+    path = write_corpus([*records, "{"])
+    with pytest.raises(CompeteError):
+        run(path, tmp_path / "d", tokenizer_model, shard_bytes=500)
+    (ids,) = (tmp_path / "d.work" / "parts").glob("*.0.bin")
+    content = bytearray(ids.read_bytes())
+    content[0] ^= 1
+    ids.write_bytes(content)
+    done = run(path, tmp_path / "d", tokenizer_model, shard_bytes=500, on_error="skip")
+    assert done.continued == len(list(range(0, os.path.getsize(path), 500))) - 2
+    assert dataset(tmp_path / "d") == reference(tokenised(records, "text", tokenizer_model, False), np.uint16)
+
+
+def test_a_full_disk_loses_nothing_that_is_finished(
+    parts: list[dict[str, str]], tmp_path: Path, tokenizer_model: str
+) -> None:
+    path = write_jsonl(tmp_path / "c.jsonl", parts)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))  # as good as a full disk
+    try:
+        with pytest.raises(CompeteError, match="the same command goes on from the shards that are finished"):
+            run(path, tmp_path / "d", tokenizer_model, shard_bytes=20_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    done = run(path, tmp_path / "d", tokenizer_model, shard_bytes=20_000)
+    assert done.continued > 0
+    assert dataset(tmp_path / "d") == reference(tokenised(parts, "text", tokenizer_model, False), np.uint16)
+
+
+def test_two_runs_at_a_time_are_refused(
     write_corpus: WriteCorpus, tmp_path: Path, tokenizer_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from megatron_compete.data import preprocess as module
+    import fcntl
 
-    path = write_corpus(DOCUMENTS)
-    monkeypatch.setattr(module, "_write_documents", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit, match="143"):
-        main(flags(path, tmp_path / "d", tokenizer_model))
-    assert signal.getsignal(signal.SIGTERM) is handler
-    assert files_in(tmp_path) == ["corpus.jsonl"]
+    monkeypatch.setattr(folder_module, "LOCK_SECONDS", 0.0)
+    (tmp_path / "d.work").mkdir()
+    with open(tmp_path / "d.work" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CompeteError, match=r"d\.work is in use: another run"):
+            run(write_corpus(DOCUMENTS), tmp_path / "d", tokenizer_model)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_engine_that_differs_is_dismissed(
+    parts: list[dict[str, str]],
+    tmp_path: Path,
+    tokenizer_model: str,
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wrong = EngineChoice("kitoken", "auto", {"documents": 1, "bytes": 1, "strings": 0, "difference": None})
+    make = workers_module.make_encoder
+
+    class LateDifference:
+        """Wrong throughout, and caught in the fifth batch."""
+
+        checked = differing = batches = 0
+
+        def start_shard(self, shard: int) -> None:
+            pass
+
+        def encode_batch(self, texts: list[str]) -> list[list[int]]:
+            self.batches += 1
+            if self.batches == 5:
+                raise EngineDiffers("kitoken gives another id")
+            return [[7] for _ in texts]
+
+    monkeypatch.setattr(
+        workers_module,
+        "make_encoder",
+        lambda choice, tokenizer, engine: LateDifference() if engine == wrong else make(choice, tokenizer, engine),
+    )
+    monkeypatch.setattr(run_module, "choose_engine", lambda *_: wrong)
+    path = write_jsonl(tmp_path / "c.jsonl.zst", parts)
+    run(path, tmp_path / "d", tokenizer_model, engine="auto", workers=workers, shard_bytes=20_000)
+    assert dataset(tmp_path / "d") == reference(tokenised(parts, "text", tokenizer_model, False), np.uint16)
+    engine = json.loads((tmp_path / "d_text_document.json").read_text())["engine"]
+    assert (engine["name"], engine["requested"]) == ("reference", "auto")
+    assert "all shards are done with the reference now" in capsys.readouterr().err
+
+
+def test_a_worker_that_is_killed_ends_the_run_and_loses_its_shard_alone(
+    parts: list[dict[str, str]], tmp_path: Path, tokenizer_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_jsonl(tmp_path / "c.jsonl", parts)
+    parent, run_shard = os.getpid(), ShardWorker.run
+
+    def run_or_die(worker: ShardWorker, shard: Any) -> Any:
+        if shard.key == (0, 7) and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run_shard(worker, shard)
+
+    monkeypatch.setattr(ShardWorker, "run", run_or_die)
+    options: dict[str, Any] = {"workers": 2, "shard_bytes": 20_000}
+    with pytest.raises(CompeteError, match=r"worker-\d of 2 was killed by SIGKILL, .*the same command goes on"):
+        run(path, tmp_path / "d", tokenizer_model, **options)
+    monkeypatch.undo()
+    assert run(path, tmp_path / "d", tokenizer_model, **options).continued >= 5
+    assert dataset(tmp_path / "d") == reference(tokenised(parts, "text", tokenizer_model, False), np.uint16)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_standard_input_can_be_given_again(
+    parts: list[dict[str, str]], tmp_path: Path, tokenizer_model: str, workers: int
+) -> None:
+    path = write_jsonl(tmp_path / "c.jsonl", [*parts, b"{"])
+    options: dict[str, Any] = {"workers": workers, "shard_bytes": 20_000}
+    with _standard_input(path), pytest.raises(CompeteError, match=rf"<stdin>:{len(parts) + 1}: not JSON"):
+        run("-", tmp_path / "d", tokenizer_model, **options)
+    for change, words in ((lambda raw: b"x" + raw, "piece 1 differs"), (lambda raw: raw[:30_000], "shorter|differs")):
+        write_jsonl(tmp_path / "other.jsonl", [])
+        (tmp_path / "other.jsonl").write_bytes(change(path.read_bytes()))
+        with _standard_input(tmp_path / "other.jsonl"), pytest.raises(CompeteError, match=words):
+            run("-", tmp_path / "d", tokenizer_model, on_error="skip", **options)
+    with _standard_input(path):
+        done = run("-", tmp_path / "d", tokenizer_model, on_error="skip", **options)
+    assert done.continued > 0
+    assert dataset(tmp_path / "d") == reference(tokenised(parts, "text", tokenizer_model, False), np.uint16)
+
+
+@contextlib.contextmanager
+def _standard_input(path: Path) -> Any:
+    """A file at file descriptor 0."""
+    kept, opened = os.dup(0), os.open(path, os.O_RDONLY)
+    os.dup2(opened, 0)
+    try:
+        with open(0, closefd=False) as stream, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdin", stream)
+            yield
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+        os.close(opened)
 
 
 def flags(path: str, prefix: Path, model: str) -> list[str]:
@@ -178,11 +490,14 @@ def test_command_line(
     main([*flags(path, tmp_path / "d", tokenizer_model), *more])
     captured = capsys.readouterr()
     progress = [line for line in captured.out.splitlines() if line.startswith("tokenising: ")]
-    assert [line.split(" (")[0] for line in progress] == ["tokenising: 3 documents", "tokenising: 6 documents"]
+    assert [line.split(" (")[0] for line in progress] == ["tokenising: 5 documents"]
     tokens = json.loads((tmp_path / "d_text_document.json").read_text())["tokens"]
     summary = captured.out.splitlines()[-1]
-    assert f"5 documents, {tokens} tokens (text), {os.path.getsize(path)} bytes read at" in summary
-    assert summary.endswith("skipped 1 lines (1 not_json)")
+    assert (
+        f"5 documents, {tokens} tokens (text), 2 documents without tokens kept, {os.path.getsize(path)} bytes"
+        in summary
+    )
+    assert summary.endswith("skipped 1 documents (1 not_json)")
     assert captured.err.startswith("skipped 1 not_json, the first at")
     expected = tokenised(DOCUMENTS, "text", tokenizer_model, True)
     assert dataset(tmp_path / "d") == reference(expected, np.uint16)
@@ -194,6 +509,7 @@ def test_command_line(
         ({"workers": 0}, "--workers 0"),
         ({"log_interval": 0}, "--log-interval 0"),
         ({"json_keys": ("text", "text")}, "name each key once"),
+        ({"shard_bytes": 0}, "--shard-size"),
         ({"output_prefix": "folder/"}, "--output-prefix folder/ is a folder"),
     ],
 )
@@ -201,6 +517,16 @@ def test_values_that_cannot_be_used(change: dict[str, Any], words: str) -> None:
     job: dict[str, Any] = {"inputs": ("x",), "output_prefix": "y", "tokenizer": TokenizerChoice("NullTokenizer")}
     with pytest.raises(CompeteError, match=words):
         Preprocessing(**(job | change))
+
+
+def test_megatrons_flags_that_have_no_effect_are_explained_and_others_refused(
+    write_corpus: WriteCorpus, tmp_path: Path, tokenizer_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = flags(write_corpus(DOCUMENTS), tmp_path / "d", tokenizer_model)
+    main([*command, "--partitions", "2", "--tokenizer-engine", "reference"])
+    assert capsys.readouterr().err.startswith("--partitions is not needed")
+    with pytest.raises(CompeteError, match="--split-sentences and --keep-newlines are for BERT"):
+        main([*command, "--split-sentences"])
 
 
 def test_no_eod_to_append(write_corpus: WriteCorpus, tmp_path: Path, stdlib_corpus: StdlibCorpus) -> None:

@@ -165,7 +165,7 @@ def test_malformed_lines_in_both_modes(
     main([*flags, "--on-error", "skip"])
     captured = capsys.readouterr()
     assert "skipped 1 missing_key, the first at" in captured.err
-    assert "285 pieces from 2 documents" in captured.out and "skipped 1 lines (1 missing_key)" in captured.out
+    assert "285 pieces from 2 documents" in captured.out and "skipped 1 documents (1 missing_key)" in captured.out
     assert files_in(tmp_path) == ["corpus.jsonl", "t.model", "t.vocab"]
 
 

@@ -1,0 +1,145 @@
+"""The flags that say what is read, and the files they name."""
+
+import argparse
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_compete.data.inputs.sources import (
+    FORMATS,
+    STDIN,
+    TEXT_DOCUMENTS,
+    Source,
+    TextDocuments,
+    known_form,
+    make_source,
+    total_bytes,
+)
+from megatron_compete.errors import CompeteError
+
+_LIST_MARK = "--input-list "
+"""Goes before the name of a file list among the inputs, so that inputs keep their order and stay plain strings."""
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """How input files are read."""
+
+    format: str = "auto"
+    """`auto` goes by each file's suffix; otherwise one of `FORMATS` for all."""
+
+    text_documents: TextDocuments = "file"
+    """What a document of a plain text file is."""
+
+
+def add_input_flags(group: argparse._ArgumentGroup) -> None:
+    """`--input`, `--input-list`, `--input-format` and `--text-documents`."""
+    flag, no_default = group.add_argument, argparse.SUPPRESS
+    flag(
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        default=no_default,
+        help="files, folders or glob patterns of JSON Lines, Parquet (.parquet) or plain text (.txt), also .gz, .zst "
+        "and .bz2; - is standard input",
+    )
+    flag("--input-list", metavar="FILE", default=no_default, help="a file that names an input a line")
+    flag("--input-format", choices=("auto", *FORMATS), default="auto", help="auto goes by each file's suffix")
+    flag(
+        "--text-documents",
+        choices=TEXT_DOCUMENTS,
+        default="file",
+        help="a document of plain text: the whole file, or what lies between blank lines",
+    )
+
+
+def take_input_options(options: dict[str, Any]) -> tuple[tuple[str, ...], InputOptions]:
+    """Take what `add_input_flags` added out of parsed options: the inputs and how to read them.
+
+    Raises:
+        CompeteError: no input is named.
+    """
+    inputs = list(options.pop("input", []))
+    if "input_list" in options:
+        inputs.append(_LIST_MARK + options.pop("input_list"))
+    if not inputs:
+        raise CompeteError("no input: name files, folders or patterns with --input, or a list with --input-list")
+    return tuple(inputs), InputOptions(options.pop("input_format"), options.pop("text_documents"))
+
+
+def find_sources(inputs: Sequence[str], options: InputOptions | None = None) -> list[Source]:
+    """Files that the inputs name, in their order; what a folder or a pattern holds is taken in sorted order.
+
+    Raises:
+        CompeteError: nothing is there, a file is named twice, or all files are empty.
+    """
+    options = options or InputOptions()
+    paths = [path for pattern in inputs for path in _expand(pattern, options)]
+    _refuse_doubles(paths)
+    sources = [make_source(path, options.format, options.text_documents) for path in paths]
+    if total_bytes(sources) == 0 and STDIN not in paths:
+        some = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+        raise CompeteError(f"the corpus is empty: no bytes in {some or '--input'}")
+    return sources
+
+
+def _expand(pattern: str, options: InputOptions) -> list[str]:
+    if pattern == STDIN:
+        return [STDIN]
+    if pattern.startswith(_LIST_MARK):
+        return [path for line in _read_list(pattern.removeprefix(_LIST_MARK)) for path in _expand(line, options)]
+    if os.path.isdir(pattern):
+        return _in_folder(pattern, options)
+    if os.path.exists(pattern):
+        return [pattern]
+    matches = sorted(match for match in glob.glob(pattern, recursive=True) if os.path.isfile(match))
+    if not matches:
+        raise CompeteError(f"--input {pattern}: no such file, and no file matches it as a pattern")
+    return matches
+
+
+def _read_list(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            lines = [line.strip() for line in stream]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise CompeteError(f"--input-list {path}: {reason}") from None
+    return [line for line in lines if line]
+
+
+def _in_folder(folder: str, options: InputOptions) -> list[str]:
+    """Files below `folder` whose names tell their format; with a format given, files of that format or of none.
+
+    Raises:
+        CompeteError: there are none.
+    """
+    found = [path for path in _walk(folder) if _is_wanted(path, options.format)]
+    if not found:
+        raise CompeteError(
+            f"--input {folder}: no .jsonl, .json, .parquet or .txt file (or .gz, .zst, .bz2 of them) is below it; name "
+            f"other files with a pattern like '{folder}/*'"
+        )
+    return found
+
+
+def _walk(folder: str) -> Iterator[str]:
+    for below, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(below, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _is_wanted(path: str, wanted: str) -> bool:
+    known = known_form(path)[1]
+    return known is not None and wanted in ("auto", known)
+
+
+def _refuse_doubles(paths: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for path in paths:
+        real = path if path == STDIN else os.path.realpath(path)
+        if real in seen:
+            raise CompeteError(f"--input names {path} twice: its documents would count double; name it once")
+        seen.add(real)

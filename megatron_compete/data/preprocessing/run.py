@@ -1,0 +1,236 @@
+"""One job from its beginning, or from where an earlier run was stopped, to its dataset."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from megatron_compete.data.engines import AUTO, REFERENCE, EngineChoice, choose_engine
+from megatron_compete.data.inputs.documents import sample_texts
+from megatron_compete.data.inputs.options import find_sources
+from megatron_compete.data.inputs.shards import cut_stream, default_shard_bytes, plan_shards
+from megatron_compete.data.inputs.sources import Source, total_bytes
+from megatron_compete.data.inputs.streams import InputStream
+from megatron_compete.data.preprocessing import mpi
+from megatron_compete.data.preprocessing.deal import Dealer
+from megatron_compete.data.preprocessing.desk import LocalDesk, StopRequest
+from megatron_compete.data.preprocessing.folder import WorkFolder
+from megatron_compete.data.preprocessing.identity import identity_of
+from megatron_compete.data.preprocessing.job import STOPPED_EXIT_CODE, Preprocessing, Stopped
+from megatron_compete.data.preprocessing.output import Output, Preprocessed, already_made
+from megatron_compete.data.preprocessing.parts import ShardRecord
+from megatron_compete.data.preprocessing.workers import WorkerPool, WorkerSettings, in_words, run_here
+from megatron_compete.data.progress import Progress
+from megatron_compete.errors import USAGE_EXIT_CODE, CompeteError
+
+
+def preprocess(job: Preprocessing) -> Preprocessed:
+    """Tokenise the corpus and write one dataset a key; under an MPI launcher, together with the other ranks.
+
+    Raises:
+        CompeteError: no corpus, no tokenizer, a bad document (`on_error="fail"`), no tokens at all, a place that cannot
+            be written to, or an unfinished run of another job. Older output is then as it was, and shards that are
+            finished are kept for the next run.
+        Stopped: SIGTERM or SIGUSR1 came.
+        SystemExit: on ranks other than 0, when the job is over.
+    """
+    if mpi.is_launched():
+        return _preprocess_as_rank(job)
+    mpi.refuse_srun_without_mpi()
+    return _preprocess_alone(job)
+
+
+def _preprocess_alone(job: Preprocessing) -> Preprocessed:
+    with _system_faults_in_words(job), StopRequest().listening() as stop:
+        session = _Session(job, stop)
+        if (made := session.already_made()) is not None:
+            return made
+        settings = worker_settings(job)
+        with session.using(settings):
+            workers = min(job.workers, session.most_workers)
+            if workers == 1:
+                run_here(session.desk, settings)
+            else:
+                with contextlib.closing(WorkerPool(workers, settings)) as pool:
+                    pool.run(session.desk)
+            return session.finish()
+
+
+def _preprocess_as_rank(job: Preprocessing) -> Preprocessed:
+    with contextlib.ExitStack() as resources:
+        settings, pool, fault = None, None, None
+        try:
+            settings = worker_settings(job)
+            pool = resources.enter_context(
+                contextlib.closing(WorkerPool(job.workers, settings))
+            )  # before MPI: see there
+        except CompeteError as error:
+            fault = str(error)
+        ranks = mpi.Ranks()
+        fault = ranks.first_fault(fault)
+        if settings is None or pool is None or fault is not None:
+            raise CompeteError(fault or "") if ranks.rank == 0 else SystemExit(USAGE_EXIT_CODE)
+        stop = resources.enter_context(StopRequest().listening())
+        try:
+            if ranks.rank != 0:
+                raise SystemExit(mpi.work_for_rank_0(ranks, pool, stop))
+            return _lead_ranks(job, settings, ranks, pool, stop)
+        except (CompeteError, Stopped, SystemExit):
+            raise
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            ranks.abort()
+            raise
+
+
+def _lead_ranks(
+    job: Preprocessing, settings: WorkerSettings, ranks: mpi.Ranks, pool: WorkerPool, stop: StopRequest
+) -> Preprocessed:
+    """Rank 0's part; however it ends, the other ranks are told the exit code."""
+    serving, code = mpi.ServingDesk(ranks, stop), 1
+    try:
+        with _system_faults_in_words(job):
+            session = _Session(job, stop)
+            made = session.already_made()
+            if made is None:
+                with session.using(settings):
+                    serving.lead(session.desk, pool)
+                    made = session.finish()
+        code = 0
+        return made
+    except CompeteError:
+        code = USAGE_EXIT_CODE
+        raise
+    except Stopped:
+        code = STOPPED_EXIT_CODE
+        raise
+    finally:
+        serving.dismiss(code)
+
+
+def worker_settings(job: Preprocessing) -> WorkerSettings:
+    """Build the tokenizer.
+
+    Raises:
+        CompeteError: it cannot be built, or has no end of document.
+    """
+    job.tokenizer.check_files()
+    tokenizer = job.tokenizer.build()
+    eod = None
+    if job.append_eod:
+        eod = getattr(tokenizer, "eod", None)
+        if not isinstance(eod, int) or not 0 <= eod < tokenizer.vocab_size:
+            raise CompeteError(
+                f"--append-eod, but {job.tokenizer.describe()} has no end-of-document id (it says {eod}): leave the "
+                "flag out, or take a tokenizer with an eos"
+            )
+    return WorkerSettings(job, tokenizer, eod)
+
+
+def _sources(job: Preprocessing) -> list[Source]:
+    sources = find_sources(job.inputs, job.reading)
+    if len(job.json_keys) > 1 and any(source.format == "text" for source in sources):
+        name = next(source.name for source in sources if source.format == "text")
+        raise CompeteError(f"--json-keys {' '.join(job.json_keys)}: plain text like {name} has one text, give one key")
+    return sources
+
+
+@contextlib.contextmanager
+def _system_faults_in_words(job: Preprocessing) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CompeteError(in_words(error, job.work_folder)) from None
+
+
+class _Session:
+    """A job's work folder and desk, while it is being worked on.
+
+    Leaving it after a failure keeps the work folder if there is a finished shard in it.
+    """
+
+    def __init__(self, job: Preprocessing, stop: StopRequest) -> None:
+        job.tokenizer.check_files()
+        self._job = job
+        self._stop = stop
+        self._sources = _sources(job)
+        self._shard_bytes = job.shard_bytes or default_shard_bytes(self._sources)
+        self._identity = identity_of(job, self._sources, self._shard_bytes)
+        self._folder = WorkFolder(job.work_folder)
+
+    def already_made(self) -> Preprocessed | None:
+        """What an earlier run of this job has written."""
+        stdin = any(source.is_stdin for source in self._sources)  # nobody knows what it will say
+        return None if stdin else already_made(self._job, self._identity)
+
+    @contextlib.contextmanager
+    def using(self, settings: WorkerSettings) -> Iterator[None]:
+        """Open the work folder, choose an engine and set up the desk."""
+        self._settings = settings
+        noted = self._folder.open(self._identity, self._job.restart)
+        try:
+            self._plan = plan_shards(self._sources, self._shard_bytes)
+            engine = self._engine(noted)
+            finished = list(self._finished(engine)) if noted is not None else []
+            if finished:
+                print(f"going on from {len(finished)} finished shards in {self._folder.path}", flush=True)
+            done_bytes, total = sum(record.disk_bytes for record in finished), total_bytes(self._sources)
+            with Progress("tokenising", total, self._job.log_interval, done_bytes) as self.progress:
+                dealer = Dealer(self._plan, finished, engine, self._stdin())
+                self.desk = LocalDesk(dealer, self._folder, self._identity, self.progress, self._stop)
+                self._continued = len(finished)
+                yield
+        finally:
+            with contextlib.suppress(OSError):
+                if not self._folder.has_finished_shards():
+                    self._folder.remove()
+            self._folder.close()
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that can have something to do."""
+        return sys.maxsize if self._plan.streams or self._plan.stdin is not None else max(1, len(self._plan.shards))
+
+    def finish(self) -> Preprocessed:
+        """Join the parts, when all shards are finished.
+
+        Raises:
+            Stopped: they are not, because the job was told to stop.
+            CompeteError: no tokens at all.
+        """
+        dealer = self.desk.dealer
+        if not dealer.is_complete:
+            known = not self._plan.streams and self._plan.stdin is None
+            of = f" of {len(self._plan.shards)}" if known else ""
+            raise Stopped(f"stopped with {len(dealer.finished)}{of} shards finished: the same command continues")
+        output = Output(self._job, self._sources, self._settings.tokenizer.vocab_size, dealer.engine, self._identity)
+        return output.write(dealer.finished.values(), self._folder, self.progress, self._continued)
+
+    def _engine(self, noted: dict[str, Any] | None) -> EngineChoice:
+        """The engine of the unfinished run, or else the choice for this input."""
+        if noted is not None:
+            return EngineChoice.from_record(noted)
+        engine = self._choose_engine()
+        if engine.requested != REFERENCE:
+            print(engine.describe(), flush=True)
+        self._folder.note(self._identity, engine.record())
+        return engine
+
+    def _choose_engine(self) -> EngineChoice:
+        job = self._job
+        if job.engine == AUTO and self._plan.stdin is not None:  # after a difference its shards could not be redone
+            return EngineChoice(REFERENCE, AUTO, None, {"others": "standard input cannot be read twice"})
+        sample = sample_texts(self._sources, job.json_keys, job.engine_sample) if job.engine != REFERENCE else []
+        return choose_engine(job.tokenizer, job.engine, self._settings.tokenizer, sample)
+
+    def _finished(self, engine: EngineChoice) -> Iterator[ShardRecord]:
+        """Shards of earlier runs that need not be done again."""
+        for record in self._folder.records():
+            if record.engine == engine.name and not (record.fault_counts and self._job.on_error == "fail"):
+                yield record
+
+    def _stdin(self) -> Iterator[bytes] | None:
+        if self._plan.stdin is None:
+            return None
+        source = self._sources[self._plan.stdin]
+        return cut_stream(InputStream(source).text, source, self._plan.shard_bytes)

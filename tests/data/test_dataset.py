@@ -1,0 +1,85 @@
+"""Finding and comparing finished datasets."""
+
+from pathlib import Path
+
+import pytest
+
+from megatron_compete.data.dataset import (
+    check_same_kind,
+    find_prefixes,
+    open_dataset,
+    same_tokenizer,
+    tokenizer_of,
+)
+from megatron_compete.data.megatron_tokenizer import TokenizerChoice
+from megatron_compete.errors import CompeteError
+from tests.data.datasets import random_documents, write_dataset, write_manifest
+
+
+def test_prefixes_from_folders_files_and_patterns(tmp_path: Path) -> None:
+    for name in ("b_text_document", "a_text_document", "other"):
+        write_dataset(tmp_path / name, [[[1]]])
+    (tmp_path / "note.txt").write_text("")
+    names = ["a_text_document", "b_text_document", "other"]
+    assert find_prefixes([str(tmp_path)]) == [str(tmp_path / name) for name in names]
+    for pattern in ("*_text_document", "*_document.bin"):
+        assert find_prefixes([str(tmp_path / pattern)]) == [str(tmp_path / name) for name in names[:2]]
+    named = [str(tmp_path / "other.idx"), str(tmp_path / "a_text_document")]
+    assert find_prefixes(named) == [str(tmp_path / "other"), str(tmp_path / "a_text_document")]
+
+
+def test_what_cannot_be_found(tmp_path: Path) -> None:
+    prefix = write_dataset(tmp_path / "a", [[[1]]])
+    (tmp_path / "empty").mkdir()
+    for inputs, words in (
+        ([str(tmp_path / "none")], "no dataset has this prefix"),
+        ([str(tmp_path / "empty")], "no .bin and .idx files"),
+        ([prefix, prefix + ".bin"], "names .*a twice"),
+    ):
+        with pytest.raises(CompeteError, match=words):
+            find_prefixes(inputs)
+
+
+def test_what_cannot_be_opened(tmp_path: Path) -> None:
+    prefix = write_dataset(tmp_path / "a", random_documents(5))
+    with open(prefix + ".bin", "ab") as stream:
+        stream.write(b"xx")
+    with pytest.raises(CompeteError, match=r"a\.bin has \d+ bytes where .*a\.idx expects"):
+        open_dataset(prefix)
+    Path(prefix + ".idx").write_bytes(b"MMIDIDX")
+    with pytest.raises(CompeteError, match=r"a\.idx is damaged: .*inspect_dataset"):
+        open_dataset(prefix)
+    Path(prefix + ".idx").unlink()
+    with pytest.raises(CompeteError, match=r"a\.idx is missing"):
+        open_dataset(prefix)
+
+
+def test_tokenizers_are_compared_by_library_content_and_options(tmp_path: Path) -> None:
+    prefixes = [write_dataset(tmp_path / name, [[[1]]]) for name in "ab"]
+    first = write_manifest(prefixes[0])
+    for changes, same in (
+        ({"tokenizer_type": "Llama2Tokenizer", "tokenizer_model": "elsewhere/t.model"}, True),
+        ({"tokenizer_sha256": "cd" * 32}, False),
+        ({"tokenizer_type": "HuggingFaceTokenizer"}, False),
+        ({"tokenizer_options": {"tokenizer_sentencepiece_legacy": True}}, False),
+    ):
+        other = write_manifest(prefixes[1], **changes)  # type: ignore[arg-type]
+        assert same_tokenizer(first, other) is same
+        datasets = [open_dataset(prefix) for prefix in prefixes]
+        if same:
+            check_same_kind(datasets, "merged")
+        else:
+            with pytest.raises(CompeteError, match=r"a and .*b cannot be merged: the first was made with"):
+                check_same_kind(datasets, "merged")
+    null = {"tokenizer_type": "NullTokenizer", "tokenizer_model": None, "tokenizer_sha256": None}
+    one, two = (write_manifest(prefixes[0], **null, vocab_size=size) for size in (100, 200))  # type: ignore[arg-type]
+    assert same_tokenizer(one, one) and not same_tokenizer(one, two)
+
+
+def test_the_tokenizer_of_a_manifest(tmp_path: Path) -> None:
+    prefix = write_dataset(tmp_path / "a", [[[1]]])
+    choice = TokenizerChoice("TikTokenizer", "r.json", 1000, special_tokens=("<a>", "<b>"), tiktoken_pattern="v1")
+    manifest = write_manifest(
+        prefix, tokenizer_type="TikTokenizer", tokenizer_model="r.json", tokenizer_options=choice.options
+    )
+    assert tokenizer_of(manifest) == choice
