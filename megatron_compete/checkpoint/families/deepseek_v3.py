@@ -30,6 +30,7 @@ from megatron_compete.checkpoint.families.requirements import (
     anything,
     changed,
     one_of,
+    positive,
 )
 
 INNER_EPSILON = 1e-6
@@ -41,6 +42,10 @@ OWN = (
     Requirement("qk_layernorm", False, ON, "it normalises the latents: train with --qk-layernorm"),
 )
 MLA = (
+    Requirement(
+        "q_lora_rank", None, positive, "without it Megatron normalises what queries are made from a second time, "
+        "which this architecture does not",
+    ),
     Requirement(
         "layernorm_epsilon", 1e-5, anything, "it has 1e-6 inside of attention",
         where=lambda a: norm_epsilon(a) == INNER_EPSILON,
@@ -73,15 +78,11 @@ def _attention(d: Dimensions, layer: int, prefix: str) -> Iterator[TensorRule]:
     assert d.latent is not None
     inner, latent = "self_attention.", d.latent
     queries = d.heads * (latent.plain_head + latent.rotary_head)
-    if latent.query_rank is None:
-        yield same(layer, inner + "linear_q_proj.weight", prefix + "q_proj.weight", queries, d.hidden)
-    else:
-        rank = latent.query_rank
-        # Transformer Engine fuses these norms into the projection that follows.
-        norm = (inner + "q_layernorm.weight", inner + "linear_q_up_proj.layer_norm_weight")
-        yield same(layer, inner + "linear_q_down_proj.weight", prefix + "q_a_proj.weight", rank, d.hidden)
-        yield same(layer, norm, prefix + "q_a_layernorm.weight", rank)
-        yield same(layer, inner + "linear_q_up_proj.weight", prefix + "q_b_proj.weight", queries, rank)
+    # Transformer Engine fuses the norms of the latents into the projection that follows.
+    norm = (inner + "q_layernorm.weight", inner + "linear_q_up_proj.layer_norm_weight")
+    yield same(layer, inner + "linear_q_down_proj.weight", prefix + "q_a_proj.weight", latent.query_rank, d.hidden)
+    yield same(layer, norm, prefix + "q_a_layernorm.weight", latent.query_rank)
+    yield same(layer, inner + "linear_q_up_proj.weight", prefix + "q_b_proj.weight", queries, latent.query_rank)
     down = latent.rank + latent.rotary_head
     norm = (inner + "kv_layernorm.weight", inner + "linear_kv_up_proj.layer_norm_weight")
     yield same(layer, inner + "linear_kv_down_proj.weight", prefix + "kv_a_proj_with_mqa.weight", down, d.hidden)

@@ -11,8 +11,8 @@ from megatron_compete.errors import CompeteError
 class Latent:
     """Sizes of multi-latent attention (upstream: `MLATransformerConfig`)."""
 
-    query_rank: int | None
-    """None: queries come straight from the hidden states."""
+    query_rank: int
+    """0: queries come straight from the hidden states."""
     rank: int
     """Of keys and values."""
     plain_head: int
@@ -135,9 +135,8 @@ def moe_pattern(frequency: int | list[int], layers: int) -> tuple[bool, ...]:
 
 
 def _latent(arguments: Mapping[str, Any]) -> Latent:
-    query_rank = arguments.get("q_lora_rank")
     return Latent(
-        query_rank=int(query_rank) if query_rank else None,
+        query_rank=int(arguments.get("q_lora_rank") or 0),
         rank=int(arguments.get("kv_lora_rank", 32)),
         plain_head=int(arguments.get("qk_head_dim", 128)),
         rotary_head=int(arguments.get("qk_pos_emb_head_dim", 64)),
