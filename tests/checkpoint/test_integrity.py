@@ -108,9 +108,9 @@ def edit_index(folder: Path, key: str, change: str) -> None:
 )
 def test_chunks_that_are_not_the_tensor(parallel: Path, tmp_path: Path, change: str, message: str) -> None:
     folder = copy(parallel, tmp_path / change)
-    edit_index(folder, "decoder.layers.mlp.experts.experts.linear_fc2.weight", change)
+    edit_index(folder, "decoder.layers.self_attention.linear_proj.weight", change)
     problems = inspect_torch_dist(folder).problems
-    assert any(message in problem and "linear_fc2" in problem for problem in problems), problems
+    assert any(message in problem and "linear_proj" in problem for problem in problems), problems
 
 
 def test_an_index_that_is_none(parallel: Path, tmp_path: Path) -> None:
