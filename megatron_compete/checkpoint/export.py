@@ -69,6 +69,8 @@ class Exported:
     files: int
     compared: int | None
     """Strings on which the tokenizers agreed; None where there was nothing to compare."""
+    caution: str | None
+    """What its reader should know."""
     seconds: float
 
     def __str__(self) -> str:
@@ -78,6 +80,7 @@ class Exported:
         return (
             f"wrote {self.output} from {self.checkpoint}: {self.family.architecture}, {self.weights / 1e6:.1f} MB in "
             f"{self.files} safetensors file{'s' * (self.files > 1)}, {tokenizer}, in {self.seconds:.1f} s"
+            + (f"\nnote: {self.caution}" if self.caution else "")
         )
 
 
@@ -100,14 +103,17 @@ def export_to_hf(export: Export) -> Exported:
         _write_json(staged / "config.json", config)
         _write_json(staged / "generation_config.json", generation_config(tokenizer.ids))
         tokenizer.write(staged, config["max_position_embeddings"])
-        card = model_card(family, checkpoint.arguments, checkpoint.iteration, (staged / "tokenizer_config.json").is_file())
+        card = model_card(
+            family, checkpoint.arguments, checkpoint.iteration, (staged / "tokenizer_config.json").is_file()
+        )
         (staged / "README.md").write_text(card, encoding="utf-8")
         _write_code(family, staged)
         compared = tokenizer.prove(staged, export.verify_text)
         infos = plan.sizes()
         files = write_safetensors(staged, infos, _progress(plan, len(infos)), export.max_shard_bytes)
     weights = sum(map(nbytes, infos.values()))
-    return Exported(export.output, folder, family, weights, len(files), compared, time.monotonic() - start)
+    caution = family.caution(checkpoint.arguments)
+    return Exported(export.output, folder, family, weights, len(files), compared, caution, time.monotonic() - start)
 
 
 def _dimensions(checkpoint: TorchDistCheckpoint, tokenizer: ExportTokenizer) -> Dimensions:

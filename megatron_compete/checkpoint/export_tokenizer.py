@@ -111,7 +111,7 @@ def export_tokenizer(arguments: Mapping[str, Any], named: Path | None, without: 
     ids: Ids = {f"{name}_token_id": arguments.get(f"hf_{name}_token_id") for name in ("bos", "eos", "pad")}
     if without or (kind == WITHOUT_TOKENIZER and named is None):
         return Absent(vocab_size, ids)
-    if named is not None and named.is_dir() or (named is None and kind == HUGGING_FACE):
+    if (named is not None and named.is_dir()) or (named is None and kind == HUGGING_FACE):
         return _copied(named or Path(str(arguments.get("tokenizer_model"))), vocab_size, ids)
     if named is None and kind not in SENTENCEPIECE_TYPES:
         raise CompeteError(

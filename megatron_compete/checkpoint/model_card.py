@@ -36,6 +36,7 @@ def model_card(family: Family, arguments: Mapping[str, Any], iteration: int, has
         _head(family, arguments),
         f"Exported by megatron-compete from a Megatron-Core checkpoint after {iteration:,} iterations{seen}.\n",
         _use(family, has_tokenizer),
+        f"{caution[0].upper()}{caution[1:]}.\n" if (caution := family.caution(arguments)) else "",
     ]
     given = {name: value for name, value in arguments.items() if value is not None and value is not False}
     for title, names in SECTIONS.items():
@@ -59,7 +60,9 @@ def _head(family: Family, arguments: Mapping[str, Any]) -> str:
     title = f"A mixture of {experts} experts, {arguments.get('moe_router_topk', 2)} a token" if experts else "A decoder"
     tags = "".join(f"- {tag}\n" for tag in (family.name, "mixture-of-experts") if experts or tag == family.name)
     code = _CODE if family.code else ""
-    return _HEAD.format(tags=tags, title=title, architecture=family.title, code=code) + (_COMPETITION if experts else "")
+    return _HEAD.format(tags=tags, title=title, architecture=family.title, code=code) + (
+        _COMPETITION if experts else ""
+    )
 
 
 def _use(family: Family, has_tokenizer: bool) -> str:

@@ -68,8 +68,7 @@ class ExportPlan:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for one in self.readings:
-            for name, part in zip(one.rule.names, one.rule.form.split(one.read(self.source))):
-                yield name, part
+            yield from zip(one.rule.names, one.rule.form.split(one.read(self.source)))
 
     def _bind(self, rule: TensorRule) -> Reading:
         dtype = rule.dtype or self.dtype

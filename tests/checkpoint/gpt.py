@@ -174,7 +174,9 @@ def _save_random(arguments: dict[str, Any], folder: str) -> torch.Tensor:
         return model(ids, torch.arange(ids.shape[1]).expand_as(ids), mask)
 
 
-def _resave(source: str, folder: str, arguments: dict[str, Any], layout: dict[str, int], singleton: bool = False) -> None:
+def _resave(
+    source: str, folder: str, arguments: dict[str, Any], layout: dict[str, int], singleton: bool = False
+) -> None:
     from megatron.core import dist_checkpointing
 
     models = _build(arguments, layout)
@@ -204,8 +206,16 @@ def _config(arguments: dict[str, Any], layout: dict[str, int]) -> Any:
 
     sys.argv = sys.argv[:1]
     args = parse_args(add_arguments)
-    fixed = {"params_dtype": torch.float32, "pipeline_dtype": torch.float32, "hidden_dropout": 0.0, "attention_dropout": 0.0}
-    given = {"moe_token_dispatcher_type": "alltoall", "sequence_parallel": layout.get("tensor_model_parallel_size", 1) > 1}
+    fixed = {
+        "params_dtype": torch.float32,
+        "pipeline_dtype": torch.float32,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+    given = {
+        "moe_token_dispatcher_type": "alltoall",
+        "sequence_parallel": layout.get("tensor_model_parallel_size", 1) > 1,
+    }
     for name, value in {**arguments, **layout, **fixed, **given}.items():
         setattr(args, name, value)
     return transformer_config(args)

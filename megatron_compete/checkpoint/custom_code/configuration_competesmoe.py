@@ -44,7 +44,7 @@ class CompeteSMoEConfig(PretrainedConfig):
     """
 
     model_type = "competesmoe"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -119,7 +119,8 @@ class CompeteSMoEConfig(PretrainedConfig):
         self.router_in_fp32 = router_in_fp32
         self.initializer_range = initializer_range
         self.use_cache = use_cache
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        kwargs["tie_word_embeddings"] = tie_word_embeddings
+        super().__init__(**kwargs)
 
     def has_experts(self, layer):
         """Whether the layer, from 0, is a mixture of experts."""

@@ -207,10 +207,8 @@ class CompeteSMoELayer(nn.Module):
         self.input_layernorm = make_norm(config, config.hidden_size)
         self.self_attn = CompeteSMoEAttention(config, layer)
         self.post_attention_layernorm = make_norm(config, config.hidden_size)
-        if config.has_experts(layer):
-            self.mlp = CompeteSMoEBlock(config)
-        else:
-            self.mlp = CompeteSMoEMLP(config, config.intermediate_size)
+        experts = config.has_experts(layer)
+        self.mlp = CompeteSMoEBlock(config) if experts else CompeteSMoEMLP(config, config.intermediate_size)
 
     def forward(self, hidden, cos, sin, mask, cache):
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, mask, cache)
@@ -222,15 +220,17 @@ class CompeteSMoEPreTrainedModel(PreTrainedModel):
 
     config_class = CompeteSMoEConfig
     base_model_prefix = "model"
-    _no_split_modules = ["CompeteSMoELayer"]
-    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules = ["CompeteSMoELayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
 
+    def __init__(self, config):
+        super().__init__(config)
+        if config.score_correction_bias:  # transformers 4 refuses names that the model does not have
+            self._keep_in_fp32_modules_strict = {"e_score_correction_bias"}
+
     def _init_weights(self, module):
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
-        elif isinstance(module, CompeteSMoERouter):
+        if isinstance(module, nn.Linear | nn.Embedding | CompeteSMoERouter):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -284,7 +284,7 @@ class CompeteSMoEForCausalLM(CompeteSMoEPreTrainedModel, GenerationMixin):
     """The decoder with a head over the vocabulary."""
 
     # transformers 5 reads source and target, transformers 4 the names alone.
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config):
         super().__init__(config)

@@ -8,7 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from megatron_compete.checkpoint.families.blocks import MLP, decoder, grouped_attention, router, same, score_correction
-from megatron_compete.checkpoint.families.configs import ROTARY_BASE, INITIALIZER_RANGE, layer_frequency, norm_epsilon, whole
+from megatron_compete.checkpoint.families.configs import (
+    INITIALIZER_RANGE,
+    ROTARY_BASE,
+    layer_frequency,
+    norm_epsilon,
+    whole,
+)
 from megatron_compete.checkpoint.families.dimensions import Dimensions
 from megatron_compete.checkpoint.families.family import Family, TensorRule
 from megatron_compete.checkpoint.families.requirements import (
@@ -26,7 +32,7 @@ from megatron_compete.checkpoint.families.requirements import (
 
 BIAS = Requirement(
     "moe_router_enable_expert_bias", False, SWITCH, "it has no bias on a softmax",
-    where=lambda a: not a.get("moe_router_enable_expert_bias") or a.get("moe_router_score_function") != "softmax",
+    where=lambda a: not a.get("moe_router_enable_expert_bias") or a.get("moe_router_score_function", "softmax") != "softmax",
 )  # fmt: skip
 
 

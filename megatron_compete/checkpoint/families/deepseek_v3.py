@@ -3,9 +3,6 @@
 Positions: Megatron and `rope_interleave` both take the two numbers of a rotated pair from neighbouring places
 (upstream: `apply_rotary_pos_emb` with mla_rotary_interleaved), so projections go over unchanged. transformers gives the
 norms inside of attention an epsilon of 1e-6 whatever config.json says; others are refused.
-
-transformers 4 masks experts of groups that were not chosen with a score of 0 instead of minus infinity: with a
-correction bias below minus the score it could choose one of them. transformers 5, vLLM and Megatron do not.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,6 +14,7 @@ from megatron_compete.checkpoint.families.configs import (
     decoder_config,
     norm_epsilon,
     sigmoid_router_arguments,
+    sigmoid_router_caution,
     sigmoid_router_config,
 )
 from megatron_compete.checkpoint.families.dimensions import Dimensions
@@ -162,4 +160,5 @@ DEEPSEEK_V3 = Family(
     tensors=lambda d: decoder(d, _attention, sigmoid_moe),
     to_config=_config,
     to_arguments=_arguments,
+    caution=sigmoid_router_caution,
 )

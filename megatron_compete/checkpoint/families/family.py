@@ -96,6 +96,8 @@ class Family:
     """The architecture's fields of config.json, from Megatron's arguments."""
     to_arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
     """Megatron's arguments, from a config.json with every default filled in."""
+    caution: Callable[[Mapping[str, Any]], str | None] = lambda arguments: None
+    """What a reader of the export should know, where there is something."""
     code: tuple[str, ...] = ()
     """Files of `custom_code` that go with an export: the architecture is not one of transformers'."""
 

@@ -8,6 +8,7 @@ from megatron_compete.checkpoint.families.configs import (
     decoder_arguments,
     decoder_config,
     sigmoid_router_arguments,
+    sigmoid_router_caution,
     sigmoid_router_config,
 )
 from megatron_compete.checkpoint.families.dimensions import Dimensions
@@ -38,4 +39,5 @@ GLM4_MOE = Family(
     tensors=lambda d: decoder(d, grouped_attention, sigmoid_moe),
     to_config=_config,
     to_arguments=_arguments,
+    caution=sigmoid_router_caution,
 )

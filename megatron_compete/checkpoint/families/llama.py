@@ -11,7 +11,7 @@ from megatron_compete.checkpoint.families.requirements import BLOCK, DENSE, SWIT
 
 
 def _config(d: Dimensions, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    config = {"head_dim": d.head, "attention_bias": False, "mlp_bias": False, "rope_scaling": None}
+    config: dict[str, Any] = {"head_dim": d.head, "attention_bias": False, "mlp_bias": False, "rope_scaling": None}
     if arguments.get("use_rope_scaling"):
         factor = float(arguments.get("rope_scaling_factor", 8.0))
         config["rope_scaling"] = {"rope_type": "llama3", "factor": factor, **LLAMA3_ROPE}

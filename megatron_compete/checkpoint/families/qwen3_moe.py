@@ -7,9 +7,9 @@ from megatron_compete.checkpoint.families.blocks import MLP, decoder, grouped_at
 from megatron_compete.checkpoint.families.configs import (
     decoder_arguments,
     decoder_config,
+    softmax_router_arguments,
     sparse_config,
     sparse_layers,
-    softmax_router_arguments,
 )
 from megatron_compete.checkpoint.families.dimensions import Dimensions
 from megatron_compete.checkpoint.families.family import Family, TensorRule

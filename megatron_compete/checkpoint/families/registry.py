@@ -1,5 +1,6 @@
 """All families, which one a checkpoint's arguments make, and which one a config.json is."""
 
+import copy
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -99,7 +100,7 @@ def _complete(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
 
         kind = CONFIG_MAPPING[family.name]
     try:
-        return kind.from_dict(dict(config)).to_dict()
+        return kind.from_dict(copy.deepcopy(dict(config))).to_dict()  # it writes into nested fields
     except Exception as error:  # the classes validate in many ways
         raise CompeteError(f"config.json is not that of a {family.title}: {error}") from error
 

@@ -221,13 +221,13 @@ GROUPS = Requirement(
 SIGMOID = changed(
     allow(
         EXPERTS,
-        moe_layer_freq=dense_first,
         moe_router_pre_softmax=SWITCH,  # means nothing to sigmoid scores
         moe_router_topk_scaling_factor=anything,
         moe_router_enable_expert_bias=SWITCH,
         moe_router_num_groups=positive_or_none,
     ),
     Requirement("moe_router_score_function", "softmax", one_of("sigmoid"), "its router is a sigmoid"),
+    Requirement("moe_layer_freq", 1, dense_first, "it has experts in all layers but some first ones"),
     SHARED_EXPERTS,
     GROUPS,
 )
