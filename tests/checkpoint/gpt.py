@@ -122,6 +122,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"moe_router_pre_softmax": True, "moe_router_topk_scaling_factor": 1.5, "swiglu": False, "normalization": "LayerNorm"}
         | {"qk_layernorm": True, "untie_embeddings_and_output_weights": False},
     ),
+    "competesmoe of one expert and other scores": (
+        "competesmoe",
+        {"moe_router_score_function": "sqrtsoftplus", "moe_router_enable_expert_bias": True, "moe_router_topk": 1}
+        | {"num_experts": 6, "moe_layer_freq": 3, "swiglu": False, "relu": True},
+    ),
     "competesmoe dense": ("competesmoe", DENSE | {"relu": True, "swiglu": False}),
 }  # fmt: skip
 """Other models of a family: its name, and what they have beside or instead of `ARGUMENTS`."""

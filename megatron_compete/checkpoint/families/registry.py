@@ -82,7 +82,7 @@ def read_config(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:
     family.check(arguments)
     d = Dimensions.from_arguments(arguments, padded_vocab=given["vocab_size"])
     made = _complete(family, family.to_config(d, arguments))
-    for field in sorted((given.keys() | made.keys()) - NOT_THE_MODEL):
+    for field in sorted(given.keys() - NOT_THE_MODEL):
         if not _equal(given.get(field), made.get(field)):
             raise CompeteError(
                 f"config.json has {field} {given.get(field)}, and Megatron has {made.get(field)} there: not imported"
@@ -100,7 +100,10 @@ def _complete(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
 
         kind = CONFIG_MAPPING[family.name]
     try:
-        return kind.from_dict(copy.deepcopy(dict(config))).to_dict()  # it writes into nested fields
+        complete: dict[str, Any] = kind.from_dict(copy.deepcopy(dict(config))).to_dict()  # it writes into nested fields
+        if complete.get("head_dim", 0) is None:  # it follows from the others
+            complete["head_dim"] = complete["hidden_size"] // complete["num_attention_heads"]
+        return complete
     except Exception as error:  # the classes validate in many ways
         raise CompeteError(f"config.json is not that of a {family.title}: {error}") from error
 

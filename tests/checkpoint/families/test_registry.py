@@ -47,6 +47,16 @@ def test_another_architecture() -> None:
         family_of_config({"model_type": "gpt2"})
 
 
+def test_sizes_that_follow_from_others_and_fields_that_are_elsewhere() -> None:
+    config = config_of("mixtral", gpt.ARGUMENTS | {"kv_channels": 8})
+    assert read_config(config | {"head_dim": None}) == read_config(config)
+    config = config_of("deepseek_v3", gpt.ARGUMENTS | gpt.FAMILIES["deepseek_v3"])
+    arguments = read_config(config)[1]
+    for field in ("scoring_func", "topk_method", "moe_layer_freq"):
+        config.pop(field)
+    assert read_config(config)[1] == arguments
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mixtral", {"sliding_window": 128}, "sliding_window 128"),
     ("mixtral", {"hidden_act": "gelu"}, "hidden_act gelu"),
@@ -71,6 +81,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3_moe", {"attention_bias": True}, "attention_bias True"),
     ("deepseek_v3", {"q_lora_rank": None}, "--q-lora-rank None"),
     ("deepseek_v3", {"norm_topk_prob": False}, "norm_topk_prob False"),
+    ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func softmax"),
     ("deepseek_v3", {"rope_interleave": False}, "rope_interleave False"),
     ("glm4_moe", {"n_group": 8, "topk_group": 4}, "--moe-router-group-topk 4"),
 ]
