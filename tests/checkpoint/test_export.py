@@ -141,6 +141,21 @@ def test_the_command(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["hf"]
 
 
+def test_a_named_family_and_dtype(saved: Saved, tmp_path: Path) -> None:
+    arguments = ["--to", "hf", "--checkpoint", str(saved[0]), "--output", str(tmp_path / "hf"), "--family"]
+    main([*arguments, "competesmoe"])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=True).eval()
+    assert type(model).__name__ == "CompeteSMoEForCausalLM"
+    with torch.no_grad():
+        torch.testing.assert_close(model(gpt.tokens()).logits, saved[1][..., : gpt.VOCAB], atol=1e-4, rtol=0)
+    with pytest.raises(CompeteError, match=r"--qk-layernorm .*, which Qwen3-MoE cannot represent"):
+        main([*arguments, "qwen3_moe", "--force"])
+    main([*arguments, "mixtral", "--force", "--dtype", "bfloat16"])
+    assert {tensor.dtype for tensor in weights(tmp_path / "hf").values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert not (tmp_path / "hf" / "modeling_competesmoe.py").exists()
+
+
 def test_the_tool_says_one_line(tmp_path: Path) -> None:
     tool = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
     command = [sys.executable, str(tool), "--to", "hf", "--checkpoint", str(tmp_path), "--output", str(tmp_path / "o")]
