@@ -298,6 +298,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--router-std", type=float, default=0.02, metavar="STD", help="of the router's weights (default: 0.02)")
     flag("--seed", type=int, default=1234, help="of router and noise (default: 1234)")
     flag("--inexact", action="store_true", help="allow numbers with which the dense model's function is not kept")
+    flag("--verify", type=Path, metavar="FILE", help="text on which Megatron's logits and Hugging Face's have to agree")
     flag("--max-file-size", default="4GB", metavar="SIZE", help="of a file of the checkpoint (default: 4GB)")
 
 
@@ -309,16 +310,19 @@ def run(options: argparse.Namespace) -> None:
     if options.upcycle_experts is not None:
         given = {field.name: getattr(options, field.name) for field in fields(Upcycling) if field.name != "experts"}
         upcycling = Upcycling(experts=options.upcycle_experts, **given)
-    print(
-        import_checkpoint(
-            Import(
-                options.checkpoint,
-                options.output,
-                source=options.source,
-                iteration=options.iteration,
-                force=options.force,
-                upcycling=upcycling,
-                file_bytes=parse_size(options.max_file_size),
-            )
-        )
+    if options.verify and options.source != "hf":
+        raise CompeteError("--verify compares with a Hugging Face folder: it goes with --from hf")
+    what = Import(
+        options.checkpoint,
+        options.output,
+        source=options.source,
+        iteration=options.iteration,
+        force=options.force,
+        upcycling=upcycling,
+        file_bytes=parse_size(options.max_file_size),
     )
+    print(import_checkpoint(what))
+    if options.verify:
+        from megatron_compete.training import verify  # builds models: Megatron takes seconds to import
+
+        verify.main(["--checkpoint", str(what.output), "--hf", str(what.checkpoint), "--text", str(options.verify)])
