@@ -58,8 +58,16 @@ def load_model(checkpoint: TorchDistCheckpoint, tokenizer_model: str | None = No
     """The model as initialised, and with the checkpoint's weights; fp32, in evaluation mode.
 
     Initialises torch.distributed and Megatron with one rank in this process.
+
+    Raises:
+        CompeteError: another model's weights, or a model that cannot run on this host.
     """
     args = _arguments(checkpoint.arguments, tokenizer_model)
+    if args.multi_latent_attention and args.transformer_impl == "local":
+        raise CompeteError(
+            f"{checkpoint.folder}: a model with --multi-latent-attention needs Transformer Engine to run, and this host "
+            "has none: compare it on one with CUDA; its files can be verified without --text"
+        )
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "0")
     set_global_variables(args)

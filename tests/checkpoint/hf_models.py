@@ -43,7 +43,10 @@ SOFTMAX = ("mixtral", "qwen3_moe", "qwen2_moe")
 
 
 def save(folder: Path, family: str, dtype: torch.dtype = torch.float32, shard: str = "5GB", **changes: Any) -> Path:
-    """Write a model of `family` with random weights, norms and biases included."""
+    """Write a model of `family` with random weights, norms and biases included.
+
+    The score-correction bias stays fp32 as in the hub's checkpoints and in Megatron.
+    """
     config = CONFIG_MAPPING[family](**(CONFIGS[family] | changes))
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -53,6 +56,9 @@ def save(folder: Path, family: str, dtype: torch.dtype = torch.float32, shard: s
                 value.normal_(std=0.3)
             elif name.endswith(("weight", "bias")):
                 value.normal_(std=0.1).add_(float("norm" in name))
+    for module in model.modules():
+        if hasattr(module, "e_score_correction_bias"):
+            module.e_score_correction_bias.data = module.e_score_correction_bias.data.float()
     model.save_pretrained(folder, max_shard_size=shard)
     return folder
 
