@@ -1,14 +1,17 @@
 """The modeling code that goes with an export: generation, padding, loss, and nothing but torch and transformers."""
 
 import ast
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from megatron_compete.checkpoint import custom_code
+from megatron_compete.checkpoint.convert import main as convert
 from megatron_compete.checkpoint.custom_code.configuration_competesmoe import CompeteSMoEConfig
 from megatron_compete.checkpoint.export import Export, export_to_hf
 from tests.checkpoint import gpt
@@ -83,6 +86,16 @@ def test_what_is_saved_again_is_the_same(model: Any, tmp_path: Path) -> None:
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True).eval()
     with torch.no_grad():
         assert again(PROMPTS).logits.equal(model(PROMPTS).logits)
+
+
+def test_into_megatron_and_back_is_bit_for_bit_the_same(exported: Path, tmp_path: Path) -> None:
+    convert(["--to", "megatron", "--checkpoint", str(exported), "--output", str(tmp_path / "megatron")])
+    again = export_to_hf(Export(tmp_path / "megatron", tmp_path / "hf")).output
+    wanted, found = (load_file(folder / "model.safetensors") for folder in (exported, again))
+    assert wanted.keys() == found.keys()
+    assert all(found[name].equal(wanted[name]) and found[name].dtype == wanted[name].dtype for name in wanted)
+    first, second = (json.loads((folder / "config.json").read_text()) for folder in (exported, again))
+    assert first == second
 
 
 @pytest.mark.parametrize("change", [{"hidden_act": "tanh"}, {"score_function": "linear"}])
