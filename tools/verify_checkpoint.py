@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare a Megatron checkpoint with its Hugging Face export on text; `--help` lists the flags."""
+"""Is a checkpoint whole, and the same model as its Hugging Face folder? `--help` lists the flags."""
 
 from megatron_compete.errors import run_command
 from megatron_compete.training.verify import main

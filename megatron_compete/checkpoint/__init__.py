@@ -1,14 +1,18 @@
-"""Checkpoints to other formats: read Megatron's `torch_dist` in one process, write a Hugging Face folder.
+"""Checkpoints in and out: Megatron's `torch_dist` in one process, Hugging Face folders both ways.
 
+families/              architectures that both sides express: arguments, tensors, config.json
 location.py            which folder holds the checkpoint, and is it whole
 restricted.py          unpickling that runs nothing from the file
 reader.py              arguments and tensors of a torch_dist checkpoint, slice by slice
-representable.py       what Mixtral cannot say: the table of refusals
-mixtral.py             Megatron's arguments and tensors as Mixtral's
+plan.py                a family's tensors bound to one checkpoint
 tokenizer.py           a SentencePiece model as a fast tokenizer
 tokenizer_merges.py    its merges
 tokenizer_proof.py     that both give the same ids
-safetensors_writer.py  shards and their index
+export_tokenizer.py    which tokenizer an export gets
+safetensors_writer.py  shards and their index, tensor by tensor
 model_card.py          the README.md of an exported model
-export.py              all of it in order, and the command line
+custom_code/           modeling files for what no stock architecture computes
+output.py              all of a folder or nothing
+export.py              Megatron to Hugging Face
+convert.py             the command line of both directions
 """

@@ -1,39 +1,34 @@
-"""`tools/convert_checkpoint.py`: a Megatron checkpoint as a Hugging Face folder."""
+"""`tools/convert_checkpoint.py --to hf`: a Megatron checkpoint as a Hugging Face folder."""
 
 import argparse
+import importlib.resources
 import json
-import os
 import re
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from megatron_compete.checkpoint.export_tokenizer import ExportTokenizer, Ids, export_tokenizer
+from megatron_compete.checkpoint.families import FAMILIES, Dimensions, Family, choose_family
 from megatron_compete.checkpoint.location import find_checkpoint
-from megatron_compete.checkpoint.mixtral import Dimensions, MixtralTensors, generation_config, mixtral_config
 from megatron_compete.checkpoint.model_card import model_card
+from megatron_compete.checkpoint.output import check_output, whole_or_nothing
+from megatron_compete.checkpoint.plan import ExportPlan, embedding
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
-from megatron_compete.checkpoint.representable import check_mixtral
-from megatron_compete.checkpoint.safetensors_writer import write_safetensors
-from megatron_compete.checkpoint.tokenizer import SentencePieceModel, read_sentencepiece, write_tokenizer
-from megatron_compete.checkpoint.tokenizer_proof import prove
+from megatron_compete.checkpoint.safetensors_writer import nbytes, write_safetensors
 from megatron_compete.errors import CompeteError
 
-SENTENCEPIECE_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
-"""--tokenizer-type under which Megatron builds a plain SentencePiece tokenizer."""
-
-WITHOUT_TOKENIZER = "NullTokenizer"
 MARK = "config.json"
 """File by which a folder is known as an export that --force may replace."""
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -48,8 +43,12 @@ class Export:
     """Which iteration of a `--save` folder; None is the latest."""
     force: bool = False
     """Replace an earlier export."""
+    family: str | None = None
+    """Architecture to write; None is the first that expresses the model exactly."""
+    dtype: str | None = None
+    """Of the weights, a name in `DTYPES`; None is the checkpoint's."""
     tokenizer_model: Path | None = None
-    """SentencePiece model; None takes the path in the training arguments."""
+    """SentencePiece model or Hugging Face folder; None takes the path in the training arguments."""
     no_tokenizer: bool = False
     """Write weights and configuration alone."""
     verify_text: Path | None = None
@@ -64,18 +63,24 @@ class Exported:
 
     output: Path
     checkpoint: Path
+    family: Family
     weights: int
     """Bytes of all tensors."""
     files: int
     compared: int | None
-    """Strings on which the tokenizers agreed; None without a tokenizer."""
+    """Strings on which the tokenizers agreed; None where there was nothing to compare."""
+    caution: str | None
+    """What its reader should know."""
     seconds: float
 
     def __str__(self) -> str:
-        tokenizer = "no tokenizer" if self.compared is None else f"tokenizers agree on {self.compared} strings"
+        has_tokenizer = (self.output / "tokenizer_config.json").is_file()
+        copied = "the tokenizer's own files" if has_tokenizer else "no tokenizer"
+        tokenizer = copied if self.compared is None else f"tokenizers agree on {self.compared} strings"
         return (
-            f"wrote {self.output} from {self.checkpoint}: {self.weights / 1e6:.1f} MB in {self.files} safetensors "
-            f"file{'s' * (self.files > 1)}, {tokenizer}, in {self.seconds:.1f} s"
+            f"wrote {self.output} from {self.checkpoint}: {self.family.architecture}, {self.weights / 1e6:.1f} MB in "
+            f"{self.files} safetensors file{'s' * (self.files > 1)}, {tokenizer}, in {self.seconds:.1f} s"
+            + (f"\nnote: {self.caution}" if self.caution else "")
         )
 
 
@@ -83,126 +88,74 @@ def export_to_hf(export: Export) -> Exported:
     """Write a folder that `AutoModelForCausalLM.from_pretrained` loads; all of it or nothing.
 
     Raises:
-        CompeteError: no usable checkpoint, a model that Mixtral cannot represent, a tokenizer without an exact equal,
-            or an output that is in the way.
+        CompeteError: no usable checkpoint, a model that no family can represent, a tokenizer without an exact equal, or
+            an output that is in the way.
     """
     start = time.monotonic()
-    _check_output(export)
+    check_output(export.output, export.checkpoint, export.force, MARK)
     folder = find_checkpoint(export.checkpoint, export.iteration)
     checkpoint = TorchDistCheckpoint(folder)
-    check_mixtral(checkpoint.arguments)
-    sentencepiece = _sentencepiece(export, checkpoint.arguments)
-    tensors = MixtralTensors(
-        checkpoint,
-        Dimensions.from_arguments(checkpoint.arguments),
-        sentencepiece.vocab_size if sentencepiece else _vocab_size(checkpoint.arguments),
-    )
-    config = mixtral_config(checkpoint.arguments, tensors, *_special_ids(sentencepiece))
-    compared = None
-    with _whole_or_nothing(export) as staged:
+    family = choose_family(checkpoint.arguments, export.family)
+    tokenizer = export_tokenizer(checkpoint.arguments, export.tokenizer_model, export.no_tokenizer)
+    plan = ExportPlan(checkpoint, family, _dimensions(checkpoint, tokenizer), DTYPES[export.dtype] if export.dtype else None)  # fmt: skip
+    config = hf_config(plan, checkpoint.arguments, tokenizer.ids)
+    with whole_or_nothing(export.output) as staged:
         _write_json(staged / "config.json", config)
-        _write_json(staged / "generation_config.json", generation_config(config))
-        card = model_card(checkpoint.arguments, checkpoint.iteration, sentencepiece is not None)
+        _write_json(staged / "generation_config.json", generation_config(tokenizer.ids))
+        tokenizer.write(staged, config["max_position_embeddings"])
+        card = model_card(
+            family, checkpoint.arguments, checkpoint.iteration, (staged / "tokenizer_config.json").is_file()
+        )
         (staged / "README.md").write_text(card, encoding="utf-8")
-        if sentencepiece is not None:
-            write_tokenizer(sentencepiece, staged, config["max_position_embeddings"])
-            compared = prove(staged, sentencepiece, export.verify_text)
-        sizes = tensors.sizes()
-        files = write_safetensors(staged, sizes, _progress(tensors, len(sizes)), export.max_shard_bytes)
-    return Exported(export.output, folder, sum(sizes.values()), len(files), compared, time.monotonic() - start)
+        _write_code(family, staged)
+        compared = tokenizer.prove(staged, export.verify_text)
+        infos = plan.sizes()
+        files = write_safetensors(staged, infos, _progress(plan, len(infos)), export.max_shard_bytes)
+    weights = sum(map(nbytes, infos.values()))
+    caution = family.caution(checkpoint.arguments)
+    return Exported(export.output, folder, family, weights, len(files), compared, caution, time.monotonic() - start)
 
 
-def _sentencepiece(export: Export, arguments: Mapping[str, Any]) -> SentencePieceModel | None:
-    """The tokenizer to convert, or None for none."""
-    kind = arguments.get("tokenizer_type")
-    if export.no_tokenizer or (kind == WITHOUT_TOKENIZER and export.tokenizer_model is None):
-        return None
-    if export.tokenizer_model is None and kind not in SENTENCEPIECE_TYPES:
+def _dimensions(checkpoint: TorchDistCheckpoint, tokenizer: ExportTokenizer) -> Dimensions:
+    rows = embedding(checkpoint).shape[0]
+    if tokenizer.vocab_size is not None and tokenizer.vocab_size > rows:
         raise CompeteError(
-            f"trained with --tokenizer-type {kind}: only SentencePiece tokenizers can be converted. Export the weights "
-            "with --no-tokenizer and put the tokenizer's own files beside them"
+            f"the tokenizer has {tokenizer.vocab_size} ids and the model embeds {rows}: "
+            "it was trained with another one, name that with --tokenizer-model"
         )
-    for name in ("tokenizer_sentencepiece_legacy", "special_tokens"):
-        if arguments.get(name):
-            flag = "--" + name.replace("_", "-")
-            raise CompeteError(
-                f"trained with {flag}: ids that the SentencePiece model does not know; use --no-tokenizer"
-            )
-    path = export.tokenizer_model or Path(str(arguments.get("tokenizer_model")))
-    model = read_sentencepiece(path)
-    if export.tokenizer_model is not None:
-        _check_padding(model, arguments)
-    if model.remove_extra_whitespaces and not arguments.get("tokenizer_sentencepiece_ignore_extra_whitespaces", True):
-        raise CompeteError(
-            "trained with extra spaces kept in Megatron's own way, which has no equal; use --no-tokenizer"
-        )
-    return model
+    return Dimensions.from_arguments(checkpoint.arguments, rows, tokenizer.vocab_size)
 
 
-def _check_padding(model: SentencePieceModel, arguments: Mapping[str, Any]) -> None:
-    """A tokenizer that was named by hand has the size from which Megatron made the model's (`vocab_size_with_padding`)."""
-    rows = arguments.get("padded_vocab_size")
-    multiple = int(arguments.get("make_vocab_size_divisible_by") or 128) * int(
-        arguments.get("tensor_model_parallel_size") or 1
-    )
-    if rows and -(-model.vocab_size // multiple) * multiple != rows:
-        raise CompeteError(
-            f"--tokenizer-model {model.path} has {model.vocab_size} ids, which does not make the model's {rows} rows "
-            f"(a multiple of {multiple}): it was trained with another tokenizer"
-        )
+def hf_config(plan: ExportPlan, arguments: Mapping[str, Any], ids: Ids) -> dict[str, Any]:
+    """`config.json`: the family's fields, and those of every model."""
+    family, dtype = plan.family, str(plan.dtype).removeprefix("torch.")
+    code = {}
+    if family.code:
+        modules = {"AutoConfig": "configuration", "AutoModel": "modeling", "AutoModelForCausalLM": "modeling"}
+        classes = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+        stem = family.architecture.removesuffix("ForCausalLM")
+        code = {"auto_map": {one: f"{modules[one]}_{family.name}.{stem}{classes[one]}" for one in modules}}
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.name,
+        **code,
+        **family.to_config(plan.dimensions, arguments),
+        **ids,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
 
 
-def _vocab_size(arguments: Mapping[str, Any]) -> int | None:
-    """Ids in use where no tokenizer says it; None keeps the padding."""
-    size = arguments.get("vocab_size")
-    return int(size) if size else None
+def generation_config(ids: Ids) -> dict[str, Any]:
+    """`generation_config.json`: where a generation starts and ends."""
+    return {name: value for name, value in ids.items() if value is not None}
 
 
-def _special_ids(model: SentencePieceModel | None) -> tuple[int | None, int | None, int | None]:
-    return (model.bos_id, model.eos_id, model.pad_id) if model else (None, None, None)
-
-
-def _check_output(export: Export) -> None:
-    output, checkpoint = export.output.resolve(), export.checkpoint.resolve()
-    if output == checkpoint or output in checkpoint.parents:
-        raise CompeteError(f"--output {export.output} holds the checkpoint: choose another folder")
-    if not os.path.lexists(export.output):
-        return
-    if not export.force:
-        raise CompeteError(f"--output {export.output} exists: choose another folder, or replace it with --force")
-    is_export = output.is_dir() and ((output / MARK).is_file() or not any(output.iterdir()))
-    if not is_export or export.output.is_symlink():
-        raise CompeteError(f"--output {export.output} is not an exported model ({MARK} is missing): remove it yourself")
-
-
-@contextmanager
-def _whole_or_nothing(export: Export) -> Iterator[Path]:
-    """A folder beside the output that takes its place when the block ends well, and vanishes when it does not."""
-    parent = export.output.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(dir=parent, prefix=f".{export.output.name}."))
-    try:
-        staged.chmod(0o777 & ~_umask())  # mkdtemp leaves it to its owner alone
-        yield staged
-        _take_place(staged, export.output.absolute())
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-
-
-def _take_place(staged: Path, output: Path) -> None:
-    if not output.exists():
-        staged.rename(output)
-        return
-    old = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.old."))
-    output.rename(old)
-    staged.rename(output)
-    shutil.rmtree(old)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _write_code(family: Family, folder: Path) -> None:
+    """The files of an architecture that transformers does not have."""
+    package = importlib.resources.files("megatron_compete.checkpoint.custom_code")
+    for name in family.code:
+        (folder / name).write_text(package.joinpath(name).read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def _progress(tensors: Iterable[tuple[str, Tensor]], total: int) -> Iterable[tuple[str, Tensor]]:
@@ -231,30 +184,28 @@ def parse_size(text: str) -> int:
     return int(found[1]) * UNITS[found[2].upper()]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`tools/convert_checkpoint.py`."""
-    options = vars(_parser().parse_args(argv))
-    options.pop("to")
-    options["max_shard_bytes"] = parse_size(options.pop("max_shard_size"))
-    print(export_to_hf(Export(**options)))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Convert a Megatron torch_dist checkpoint of any parallel layout, in one process without a GPU.",
-        epilog="The output loads as MixtralForCausalLM with no custom code. A model that Mixtral cannot represent "
-        "exactly, or a tokenizer with no exact equal, is refused with the reason.",
-    )
-    flag = parser.add_argument
-    flag("--to", choices=("hf",), required=True, help="hf: a Hugging Face folder")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `--to hf` beside those of every conversion."""
+    flag = parser.add_argument_group("to Hugging Face").add_argument
     flag(
-        "--checkpoint", type=Path, required=True, metavar="DIR", help="folder that was --save, or an iter_XXXXXXX in it"
+        "--family",
+        choices=tuple(FAMILIES),
+        help="architecture to write (default: the first that expresses the model exactly)",
     )
-    flag("--output", type=Path, required=True, metavar="DIR", help="folder to write")
-    flag("--iteration", type=int, metavar="N", help="which iteration of a --save folder (default: the latest)")
-    flag("--force", action="store_true", help="replace an earlier export")
-    flag("--tokenizer-model", type=Path, metavar="FILE", help="SentencePiece model (default: the one trained with)")
+    flag("--dtype", choices=tuple(DTYPES), help="of the weights (default: the checkpoint's)")
+    flag(
+        "--tokenizer-model",
+        type=Path,
+        metavar="PATH",
+        help="SentencePiece model or folder of a Hugging Face tokenizer (default: the one trained with)",
+    )
     flag("--no-tokenizer", action="store_true", help="weights and configuration alone")
     flag("--verify-text", type=Path, metavar="FILE", help=".jsonl or plain text on which the tokenizers must agree too")
     flag("--max-shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (default: 5GB)")
-    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Convert as the command line says."""
+    names = Export.__dataclass_fields__.keys() - {"max_shard_bytes"}
+    given = {name: getattr(options, name) for name in names}
+    print(export_to_hf(Export(**given, max_shard_bytes=parse_size(options.max_shard_size))))

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_compete.checkpoint.families import Family
+
 COMPETE_PREFIX = "compete_"
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Model": (
         "num_layers", "hidden_size", "num_attention_heads", "group_query_attention", "num_query_groups", "kv_channels", "num_experts",
-        "moe_router_topk", "moe_ffn_hidden_size", "seq_length", "max_position_embeddings", "rotary_base",
+        "moe_router_topk", "moe_ffn_hidden_size", "moe_layer_freq", "moe_shared_expert_intermediate_size", "swiglu",
+        "relu", "normalization", "qk_layernorm", "multi_latent_attention", "rotary_percent", "seq_length", "max_position_embeddings", "rotary_base",
     ),
     "Training": (
         "train_iters", "train_samples", "consumed_train_samples", "global_batch_size", "micro_batch_size", "optimizer",
@@ -16,22 +19,24 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "init_method_std", "hidden_dropout", "attention_dropout", "bf16", "fp16", "fp8", "seed",
     ),
     "Routing": (
-        "router", "moe_router_load_balancing_type", "moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_input_jitter_eps",
+        "router", "moe_router_score_function", "moe_router_enable_expert_bias", "moe_router_num_groups",
+        "moe_router_group_topk", "moe_router_topk_scaling_factor", "moe_router_load_balancing_type", "moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_input_jitter_eps",
         "moe_router_dtype",
     ),
 }  # fmt: skip
 """Arguments that the card lists, where the checkpoint has them."""
 
 
-def model_card(arguments: Mapping[str, Any], iteration: int, has_tokenizer: bool) -> str:
+def model_card(family: Family, arguments: Mapping[str, Any], iteration: int, has_tokenizer: bool) -> str:
     """Text of the README.md."""
     samples = arguments.get("consumed_train_samples") or 0
     tokens = int(samples) * int(arguments.get("seq_length") or 0)
     seen = f" ({tokens:,} tokens)" if tokens else ""
     parts = [
-        _HEAD.format(experts=arguments["num_experts"], topk=arguments.get("moe_router_topk", 2)),
+        _head(family, arguments),
         f"Exported by megatron-compete from a Megatron-Core checkpoint after {iteration:,} iterations{seen}.\n",
-        _USE if has_tokenizer else _USE_WITHOUT_TOKENIZER,
+        _use(family, has_tokenizer),
+        f"{caution[0].upper()}{caution[1:]}.\n" if (caution := family.caution(arguments)) else "",
     ]
     given = {name: value for name, value in arguments.items() if value is not None and value is not False}
     for title, names in SECTIONS.items():
@@ -50,36 +55,49 @@ def _table(title: str, values: Mapping[str, Any]) -> str:
     return "\n".join([f"## {title}\n", "| argument | value |", "|---|---|", *rows, ""])
 
 
+def _head(family: Family, arguments: Mapping[str, Any]) -> str:
+    experts = arguments.get("num_experts")
+    title = f"A mixture of {experts} experts, {arguments.get('moe_router_topk', 2)} a token" if experts else "A decoder"
+    tags = "".join(f"- {tag}\n" for tag in (family.name, "mixture-of-experts") if experts or tag == family.name)
+    code = _CODE if family.code else ""
+    return _HEAD.format(tags=tags, title=title, architecture=family.title, code=code) + (
+        _COMPETITION if experts else ""
+    )
+
+
+def _use(family: Family, has_tokenizer: bool) -> str:
+    trust = ", trust_remote_code=True" if family.code else ""
+    names = ["AutoModelForCausalLM"] + ["AutoTokenizer"] * has_tokenizer
+    lines = [
+        "```python",
+        f"from transformers import {', '.join(names)}",
+        "",
+        f'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder"{trust})',
+    ]
+    if has_tokenizer:
+        lines.append('tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")')
+    return "\n".join([*lines, "```", "", _TOKENIZER if has_tokenizer else "The folder holds no tokenizer.\n"])
+
+
 _HEAD = """---
 library_name: transformers
 pipeline_tag: text-generation
 tags:
-- mixtral
-- mixture-of-experts
----
+{tags}---
 
-# A mixture of {experts} experts, {topk} a token
+# {title}
 
-A base language model of the Mixtral architecture. Where it was trained with competition routing, competition shaped
-the router during training only: here an ordinary softmax router picks the experts.
+A base language model. Architecture: {architecture}.{code}
 """
 
-_USE = """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+_CODE = """ No stock architecture computes the same: the folder brings
+`modeling_competesmoe.py`, which `trust_remote_code=True` loads."""
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-```
-
-The tokenizer gives the ids of training, with nothing in front and nothing behind. Megatron's preprocessing puts the
-end-of-sequence token after a document and no beginning-of-sequence token in front.
+_COMPETITION = """
+Where it was trained with competition routing, competition shaped the router during training only: here an ordinary
+router picks the experts.
 """
 
-_USE_WITHOUT_TOKENIZER = """```python
-from transformers import AutoModelForCausalLM
-
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
-```
-
-The folder holds no tokenizer.
+_TOKENIZER = """The tokenizer gives the ids of training. Megatron's preprocessing puts the end-of-sequence token after
+a document and no beginning-of-sequence token in front.
 """

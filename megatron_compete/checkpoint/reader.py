@@ -6,6 +6,8 @@ are all alike are stacked into one tensor with a leading layer axis, and experts
 (`TransformerBlock.sharded_state_dict`, `SequentialMLP.sharded_state_dict`): `read` takes such an index.
 """
 
+import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -47,6 +49,51 @@ class TensorSource(Protocol):
         ...
 
 
+class Section(io.RawIOBase):
+    """A part of a file as a file of its own, read without a copy: torch reads straight into a tensor's memory."""
+
+    def __init__(self, path: Path, offset: int, length: int) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._offset, self._length, self._at = offset, length, 0
+
+    def is_short(self) -> bool:
+        """Whether the file ends before the part does."""
+        return os.fstat(self._file.fileno()).st_size < self._offset + self._length
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Bytes from the part's start."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move, within the part."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer`, or as much of it as the part still has."""
+        view = memoryview(buffer).cast("B")[: max(0, self._length - self._at)]
+        self._file.seek(self._offset + self._at)
+        filled = 0
+        while filled < len(view) and (count := self._file.readinto(view[filled:])):
+            filled += count
+        self._at += filled
+        return filled
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
 class TorchDistCheckpoint:
     """One checkpoint folder; `find_checkpoint` says whether it is whole.
 
@@ -78,10 +125,13 @@ class TorchDistCheckpoint:
             CompeteError: a part of it is missing or damaged.
         """
         shape = self.tensors[key].shape[len(index) :]
+        chunks = self._chunks_by_index(key, len(index)).get(index, ())
+        if len(chunks) == 1 and tuple(chunks[0].sizes[len(index) :]) == shape:
+            return self._part(key, chunks[0], index).contiguous()  # no second copy of a large tensor
         whole = torch.empty(shape, dtype=self.tensors[key].dtype)
         filled = 0
-        for chunk in self._chunks_by_index(key, len(index)).get(index, ()):
-            part = self._load_chunk(key, chunk)[tuple(at - start for at, start in zip(index, chunk.offsets))]
+        for chunk in chunks:
+            part = self._part(key, chunk, index)
             ends = (start + size for start, size in zip(chunk.offsets, chunk.sizes))
             place = tuple(slice(start, end) for start, end in zip(chunk.offsets, ends))[len(index) :]
             whole[place] = part
@@ -89,6 +139,10 @@ class TorchDistCheckpoint:
         if filled != whole.numel():
             raise CompeteError(f"{self.folder} is damaged: {filled} of {whole.numel()} values of {key} are there")
         return whole
+
+    def _part(self, key: str, chunk: ChunkStorageMetadata, index: tuple[int, ...]) -> Tensor:
+        """What `chunk` holds of the slice at `index`."""
+        return self._load_chunk(key, chunk)[tuple(at - start for at, start in zip(index, chunk.offsets))]
 
     def _group_chunks(self, key: str, axes: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
         """Chunks of `key` by the indices along the first `axes` axes that they cover."""
@@ -101,12 +155,14 @@ class TorchDistCheckpoint:
 
     def _load_chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
         name = f"{key} at {tuple(chunk.offsets)} in {self.folder}"
-        tensor = load_tensor(self._bytes(MetadataIndex(key, chunk.offsets), name), name)
+        with self._open(MetadataIndex(key, chunk.offsets), name) as stream:
+            tensor = load_tensor(stream, name)
         if tensor.numel() != chunk.sizes.numel():
             raise CompeteError(f"{name} is damaged: shape {tuple(tensor.shape)} instead of {tuple(chunk.sizes)}")
         return tensor.reshape(chunk.sizes)
 
-    def _bytes(self, index: MetadataIndex, name: str) -> bytes:
+    def _open(self, index: MetadataIndex, name: str) -> "Section":
+        """The part of a file that the index names."""
         info = self._storage.get(index)
         if info is None or getattr(info, "transform_descriptors", None):
             raise CompeteError(f"{name} is not in the index, or compressed")
@@ -114,14 +170,13 @@ class TorchDistCheckpoint:
         if path.is_absolute() or ".." in path.parts:
             raise CompeteError(f"{self.folder / METADATA} points outside of its folder: {info.relative_path}")
         try:
-            with (self.folder / path).open("rb") as stream:
-                stream.seek(info.offset)
-                data = stream.read(info.length)
+            section = Section(self.folder / path, info.offset, info.length)
         except OSError as error:
             raise CompeteError(f"{name} cannot be read: {error.strerror} ({path})") from error
-        if len(data) != info.length:
+        if section.is_short():
+            section.close()
             raise CompeteError(f"{name} is damaged: the file {path} ends too early")
-        return data
+        return section
 
     def _load_common(self) -> dict[str, Any]:
         legacy = self.folder / LEGACY_COMMON_STATE
@@ -129,7 +184,8 @@ class TorchDistCheckpoint:
             common = load_plain(legacy.read_bytes(), str(legacy))
         else:
             name = f"the common state of {self.folder}"
-            common = load_plain(self._bytes(MetadataIndex(COMMON_STATE), name), name)
+            with self._open(MetadataIndex(COMMON_STATE), name) as stream:
+                common = load_plain(stream.read(), name)
         if isinstance(common, list) and len(common) == 1:  # Megatron wraps an object's shards in a list
             common = common[0]
         if not isinstance(common, dict):

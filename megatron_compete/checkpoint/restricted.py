@@ -15,7 +15,7 @@ import types
 from collections import OrderedDict
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 import torch.serialization
@@ -111,14 +111,17 @@ def _harmless(full_name: str) -> type:
     return types.new_class(name, (Opaque,))
 
 
-def load_tensor(data: bytes, name: str) -> torch.Tensor:
+def load_tensor(stream: io.IOBase, name: str) -> torch.Tensor:
     """One tensor that `torch.save` wrote.
 
+    Args:
+        stream: the file, at its start; read straight into the tensor where it can `readinto`.
+        name: what to call it in an error.
     Raises:
         CompeteError: damaged, or something else than a tensor.
     """
     try:
-        loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        loaded = torch.load(cast(BinaryIO, stream), map_location="cpu", weights_only=True)
     except Exception as error:
         raise CompeteError(f"{name} is damaged: {_reason(error)}") from error
     if not isinstance(loaded, torch.Tensor):

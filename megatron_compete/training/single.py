@@ -9,7 +9,7 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.training.arguments import parse_args
+from megatron.training.arguments import parse_args, validate_args
 from megatron.training.global_vars import set_global_variables
 from megatron.training.initialize import initialize_megatron
 from megatron.training.models.gpt import GPTModelBuilder
@@ -58,8 +58,16 @@ def load_model(checkpoint: TorchDistCheckpoint, tokenizer_model: str | None = No
     """The model as initialised, and with the checkpoint's weights; fp32, in evaluation mode.
 
     Initialises torch.distributed and Megatron with one rank in this process.
+
+    Raises:
+        CompeteError: another model's weights, or a model that cannot run on this host.
     """
     args = _arguments(checkpoint.arguments, tokenizer_model)
+    if args.multi_latent_attention and args.transformer_impl == "local":
+        raise CompeteError(
+            f"{checkpoint.folder}: a model with --multi-latent-attention needs Transformer Engine to run, and this host "
+            "has none: compare it on one with CUDA; its files can be verified without --text"
+        )
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "0")
     set_global_variables(args)
@@ -90,7 +98,17 @@ def _arguments(saved: dict[str, Any], tokenizer_model: str | None) -> argparse.N
     for name, value in {**saved, **ONE_PROCESS, **hardware}.items():
         setattr(args, name, value)
     args.tokenizer_model = tokenizer_model or args.tokenizer_model
+    if "world_size" not in saved:
+        _complete(args)
     return args
+
+
+def _complete(args: argparse.Namespace) -> None:
+    """Derive what Megatron derives when a run starts: an imported checkpoint holds the model's arguments alone."""
+    if args.num_experts is None or args.moe_router_score_function != "softmax":
+        args.router = "topk"  # competition is refused, and at inference it is the same layer
+    args.padded_vocab_size = args.padded_vocab_size or args.vocab_size
+    validate_args(args)
 
 
 def _build(args: argparse.Namespace) -> GPTModel:

@@ -1,4 +1,5 @@
-"""Is an export the same model? Logits, perplexity and token ids of Megatron and Hugging Face on the same text."""
+"""Is a checkpoint whole, and a conversion the same model? Files against their index; logits, perplexity and token ids of
+Megatron and Hugging Face on the same text."""
 
 import argparse
 import json
@@ -13,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_compete.errors import CompeteError
+
+LENGTH = 512
+"""Tokens of a compared window at most: enough to see every position's effect, and cheap for models of long context."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,17 @@ def windows(ids: list[list[int]], length: int, limit: int) -> Tensor:
     return torch.tensor(cut[::stride][:limit])
 
 
-def compare(checkpoint: Path, hf: Path, texts: list[str], limit: int = 32, tokenizer_model: str | None = None) -> Comparison:  # fmt: skip
-    """Run both models over windows of `texts`; Megatron's with one rank in this process, in fp32."""
+def compare(
+    checkpoint: Path, hf: Path, texts: list[str], limit: int = 32, tokenizer_model: str | None = None,
+    length: int = LENGTH, trust_remote_code: bool = False,
+) -> Comparison:  # fmt: skip
+    """Run both models over windows of `texts`; Megatron's with one rank in this process, in fp32.
+
+    Args:
+        limit: windows at most.
+        length: tokens of a window at most; no more than the model was trained with.
+        trust_remote_code: run the code that an export with modeling files of its own brings.
+    """
     from megatron.training import get_args, get_tokenizer
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -62,12 +75,12 @@ def compare(checkpoint: Path, hf: Path, texts: list[str], limit: int = 32, token
 
     fresh, trained = load_model(TorchDistCheckpoint(find_checkpoint(checkpoint)), tokenizer_model)
     ids = [get_tokenizer().tokenize(text) for text in texts]
-    hf_tokenizer = AutoTokenizer.from_pretrained(hf)
-    hf_model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32).eval()
+    hf_tokenizer = AutoTokenizer.from_pretrained(hf, trust_remote_code=trust_remote_code)
+    hf_model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, trust_remote_code=trust_remote_code).eval()
     vocab_size = hf_model.config.vocab_size
 
     totals = _Totals()
-    for batch in windows(ids, get_args().seq_length, limit).split(8):
+    for batch in windows(ids, min(length, get_args().seq_length), limit).split(8):
         inputs, targets = batch[:, :-1], batch[:, 1:]
         ours = logits(trained, inputs)[..., :vocab_size]
         with torch.no_grad():
@@ -111,34 +124,74 @@ def _rows(found: Comparison) -> Iterator[tuple[str, str]]:
     yield "perplexity Hugging Face", f"{found.perplexity_hf:.2f}"
 
 
+def inspect(checkpoint: Path | None, hf: Path | None, read: bool) -> None:
+    """Print what each folder holds and all that is wrong with it.
+
+    Raises:
+        CompeteError: something is wrong with one of them.
+    """
+    from megatron_compete.checkpoint.integrity import inspect_hf, inspect_torch_dist
+    from megatron_compete.checkpoint.location import find_checkpoint
+
+    found = [] if checkpoint is None else [inspect_torch_dist(find_checkpoint(checkpoint), read)]
+    found += [] if hf is None else [inspect_hf(hf, read)]
+    for one in found:
+        print(one)
+        for problem in one.problems:
+            print(f"  {problem}")
+    damaged = [one for one in found if one.problems]
+    if damaged:
+        raise CompeteError(f"{damaged[0].folder} is damaged: {damaged[0].problems[0]}. Copy or convert it again")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Compare a Megatron checkpoint with its Hugging Face export on text.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="Megatron's --save folder, or an iter_ folder")
-    parser.add_argument("--hf", type=Path, required=True, help="the exported folder")
-    parser.add_argument("--text", type=Path, required=True, help="JSON Lines with a text key, or plain text")
-    parser.add_argument("--tokenizer-model", help="the training tokenizer, where it has moved")
-    parser.add_argument("--windows", type=int, default=32, help="sequences compared (default: %(default)s)")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="largest logit difference that passes (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--json", type=Path, help="write the numbers there too")
+    parser = argparse.ArgumentParser(
+        description="Check that a Megatron checkpoint or a Hugging Face folder is whole; with both and --text, that they "
+        "are the same model."
+    )
+    flag = parser.add_argument
+    flag("--checkpoint", type=Path, metavar="DIR", help="Megatron's --save folder, or an iter_ folder")
+    flag("--hf", type=Path, metavar="DIR", help="Hugging Face folder: an export, or what was imported")
+    flag("--text", type=Path, metavar="FILE", help="JSON Lines with a text key, or plain text, to compare logits on")
+    flag("--read", action="store_true", help="read all tensors too, and look for values that are no numbers")
+    flag("--tokenizer-model", help="the training tokenizer, where it has moved")
+    flag("--windows", type=int, default=32, help="sequences compared (default: %(default)s)")
+    flag("--length", type=int, default=LENGTH, help="tokens of a sequence at most (default: %(default)s)")
+    flag("--tolerance", type=float, default=1e-3, help="largest logit difference that passes (default: %(default)s)")
+    flag("--trust-remote-code", action="store_true", help="run the modeling code in the Hugging Face folder")
+    flag("--json", type=Path, help="write the numbers of the comparison there too")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the comparison; an export that differs is an error."""
-    arguments = _parser().parse_args(argv)
-    texts = read_texts(arguments.text)
+    """Inspect, then compare; damage or another model is an error."""
+    options = _parser().parse_args(argv)
+    if options.checkpoint is None and options.hf is None:
+        raise CompeteError("nothing to verify: give --checkpoint, --hf, or both")
+    if options.text is not None and (options.checkpoint is None or options.hf is None):
+        raise CompeteError("--text compares two models: give both --checkpoint and --hf")
+    texts = read_texts(options.text) if options.text else []
+    inspect(options.checkpoint, options.hf, options.read)
+    if options.text:
+        _compare_and_judge(options, texts)
+
+
+def _compare_and_judge(options: argparse.Namespace, texts: list[str]) -> None:
     from megatron_compete.runtime import cpu
     from megatron_compete.runtime.launch import silence_cpu_warnings
 
     if cpu.is_needed():
         silence_cpu_warnings()
         cpu.activate()
-    found = compare(arguments.checkpoint, arguments.hf, texts, arguments.windows, arguments.tokenizer_model)
+    found = compare(
+        options.checkpoint, options.hf, texts, options.windows, options.tokenizer_model, options.length,
+        options.trust_remote_code,
+    )  # fmt: skip
     for name, value in _rows(found):
         print(f"{name:<26}{value}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(asdict(found), indent=2) + "\n")
-    _judge(found, arguments.tolerance, arguments.hf)
+    if options.json:
+        options.json.write_text(json.dumps(asdict(found), indent=2) + "\n")
+    _judge(found, options.tolerance, options.hf)
 
 
 def _judge(found: Comparison, tolerance: float, hf: Any) -> None:

@@ -12,9 +12,11 @@ import torch
 from tests.checkpoint import gpt
 from tests.ranks import run_rank
 
+Saved = tuple[Path, torch.Tensor]
+
 
 @pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """A `--save` folder written by one rank, and the model's logits on `gpt.tokens()`."""
     folder = tmp_path_factory.mktemp("saved")
     return folder, run_rank(gpt.save, str(folder))

@@ -1,4 +1,4 @@
-"""A tiny GPT model of Megatron's, saved as the trainer saves it; run on ranks of `tests.ranks`."""
+"""Tiny GPT models of Megatron's, saved as the trainer saves them; run on ranks of `tests.ranks`."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -39,40 +39,156 @@ ARGUMENTS: dict[str, Any] = SIZES | {
 }
 """Training arguments of a model that Mixtral can represent, as a checkpoint holds them."""
 
+DENSE: dict[str, Any] = {"num_experts": None, "moe_router_topk": 2, "moe_ffn_hidden_size": None}
+SIGMOID: dict[str, Any] = {
+    "num_experts": 8,
+    "moe_router_topk": 4,
+    "moe_layer_freq": [0, 1, 1, 1],
+    "moe_shared_expert_intermediate_size": 48,
+    "moe_router_score_function": "sigmoid",
+    "moe_router_enable_expert_bias": True,
+    "moe_router_num_groups": 4,
+    "moe_router_group_topk": 2,
+    "moe_router_topk_scaling_factor": 2.5,
+}
+LATENT: dict[str, Any] = {
+    "multi_latent_attention": True,
+    "qk_layernorm": True,
+    "group_query_attention": False,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 16,
+    "qk_head_dim": 14,
+    "qk_pos_emb_head_dim": 8,
+    "v_head_dim": 12,
+    "layernorm_epsilon": 1e-6,
+}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mixtral": {},
+    "qwen3_moe": {"qk_layernorm": True, "moe_layer_freq": [1, 0, 1, 1]},
+    "qwen2_moe": {
+        "kv_channels": 8,
+        "add_qkv_bias": True,
+        "moe_shared_expert_intermediate_size": 40,
+        "moe_shared_expert_gate": True,
+        "moe_router_pre_softmax": True,
+    },
+    "deepseek_v3": SIGMOID | LATENT,
+    "glm4_moe": SIGMOID | {"add_qkv_bias": True, "qk_layernorm": True, "rotary_percent": 0.5},
+    "llama": DENSE,
+    "qwen3": DENSE | {"qk_layernorm": True, "untie_embeddings_and_output_weights": False},
+    "qwen2": DENSE | {"add_qkv_bias": True, "kv_channels": 8},
+    "competesmoe": {"normalization": "LayerNorm", "swiglu": False, "relu": True, "rotary_percent": 0.5},
+}
+"""What each family's model has beside or instead of `ARGUMENTS`; the last is the authors' recipe."""
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_moe of all probabilities": ("qwen3_moe", {"qk_layernorm": True, "moe_router_pre_softmax": True}),
+    "qwen2_moe without bias": (
+        "qwen2_moe",
+        {"kv_channels": 8, "moe_shared_expert_intermediate_size": 24, "moe_shared_expert_gate": True, "moe_layer_freq": 2},
+    ),
+    "deepseek_v3 with YaRN": (
+        "deepseek_v3",
+        SIGMOID
+        | LATENT
+        | {"rope_type": "yarn", "rotary_scaling_factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.9}
+        | {"moe_router_num_groups": None, "moe_router_group_topk": None},
+    ),
+    "deepseek_v3 with a stretched rotation alone": (
+        "deepseek_v3",
+        SIGMOID | LATENT | {"rope_type": "yarn", "rotary_scaling_factor": 4.0, "moe_router_enable_expert_bias": False},
+    ),
+    "glm4_moe without bias": ("glm4_moe", SIGMOID | {"moe_router_enable_expert_bias": False, "moe_router_topk_scaling_factor": None}),
+    "llama with scaled frequencies": ("llama", DENSE | {"use_rope_scaling": True, "rope_scaling_factor": 4.0, "rotary_base": 500000}),
+    "competesmoe with everything else": (
+        "competesmoe",
+        SIGMOID
+        | {
+            "add_qkv_bias": True,
+            "qk_layernorm": True,
+            "squared_relu": True,
+            "swiglu": False,
+            "moe_layer_freq": [1, 0, 0, 1],
+            "moe_router_num_groups": 2,
+            "moe_router_group_topk": 1,
+            "moe_shared_expert_intermediate_size": 20,
+            "moe_shared_expert_gate": True,
+            "moe_router_dtype": "fp32",
+        },
+    ),
+    "competesmoe of all probabilities": (
+        "competesmoe",
+        {"moe_router_pre_softmax": True, "moe_router_topk_scaling_factor": 1.5, "swiglu": False, "normalization": "LayerNorm"}
+        | {"qk_layernorm": True, "untie_embeddings_and_output_weights": False},
+    ),
+    "competesmoe of one expert and other scores": (
+        "competesmoe",
+        {"moe_router_score_function": "sqrtsoftplus", "moe_router_enable_expert_bias": True, "moe_router_topk": 1}
+        | {"num_experts": 6, "moe_layer_freq": 3, "swiglu": False, "relu": True},
+    ),
+    "competesmoe dense": ("competesmoe", DENSE | {"relu": True, "swiglu": False}),
+}  # fmt: skip
+"""Other models of a family: its name, and what they have beside or instead of `ARGUMENTS`."""
+
 
 def tokens() -> torch.Tensor:
-    """Token ids [3, 20]."""
-    return torch.randint(0, VOCAB, (3, 20), generator=torch.Generator().manual_seed(5))
+    """Token ids [4, 20]: four documents."""
+    return torch.randint(0, VOCAB, (4, 20), generator=torch.Generator().manual_seed(5))
 
 
 def save(folder: str, tied: bool = False, per_layer: bool = False) -> torch.Tensor:
-    """One rank: a model with random weights into `folder`; its logits [3, 20, PADDED] on `tokens()`."""
+    """One rank: a Mixtral with random weights into `folder`; its logits [4, 20, PADDED] on `tokens()`."""
     _initialize()
-    model = _build(tied=tied, moe_layer_freq=[1] * SIZES["num_layers"] if per_layer else 1)[0]
+    changes: dict[str, Any] = {"moe_layer_freq": [1] * SIZES["num_layers"]} if per_layer else {}
+    return _save_random(ARGUMENTS | {"untie_embeddings_and_output_weights": not tied} | changes, folder)
+
+
+def save_all(folder: str, models: dict[str, dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """One rank: a model with random weights for each of `models`, into folders of their names; their logits."""
+    _initialize()
+    return {name: _save_random(ARGUMENTS | changes, f"{folder}/{name}") for name, changes in models.items()}
+
+
+def resave(source: str, folder: str, layout: dict[str, int], singleton: bool = False) -> None:
+    """Any ranks: load the Mixtral of `source` into the parallel layout and save it from there."""
+    _initialize(**layout)
+    _resave(source, folder, ARGUMENTS, layout, singleton)
+
+
+def resave_all(source: str, folder: str, models: dict[str, dict[str, Any]], layout: dict[str, int]) -> None:
+    """Any ranks: load what `save_all` wrote to `source` into the parallel layout and save it from there."""
+    _initialize(**layout)
+    for name, changes in models.items():
+        _resave(f"{source}/{name}/iter_0000007", f"{folder}/{name}", ARGUMENTS | changes, layout)
+
+
+def _save_random(arguments: dict[str, Any], folder: str) -> torch.Tensor:
+    model = _build(arguments, {})[0].eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.parameters():
-            spread = 0.3 if parameter.dim() > 1 else 0.1
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + (parameter.dim() == 1))
-    arguments = ARGUMENTS | {"untie_embeddings_and_output_weights": not tied}
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.dim() > 1:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+            elif tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1 + (not name.endswith("bias")))
     _save_models([model], folder, arguments)
     ids = tokens()
     mask = torch.ones(1, 1, ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1)
     with torch.no_grad():
-        return model.eval()(ids, torch.arange(ids.shape[1]).expand_as(ids), mask)
+        return model(ids, torch.arange(ids.shape[1]).expand_as(ids), mask)
 
 
-def resave(source: str, folder: str, layout: dict[str, int], singleton: bool = False) -> None:
-    """Any ranks: load `source` into the parallel layout and save it from there."""
+def _resave(
+    source: str, folder: str, arguments: dict[str, Any], layout: dict[str, int], singleton: bool = False
+) -> None:
     from megatron.core import dist_checkpointing
 
-    _initialize(**layout)
-    stages = layout.get("virtual_pipeline_model_parallel_size", 1)
-    models = _build(stages, sequence_parallel=layout.get("tensor_model_parallel_size", 1) > 1, **layout)
+    models = _build(arguments, layout)
     loaded = dist_checkpointing.load({str(i): model.sharded_state_dict() for i, model in enumerate(models)}, source)
     for i, model in enumerate(models):
         model.load_state_dict(loaded[str(i)])
-    _save_models(models, folder, ARGUMENTS, singleton)
+    _save_models(models, folder, arguments, singleton)
 
 
 def _initialize(**layout: int) -> None:
@@ -84,39 +200,79 @@ def _initialize(**layout: int) -> None:
     model_parallel_cuda_manual_seed(1)
 
 
-def _build(stages: int = 1, tied: bool = False, **overrides: Any) -> list[Any]:
+def _config(arguments: dict[str, Any], layout: dict[str, int]) -> Any:
+    """The transformer's configuration, from arguments by Megatron's own reading of them."""
+    import sys
+
+    from megatron.training.arguments import parse_args
+
+    from megatron_compete.training.arguments import add_arguments
+    from megatron_compete.training.pretrain import transformer_config
+
+    sys.argv = sys.argv[:1]
+    args = parse_args(add_arguments)
+    fixed = {
+        "params_dtype": torch.float32,
+        "pipeline_dtype": torch.float32,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+    given = {
+        "moe_token_dispatcher_type": "alltoall",
+        "sequence_parallel": layout.get("tensor_model_parallel_size", 1) > 1,
+    }
+    for name, value in {**arguments, **layout, **fixed, **given}.items():
+        setattr(args, name, value)
+    return transformer_config(args)
+
+
+def _build(arguments: dict[str, Any], layout: dict[str, int]) -> list[Any]:
     """This rank's models, one a virtual stage."""
-    import torch.nn.functional as F
     from megatron.core import parallel_state
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
-    from megatron.core.transformer.transformer_config import TransformerConfig
 
-    sizes = {name: value for name, value in SIZES.items() if name in TransformerConfig.__dataclass_fields__}
-    config = TransformerConfig(
-        **sizes, num_moe_experts=SIZES["num_experts"], add_bias_linear=False, gated_linear_unit=True,
-        activation_func=F.silu, bias_activation_fusion=False, normalization="RMSNorm", hidden_dropout=0.0,
-        attention_dropout=0.0, use_cpu_initialization=True, gradient_accumulation_fusion=False,
-        apply_rope_fusion=False, transformer_impl="local", moe_token_dispatcher_type="alltoall",
-        pipeline_dtype=torch.float32, params_dtype=torch.float32, **overrides,
-    )  # fmt: skip
+    config = _config(arguments, layout)
+    stages = layout.get("virtual_pipeline_model_parallel_size") or 1
     models = []
     for stage in range(stages):
         vp_stage = stage if stages > 1 else None
+        spec = get_gpt_decoder_block_spec(
+            config, use_transformer_engine=False, normalization=config.normalization, vp_stage=vp_stage
+        )
+        if config.multi_latent_attention:
+            for layer in spec.layer_specs:
+                layer.submodules.self_attention.submodules.core_attention = latent_core_attention()
         models.append(
             GPTModel(
                 config,
-                get_gpt_decoder_block_spec(config, use_transformer_engine=False, vp_stage=vp_stage),
+                spec,
                 vocab_size=PADDED,
                 max_sequence_length=SIZES["max_position_embeddings"],
                 pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
                 post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
                 position_embedding_type="rope",
-                share_embeddings_and_output_weights=tied,
+                rotary_percent=arguments.get("rotary_percent", 1.0),
+                rotary_base=arguments["rotary_base"],
+                rope_scaling=arguments.get("use_rope_scaling", False),
+                rope_scaling_factor=arguments.get("rope_scaling_factor", 8.0),
+                share_embeddings_and_output_weights=not arguments["untie_embeddings_and_output_weights"],
                 vp_stage=vp_stage,
             )
         )
     return models
+
+
+def latent_core_attention() -> type:
+    """Megatron's local attention for latent attention, which gives it two sizes that it does not take."""
+    from megatron.core.transformer.dot_product_attention import DotProductAttention
+
+    class LatentDotProductAttention(DotProductAttention):
+        def __init__(self, *args: Any, k_channels: int = 0, v_channels: int = 0, **keywords: Any) -> None:
+            super().__init__(*args, **keywords)
+            self.hidden_size_per_partition = v_channels * self.num_attention_heads_per_partition
+
+    return LatentDotProductAttention
 
 
 def _save_models(models: list[Any], folder: str, arguments: dict[str, Any], singleton: bool = False) -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_compete.checkpoint import export as export_module
-from megatron_compete.checkpoint.export import Export, export_to_hf, main, parse_size
+from megatron_compete.checkpoint.convert import main
+from megatron_compete.checkpoint.export import Export, export_to_hf, parse_size
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.errors import CompeteError
 from tests.checkpoint import gpt
@@ -46,7 +47,7 @@ def exported(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_logits_are_megatrons(saved: Saved, exported: Path) -> None:
     logits = exported_logits(exported)
-    assert logits.shape == (3, 20, gpt.VOCAB)
+    assert logits.shape == (4, 20, gpt.VOCAB)
     assert saved[1].std() > 0.3
     torch.testing.assert_close(logits, saved[1][..., : gpt.VOCAB], atol=1e-4, rtol=0)
 
@@ -140,6 +141,21 @@ def test_the_command(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["hf"]
 
 
+def test_a_named_family_and_dtype(saved: Saved, tmp_path: Path) -> None:
+    arguments = ["--to", "hf", "--checkpoint", str(saved[0]), "--output", str(tmp_path / "hf"), "--family"]
+    main([*arguments, "competesmoe"])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=True).eval()
+    assert type(model).__name__ == "CompeteSMoEForCausalLM"
+    with torch.no_grad():
+        torch.testing.assert_close(model(gpt.tokens()).logits, saved[1][..., : gpt.VOCAB], atol=1e-4, rtol=0)
+    with pytest.raises(CompeteError, match=r"--qk-layernorm .*, which Qwen3-MoE cannot represent"):
+        main([*arguments, "qwen3_moe", "--force"])
+    main([*arguments, "mixtral", "--force", "--dtype", "bfloat16"])
+    assert {tensor.dtype for tensor in weights(tmp_path / "hf").values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert not (tmp_path / "hf" / "modeling_competesmoe.py").exists()
+
+
 def test_the_tool_says_one_line(tmp_path: Path) -> None:
     tool = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
     command = [sys.executable, str(tool), "--to", "hf", "--checkpoint", str(tmp_path), "--output", str(tmp_path / "o")]
@@ -173,14 +189,14 @@ def test_a_failed_replacement_leaves_the_old_one(saved: Saved, tmp_path: Path, m
 def test_force_replaces_exports_alone(saved: Saved, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(CompeteError, match="is not an exported model"):
+    with pytest.raises(CompeteError, match="is not a converted model"):
         export_to_hf(Export(saved[0], tmp_path / "mine", force=True))
     with pytest.raises(CompeteError, match="holds the checkpoint"):
         export_to_hf(Export(saved[0] / "iter_0000007", saved[0], force=True))
 
 
 def test_tokenizers_that_cannot_be_converted(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments: dict[str, Any] = {"tokenizer_type": "HuggingFaceTokenizer"}
+    arguments: dict[str, Any] = {"tokenizer_type": "GPT2BPETokenizer"}
     original = TorchDistCheckpoint.__init__
 
     def with_arguments(self: TorchDistCheckpoint, folder: Path) -> None:
@@ -188,7 +204,7 @@ def test_tokenizers_that_cannot_be_converted(saved: Saved, tmp_path: Path, monke
         self.arguments.update(arguments)
 
     monkeypatch.setattr(TorchDistCheckpoint, "__init__", with_arguments)
-    with pytest.raises(CompeteError, match=r"--tokenizer-type HuggingFaceTokenizer.* --no-tokenizer"):
+    with pytest.raises(CompeteError, match=r"--tokenizer-type GPT2BPETokenizer.* --no-tokenizer"):
         export_to_hf(Export(saved[0], tmp_path / "hf"))
     assert export_to_hf(Export(saved[0], tmp_path / "hf", no_tokenizer=True)).compared is None
     arguments |= {"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "/nowhere/t.model"}
@@ -198,7 +214,7 @@ def test_tokenizers_that_cannot_be_converted(saved: Saved, tmp_path: Path, monke
     with pytest.raises(CompeteError, match="--special-tokens"):
         export_to_hf(Export(saved[0], tmp_path / "other"))
     arguments |= {"rotary_interleaved": True}
-    with pytest.raises(CompeteError, match="--rotary-interleaved True, which Mixtral cannot represent"):
+    with pytest.raises(CompeteError, match=r"--rotary-interleaved True, which .* cannot represent"):
         export_to_hf(Export(saved[0], tmp_path / "other"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_compete.checkpoint.reader import TorchDistCheckpoint
+from megatron_compete.checkpoint.reader import Section, TorchDistCheckpoint
 from megatron_compete.checkpoint.restricted import load_metadata
 from megatron_compete.errors import CompeteError
 from tests.checkpoint import gpt
@@ -87,3 +87,27 @@ def test_a_checkpoint_of_something_else(copied: Path) -> None:
     torch.save({"iteration": 3}, copied / "common.pt")
     with pytest.raises(CompeteError, match="no training arguments"):
         TorchDistCheckpoint(copied)
+
+
+def test_a_section_is_a_file_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(range(100)))
+    with Section(file, 10, 20) as section:
+        assert not section.is_short()
+        assert section.read() == bytes(range(10, 30))
+        assert section.read() == b""
+        assert section.seek(-3, 2) == 17
+        assert section.read(100) == bytes(range(27, 30))
+        section.seek(5)
+        buffer = bytearray(4)
+        assert section.readinto(buffer) == 4 and section.tell() == 9
+        assert buffer == bytes(range(15, 19))
+    with Section(file, 90, 20) as section:
+        assert section.is_short()
+
+
+def test_a_slice_of_one_chunk_is_not_copied_into_a_larger_one(folder: Path) -> None:
+    checkpoint = TorchDistCheckpoint(folder)
+    expert = checkpoint.read(FC1, (2, 1))
+    assert expert.is_contiguous()
+    assert expert.untyped_storage().nbytes() == expert.nbytes

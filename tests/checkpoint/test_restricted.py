@@ -101,8 +101,8 @@ def test_damaged_files() -> None:
     with pytest.raises(CompeteError, match="the state is damaged"):
         load_plain(b"rubbish", "the state")
     with pytest.raises(CompeteError, match="w is damaged"):
-        load_tensor(as_saved(torch.ones(3))[:-40], "w")
+        load_tensor(io.BytesIO(as_saved(torch.ones(3))[:-40]), "w")
     with pytest.raises(CompeteError, match="it holds a int instead of a tensor"):
-        load_tensor(as_saved(3), "w")
+        load_tensor(io.BytesIO(as_saved(3)), "w")
     with pytest.raises(CompeteError, match="w is damaged"):
-        load_tensor(as_saved(Touch(Path("/nowhere"))), "w")
+        load_tensor(io.BytesIO(as_saved(Touch(Path("/nowhere")))), "w")

@@ -1,12 +1,13 @@
-"""The table of refusals: a Mixtral passes, and each argument that makes it something else is named."""
+"""The tables of refusals: each argument that makes a model something else than its family is named."""
 
 from typing import Any
 
 import pytest
 
-from megatron_compete.checkpoint.representable import MIXTRAL_RULES, check_mixtral
+from megatron_compete.checkpoint.families import FAMILIES
 from megatron_compete.errors import CompeteError
 from tests.checkpoint.gpt import ARGUMENTS
+from tests.checkpoint.gpt import FAMILIES as MODELS
 from tests.ranks import run_rank
 
 REFUSED: list[tuple[str, Any]] = [
@@ -63,19 +64,19 @@ ALLOWED: list[tuple[str, Any]] = [
 
 
 def test_a_mixtral_passes() -> None:
-    check_mixtral(ARGUMENTS)
+    FAMILIES["mixtral"].check(ARGUMENTS)
 
 
 @pytest.mark.parametrize(("argument", "value"), ALLOWED)
 def test_what_changes_nothing_passes(argument: str, value: Any) -> None:
-    check_mixtral(ARGUMENTS | {argument: value})
+    FAMILIES["mixtral"].check(ARGUMENTS | {argument: value})
 
 
 @pytest.mark.parametrize(("argument", "value"), REFUSED)
 def test_what_mixtral_cannot_say_is_refused(argument: str, value: Any) -> None:
-    rule = next(rule for rule in MIXTRAL_RULES if rule.argument == argument)
+    rule = next(rule for rule in FAMILIES["mixtral"].requirements if rule.argument == argument)
     with pytest.raises(CompeteError) as caught:
-        check_mixtral(ARGUMENTS | {argument: value})
+        FAMILIES["mixtral"].check(ARGUMENTS | {argument: value})
     assert f"{rule.name} {value}" in str(caught.value)
     assert rule.reason in str(caught.value)
 
@@ -85,7 +86,43 @@ def test_what_mixtral_cannot_say_is_refused(argument: str, value: Any) -> None:
 )
 def test_arguments_of_old_checkpoints_mean_their_defaults(argument: str) -> None:
     with pytest.raises(CompeteError):
-        check_mixtral({name: value for name, value in ARGUMENTS.items() if name != argument})
+        FAMILIES["mixtral"].check({name: value for name, value in ARGUMENTS.items() if name != argument})
+
+
+OF_FAMILIES: list[tuple[str, dict[str, Any]]] = [
+    ("qwen3_moe", {"qk_layernorm": False}),
+    ("qwen3_moe", {"add_qkv_bias": True}),
+    ("qwen2_moe", {"moe_shared_expert_gate": False}),
+    ("qwen2_moe", {"moe_shared_expert_intermediate_size": None}),
+    ("qwen2_moe", {"kv_channels": 12}),
+    ("qwen2", {"add_qkv_bias": False}),
+    ("qwen2", {"kv_channels": 12}),
+    ("llama", {"num_experts": 4}),
+    ("llama", {"qk_layernorm": True}),
+    ("glm4_moe", {"moe_router_score_function": "softmax"}),
+    ("glm4_moe", {"moe_shared_expert_intermediate_size": 50}),
+    ("glm4_moe", {"moe_layer_freq": [1, 0, 1, 1]}),
+    ("glm4_moe", {"moe_router_group_topk": 1}),
+    ("deepseek_v3", {"multi_latent_attention": False}),
+    ("deepseek_v3", {"q_lora_rank": None}),
+    ("deepseek_v3", {"layernorm_epsilon": 1e-5}),
+    ("deepseek_v3", {"mscale": 0.7, "rotary_scaling_factor": 4.0}),
+    ("deepseek_v3", {"mscale_all_dim": 0.7, "rotary_scaling_factor": 4.0, "rope_type": "rope"}),
+    ("competesmoe", {"multi_latent_attention": True}),
+    ("competesmoe", {"add_bias_linear": True}),
+    ("competesmoe", {"moe_router_enable_expert_bias": True}),
+    ("competesmoe", {"quick_geglu": True}),
+]
+
+
+@pytest.mark.parametrize(("family", "change"), OF_FAMILIES)
+def test_what_a_family_cannot_say_is_refused(family: str, change: dict[str, Any]) -> None:
+    FAMILIES[family].check(ARGUMENTS | MODELS[family])
+    argument, value = next(iter(change.items()))
+    requirement = next(one for one in FAMILIES[family].requirements if one.argument == argument)
+    with pytest.raises(CompeteError) as caught:
+        FAMILIES[family].check(ARGUMENTS | MODELS[family] | change)
+    assert f"trained with {requirement.name} {value}, which {FAMILIES[family].title} cannot" in str(caught.value)
 
 
 def megatron_defaults() -> dict[str, Any]:
@@ -94,23 +131,25 @@ def megatron_defaults() -> dict[str, Any]:
     from megatron.training.arguments import parse_args
 
     sys.argv = sys.argv[:1]
-    return {name: value for name, value in vars(parse_args()).items() if name in {r.argument for r in MIXTRAL_RULES}}
+    return vars(parse_args())
 
 
 def test_defaults_are_megatrons() -> None:
-    """A default of the table that is not Megatron's would misread a checkpoint; an unknown name checks nothing."""
+    """A default of a table that is not Megatron's would misread a checkpoint; an unknown name checks nothing."""
     defaults = run_rank(megatron_defaults)
-    for rule in MIXTRAL_RULES:
-        if rule.argument in defaults:
-            assert rule.default == defaults[rule.argument], rule.argument
     elsewhere = {
         "apply_layernorm_1p",  # before 0.16: now layernorm_zero_centered_gamma
         "softmax_scale",  # a field of TransformerConfig
         "moe_router_topk_limited_devices",  # likewise
         "relu",  # of this project's trainer
     }
-    assert {rule.argument for rule in MIXTRAL_RULES} - set(defaults) == elsewhere
+    for family in FAMILIES.values():
+        for requirement in family.requirements:
+            if requirement.argument not in elsewhere:
+                assert requirement.default == defaults[requirement.argument], requirement.argument
 
 
-def test_an_argument_has_one_rule() -> None:
-    assert len({rule.argument for rule in MIXTRAL_RULES}) == len(MIXTRAL_RULES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_argument_has_one_requirement(family: str) -> None:
+    arguments = [one.argument for one in FAMILIES[family].requirements]
+    assert len(set(arguments)) == len(arguments)

@@ -1,4 +1,4 @@
-"""Tensors by name and shape, from hand-made sources; the whole model is compared in test_export.py."""
+"""Tensors by name and shape, from hand-made sources; whole models are compared in families/test_parity.py."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,17 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_compete.checkpoint.mixtral import (
-    Dimensions,
-    MixtralTensors,
-    generation_config,
-    mixtral_config,
-    split_gate_up,
-    split_qkv,
-)
+from megatron_compete.checkpoint.families import FAMILIES, Dimensions, choose_family
+from megatron_compete.checkpoint.plan import ExportPlan
 from megatron_compete.checkpoint.reader import TensorInfo
 from megatron_compete.errors import CompeteError
-from tests.checkpoint.gpt import ARGUMENTS
+from tests.checkpoint.gpt import ARGUMENTS, LATENT, SIGMOID
 
 LAYERS, HIDDEN, GROUPS, HEADS, HEAD, FFN, EXPERTS = 4, 32, 2, 4, 12, 24, 4
 
@@ -57,25 +51,14 @@ def stacked() -> dict[str, Tensor]:
 
 
 def convert(held: Mapping[str, Tensor], vocab: int | None = 250, **changes: Any) -> dict[str, Tensor]:
-    return dict(MixtralTensors(Memory(held), Dimensions.from_arguments(ARGUMENTS | changes), vocab))
+    return dict(plan(held, vocab, **changes))
 
 
-def test_qkv_by_reference() -> None:
-    """Each head finds its own rows: fused rows are numbered group by group, queries, key, value."""
-    fused = torch.arange((HEADS + 2 * GROUPS) * HEAD).unsqueeze(1).float()
-    queries, keys, values = (part.squeeze(1).tolist() for part in split_qkv(fused, GROUPS, HEAD))
-    rows = iter(range(len(fused)))
-    wanted: dict[str, list[float]] = {"q": [], "k": [], "v": []}
-    for _ in range(GROUPS):
-        for name, heads in (("q", HEADS // GROUPS), ("k", 1), ("v", 1)):
-            wanted[name] += [float(next(rows)) for _ in range(heads * HEAD)]
-    assert (queries, keys, values) == (wanted["q"], wanted["k"], wanted["v"])
-
-
-def test_gate_comes_before_up() -> None:
-    gate, up = split_gate_up(torch.arange(6.0).view(6, 1))
-    assert gate.flatten().tolist() == [0, 1, 2]
-    assert up.flatten().tolist() == [3, 4, 5]
+def plan(
+    held: Mapping[str, Tensor], vocab: int | None = 250, dtype: torch.dtype | None = None, **changes: Any
+) -> ExportPlan:
+    dimensions = Dimensions.from_arguments(ARGUMENTS | changes, 256, vocab)
+    return ExportPlan(Memory(held), choose_family(ARGUMENTS | changes), dimensions, dtype)
 
 
 def test_names_and_slices() -> None:
@@ -147,8 +130,8 @@ def test_other_forms_of_the_same_checkpoint(form: Any) -> None:
 
 
 def test_sizes_are_known_beforehand() -> None:
-    tensors = MixtralTensors(Memory(stacked()), Dimensions.from_arguments(ARGUMENTS), 250)
-    assert tensors.sizes() == {name: tensor.nbytes for name, tensor in tensors}
+    tensors = plan(stacked())
+    assert tensors.sizes() == {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors}
     assert list(tensors.sizes()) == [name for name, _ in tensors]
 
 
@@ -174,11 +157,6 @@ def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any]) -> None:
         convert(stacked(), **change)
 
 
-def test_a_tokenizer_with_more_ids_than_rows_is_refused() -> None:
-    with pytest.raises(CompeteError, match="has 300 ids and the model embeds 256"):
-        convert(stacked(), vocab=300)
-
-
 def test_quantised_weights_are_refused() -> None:
     held = stacked()
     key = "decoder.layers.mlp.experts.experts.linear_fc2.weight"
@@ -197,12 +175,54 @@ def test_groups_mean_nothing_without_grouped_queries() -> None:
     assert (sizes.groups, sizes.heads_per_group, sizes.head) == (4, 1, 8)
 
 
-def test_configuration() -> None:
-    tensors = MixtralTensors(Memory(stacked()), Dimensions.from_arguments(ARGUMENTS), 250)
-    config = mixtral_config(ARGUMENTS | {"rotary_base": 500000, "layernorm_epsilon": 1e-6}, tensors, bos=None, eos=2)
-    assert config["rope_theta"] == 500000.0
-    assert config["rms_norm_eps"] == 1e-6
-    assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (4, 2, 12)
-    assert (config["vocab_size"], config["intermediate_size"]) == (250, 24)
-    assert config["dtype"] == config["torch_dtype"] == "float32"
-    assert generation_config(config) == {"eos_token_id": 2}
+def test_another_dtype_but_for_what_is_kept() -> None:
+    assert {tensor.dtype for tensor in convert(stacked(), dtype=torch.bfloat16).values()} == {torch.bfloat16}
+    source = sigmoid_model()
+    made = convert(source, dtype=torch.bfloat16, **SIGMOID_MODEL)
+    bias = made.pop("model.layers.1.mlp.gate.e_score_correction_bias")
+    assert bias.equal(source["decoder.layers.1.mlp.router.expert_bias"]) and bias.dtype == torch.float32
+    assert {tensor.dtype for name, tensor in made.items() if "correction" not in name} == {torch.bfloat16}
+
+
+SIGMOID_MODEL = SIGMOID | LATENT | {"moe_router_topk": 2, "moe_router_num_groups": None, "moe_router_group_topk": None}
+
+
+def sigmoid_model() -> dict[str, Tensor]:
+    """A DeepSeek-V3 of two kinds of layers, each under keys of its own, as the rules' first names have it."""
+    d = Dimensions.from_arguments(ARGUMENTS | SIGMOID_MODEL, 256, 250)
+    generator = torch.Generator().manual_seed(0)
+    held: dict[str, Tensor] = {}
+    for rule in FAMILIES["deepseek_v3"].tensors(d):
+        assert rule.slot is not None
+        place = rule.slot.canonical(d)[0]
+        held.setdefault(place.key, torch.randn(*place.stack, *rule.shape, generator=generator))
+    return held
+
+
+def test_latent_norms_as_transformer_engine_names_them() -> None:
+    held = sigmoid_model()
+    wanted = convert(held, **SIGMOID_MODEL)
+    for layer in range(LAYERS):
+        inner = f"decoder.layers.{layer}.self_attention."
+        for local, fused in (("q_layernorm.weight", "linear_q_up_proj"), ("kv_layernorm.weight", "linear_kv_up_proj")):
+            held[f"{inner}{fused}.layer_norm_weight"] = held.pop(inner + local)
+    made = convert(held, **SIGMOID_MODEL)
+    assert wanted.keys() == made.keys()
+    assert all(made[name].equal(wanted[name]) for name in wanted)
+
+
+def test_names_of_both_implementations_in_one_checkpoint() -> None:
+    held = stacked()
+    held["decoder.layers.pre_mlp_layernorm.weight"] = held["decoder.layers.mlp.linear_fc1.layer_norm_weight"]
+    assert convert(held).keys() == convert(stacked()).keys()
+
+
+def test_statistics_of_training_are_left_behind() -> None:
+    held = stacked() | {"decoder.layers.mlp.centering.mean": torch.ones(LAYERS, EXPERTS)}
+    assert convert(held).keys() == convert(stacked()).keys()
+
+
+def test_a_correction_bias_that_the_model_lacks_is_zeros() -> None:
+    held = {name: tensor for name, tensor in sigmoid_model().items() if "expert_bias" not in name}
+    made = convert(held, **SIGMOID_MODEL | {"moe_router_enable_expert_bias": False})
+    assert made["model.layers.2.mlp.gate.e_score_correction_bias"].equal(torch.zeros(8))

@@ -1,0 +1,127 @@
+"""Configuration of a CompeteSMoE language model."""
+
+from transformers import PretrainedConfig
+
+ACTIVATIONS = ("silu", "relu", "relu2", "gelu")
+SCORE_FUNCTIONS = ("softmax", "sigmoid", "sqrtsoftplus")
+
+
+class CompeteSMoEConfig(PretrainedConfig):
+    """A decoder with a mixture of experts in all layers or some.
+
+    Args:
+        vocab_size: token ids.
+        hidden_size: width of the residual stream.
+        num_hidden_layers: layers.
+        num_attention_heads: query heads.
+        num_key_value_heads: key and value heads; None is as many as query heads.
+        head_dim: size of a head; None is hidden_size / num_attention_heads.
+        max_position_embeddings: longest sequence in training.
+        rope_theta: base of the rotary frequencies.
+        partial_rotary_factor: share of a head that is rotated, its first numbers.
+        qkv_bias: whether queries, keys and values have a bias.
+        qk_norm: whether queries and keys are normalised, head by head.
+        norm: "rmsnorm", or "layernorm" with weight and bias.
+        norm_eps: epsilon of the norms.
+        hidden_act: "silu", "relu", "relu2" (its square) or "gelu".
+        gated_mlp: whether MLPs compute down(act(gate(x)) * up(x)); else down(act(up(x))).
+        intermediate_size: width of the MLP in layers without experts.
+        dense_layers: layers without experts, from 0.
+        num_experts: routed experts; 0 for a dense model.
+        num_experts_per_tok: experts a token goes to.
+        moe_intermediate_size: width of a routed expert.
+        shared_expert_intermediate_size: width of the shared experts together; 0 without.
+        shared_expert_gate: whether a sigmoid gate weights the shared experts.
+        score_function: of the router: "softmax", "sigmoid" or "sqrtsoftplus".
+        norm_topk_prob: whether the weights of a token's experts are made to sum to 1 (before the scaling).
+        routed_scaling_factor: factor of those weights.
+        score_correction_bias: whether experts are ranked by score plus a bias of theirs.
+        num_expert_groups: groups that experts are divided into; 1 without.
+        num_chosen_groups: groups a token's experts come from.
+        experts_per_group_score: a group is ranked by the sum of its so many best scores.
+        router_in_fp32: whether the router's logits are computed in fp32.
+        initializer_range: standard deviation of new weights.
+    """
+
+    model_type = "competesmoe"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        vocab_size=32000,
+        hidden_size=512,
+        num_hidden_layers=16,
+        num_attention_heads=4,
+        num_key_value_heads=None,
+        head_dim=None,
+        max_position_embeddings=1024,
+        rope_theta=10000.0,
+        partial_rotary_factor=1.0,
+        qkv_bias=False,
+        qk_norm=False,
+        norm="rmsnorm",
+        norm_eps=1e-5,
+        hidden_act="silu",
+        gated_mlp=True,
+        intermediate_size=128,
+        dense_layers=(),
+        num_experts=64,
+        num_experts_per_tok=8,
+        moe_intermediate_size=128,
+        shared_expert_intermediate_size=0,
+        shared_expert_gate=False,
+        score_function="softmax",
+        norm_topk_prob=True,
+        routed_scaling_factor=1.0,
+        score_correction_bias=False,
+        num_expert_groups=1,
+        num_chosen_groups=1,
+        experts_per_group_score=1,
+        router_in_fp32=False,
+        initializer_range=0.02,
+        use_cache=True,
+        tie_word_embeddings=False,
+        **kwargs,
+    ):
+        if hidden_act not in ACTIVATIONS:
+            raise ValueError(f"hidden_act {hidden_act} is not one of {', '.join(ACTIVATIONS)}")
+        if score_function not in SCORE_FUNCTIONS:
+            raise ValueError(f"score_function {score_function} is not one of {', '.join(SCORE_FUNCTIONS)}")
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_key_value_heads or num_attention_heads
+        self.head_dim = head_dim or hidden_size // num_attention_heads
+        self.max_position_embeddings = max_position_embeddings
+        self.rope_theta = rope_theta
+        self.partial_rotary_factor = partial_rotary_factor
+        self.qkv_bias = qkv_bias
+        self.qk_norm = qk_norm
+        self.norm = norm
+        self.norm_eps = norm_eps
+        self.hidden_act = hidden_act
+        self.gated_mlp = gated_mlp
+        self.intermediate_size = intermediate_size
+        self.dense_layers = list(dense_layers)
+        self.num_experts = num_experts
+        self.num_experts_per_tok = num_experts_per_tok
+        self.moe_intermediate_size = moe_intermediate_size
+        self.shared_expert_intermediate_size = shared_expert_intermediate_size
+        self.shared_expert_gate = shared_expert_gate
+        self.score_function = score_function
+        self.norm_topk_prob = norm_topk_prob
+        self.routed_scaling_factor = routed_scaling_factor
+        self.score_correction_bias = score_correction_bias
+        self.num_expert_groups = num_expert_groups
+        self.num_chosen_groups = num_chosen_groups
+        self.experts_per_group_score = experts_per_group_score
+        self.router_in_fp32 = router_in_fp32
+        self.initializer_range = initializer_range
+        self.use_cache = use_cache
+        kwargs["tie_word_embeddings"] = tie_word_embeddings
+        super().__init__(**kwargs)
+
+    def has_experts(self, layer):
+        """Whether the layer, from 0, is a mixture of experts."""
+        return self.num_experts > 0 and layer not in self.dense_layers

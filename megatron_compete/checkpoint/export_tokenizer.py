@@ -1,0 +1,177 @@
+"""The tokenizer of an export: converted from SentencePiece with a proof, copied where it is Hugging Face's, or none."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from megatron_compete.checkpoint.tokenizer import SentencePieceModel, read_sentencepiece, write_tokenizer
+from megatron_compete.checkpoint.tokenizer_proof import prove
+from megatron_compete.errors import CompeteError
+
+SENTENCEPIECE_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
+"""--tokenizer-type under which Megatron builds a plain SentencePiece tokenizer."""
+
+HUGGING_FACE = "HuggingFaceTokenizer"
+WITHOUT_TOKENIZER = "NullTokenizer"
+
+HUGGING_FACE_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+"""What a Hugging Face tokenizer consists of, where it has it; data, no code."""
+
+Ids = dict[str, int | list[int] | None]
+"""bos_token_id, eos_token_id, pad_token_id."""
+
+
+class ExportTokenizer(Protocol):
+    """What an export needs of its tokenizer."""
+
+    ids: Ids
+    vocab_size: int | None
+    """Ids in use; None keeps the model's padding."""
+
+    def write(self, folder: Path, max_length: int) -> None:
+        """Write its files beside config.json."""
+        ...
+
+    def prove(self, folder: Path, text: Path | None) -> int | None:
+        """Compare the written tokenizer with that of training: strings compared, or None where there is nothing to."""
+        ...
+
+
+@dataclass
+class Converted:
+    """A SentencePiece model as a fast tokenizer."""
+
+    model: SentencePieceModel
+
+    def __post_init__(self) -> None:
+        model = self.model
+        self.ids: Ids = {"bos_token_id": model.bos_id, "eos_token_id": model.eos_id, "pad_token_id": model.pad_id}
+        self.vocab_size: int | None = model.vocab_size
+
+    def write(self, folder: Path, max_length: int) -> None:
+        """`tokenizer.json` and what belongs to it."""
+        write_tokenizer(self.model, folder, max_length)
+
+    def prove(self, folder: Path, text: Path | None) -> int | None:
+        """Against SentencePiece itself."""
+        return prove(folder, self.model, text)
+
+
+@dataclass
+class Copied:
+    """The files of a Hugging Face tokenizer: those that training read."""
+
+    source: Path
+    vocab_size: int | None
+    ids: Ids
+
+    def write(self, folder: Path, max_length: int) -> None:
+        """Copy them."""
+        for name in HUGGING_FACE_FILES:
+            if (self.source / name).is_file():
+                shutil.copyfile(self.source / name, folder / name)
+
+    def prove(self, folder: Path, text: Path | None) -> int | None:
+        """The same files: nothing to compare."""
+        return None
+
+
+@dataclass
+class Absent:
+    """No tokenizer."""
+
+    vocab_size: int | None
+    ids: Ids
+
+    def write(self, folder: Path, max_length: int) -> None:
+        """Nothing."""
+
+    def prove(self, folder: Path, text: Path | None) -> int | None:
+        """Nothing."""
+        return None
+
+
+def export_tokenizer(arguments: Mapping[str, Any], named: Path | None, without: bool) -> ExportTokenizer:
+    """The tokenizer of a model trained with `arguments`.
+
+    Args:
+        named: a SentencePiece model, or a Hugging Face folder; None takes the path in the arguments.
+        without: leave it out.
+    Raises:
+        CompeteError: it is not there, or has no exact equal.
+    """
+    kind = arguments.get("tokenizer_type")
+    vocab_size = int(arguments["vocab_size"]) if arguments.get("vocab_size") else None
+    ids: Ids = {f"{name}_token_id": arguments.get(f"hf_{name}_token_id") for name in ("bos", "eos", "pad")}
+    if without or (kind == WITHOUT_TOKENIZER and named is None):
+        return Absent(vocab_size, ids)
+    if (named is not None and named.is_dir()) or (named is None and kind == HUGGING_FACE):
+        return _copied(named or Path(str(arguments.get("tokenizer_model"))), vocab_size, ids)
+    if named is None and kind not in SENTENCEPIECE_TYPES:
+        raise CompeteError(
+            f"trained with --tokenizer-type {kind}: only SentencePiece tokenizers can be converted. Export the weights "
+            "with --no-tokenizer and put the tokenizer's own files beside them"
+        )
+    return Converted(_sentencepiece(arguments, named))
+
+
+def _copied(folder: Path, vocab_size: int | None, ids: Ids) -> Copied:
+    if not any((folder / name).is_file() for name in HUGGING_FACE_FILES):
+        raise CompeteError(
+            f"trained with the Hugging Face tokenizer {folder}, whose files are not there: give their folder as "
+            "--tokenizer-model, or export the weights alone with --no-tokenizer"
+        )
+    if not any(value is not None for value in ids.values()):
+        ids = _ids_of_files(folder)
+    return Copied(folder, vocab_size, ids)
+
+
+def _ids_of_files(folder: Path) -> Ids:
+    """Special ids that tokenizer.json gives to the names in tokenizer_config.json."""
+    try:
+        names = json.loads((folder / "tokenizer_config.json").read_text())
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    except (OSError, ValueError):
+        return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    known = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+
+    def find(token: Any) -> int | None:
+        return known.get(token["content"] if isinstance(token, dict) else token)
+
+    return {f"{name}_token_id": find(names.get(f"{name}_token")) for name in ("bos", "eos", "pad")}
+
+
+def _sentencepiece(arguments: Mapping[str, Any], named: Path | None) -> SentencePieceModel:
+    for name in ("tokenizer_sentencepiece_legacy", "special_tokens"):
+        if arguments.get(name):
+            flag = "--" + name.replace("_", "-")
+            raise CompeteError(
+                f"trained with {flag}: ids that the SentencePiece model does not know; use --no-tokenizer"
+            )
+    model = read_sentencepiece(named or Path(str(arguments.get("tokenizer_model"))))
+    if named is not None:
+        _check_padding(model, arguments)
+    if model.remove_extra_whitespaces and not arguments.get("tokenizer_sentencepiece_ignore_extra_whitespaces", True):
+        raise CompeteError(
+            "trained with extra spaces kept in Megatron's own way, which has no equal; use --no-tokenizer"
+        )
+    return model
+
+
+def _check_padding(model: SentencePieceModel, arguments: Mapping[str, Any]) -> None:
+    """A tokenizer that was named by hand has the size from which Megatron made the model's (`vocab_size_with_padding`)."""
+    rows = arguments.get("padded_vocab_size")
+    multiple = int(arguments.get("make_vocab_size_divisible_by") or 128) * int(
+        arguments.get("tensor_model_parallel_size") or 1
+    )
+    if rows and -(-model.vocab_size // multiple) * multiple != rows:
+        raise CompeteError(
+            f"--tokenizer-model {model.path} has {model.vocab_size} ids, which does not make the model's {rows} rows "
+            f"(a multiple of {multiple}): it was trained with another tokenizer"
+        )

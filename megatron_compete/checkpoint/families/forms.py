@@ -1,0 +1,94 @@
+"""How one tensor of Megatron's lies in tensors of Hugging Face's: every form splits, and joins to exactly the same.
+
+Legend: H hidden, D head size, G query groups, N query heads a group, F MLP width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Form(Protocol):
+    """A bijection of one stored tensor and a tuple of exported ones; `join(split(x))` is x bit for bit."""
+
+    def split(self, stored: Tensor) -> tuple[Tensor, ...]:
+        """Megatron's tensor as Hugging Face's; views where possible."""
+        ...
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Hugging Face's tensors as Megatron's."""
+        ...
+
+
+@dataclass(frozen=True)
+class Same:
+    """The tensor as it is."""
+
+    def split(self, stored: Tensor) -> tuple[Tensor, ...]:
+        """The tensor alone."""
+        return (stored,)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The only part."""
+        return parts[0]
+
+
+SAME = Same()
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Gate and up [F, H] of a gated MLP's linear_fc1 [2F, H] (upstream: `MLP`)."""
+
+    def split(self, stored: Tensor) -> tuple[Tensor, ...]:
+        """Gate, up."""
+        return stored.chunk(2)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """[gate; up]."""
+        return torch.cat(tuple(parts))
+
+
+@dataclass(frozen=True)
+class QueryKeyValue:
+    """Queries [G*N*D, ...], keys [G*D, ...] and values [G*D, ...] of linear_qkv [G*(N+2)*D, ...].
+
+    For each group its N query heads, its key head, its value head
+    (upstream: `SelfAttention.get_query_key_value_tensors`). Weights and biases alike.
+    """
+
+    groups: int
+    head: int
+
+    def split(self, stored: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys, values."""
+        rest = stored.shape[1:]
+        by_group = stored.view(self.groups, -1, self.head, *rest)  # [G, N + 2, D, ...]
+        return tuple(part.reshape(-1, *rest) for part in (by_group[:, :-2], by_group[:, -2], by_group[:, -1]))
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """linear_qkv."""
+        rest = parts[0].shape[1:]
+        by_group = [part.view(self.groups, -1, self.head, *rest) for part in parts]
+        return torch.cat(by_group, dim=1).view(-1, *rest)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The first `used` rows of a table of `total`; the rest is padding, zeros where they are made."""
+
+    used: int
+    total: int
+
+    def split(self, stored: Tensor) -> tuple[Tensor, ...]:
+        """Rows in use."""
+        return (stored[: self.used],)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Rows in use and rows of zeros."""
+        table = parts[0].new_zeros(self.total, *parts[0].shape[1:])
+        table[: self.used] = parts[0]
+        return table

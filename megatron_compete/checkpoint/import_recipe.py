@@ -1,0 +1,68 @@
+"""A recipe that trains an imported model: Megatron's arguments as flags.
+
+Megatron takes only some of a checkpoint's arguments over (`--use-checkpoint-args`); QK-norm, the norms' epsilon and
+others it would leave at their defaults and train another model. So an import writes all of them down.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_compete.checkpoint.families.requirements import BLOCK, DENSE, EXPERTS
+
+RECIPE = "recipe.yaml"
+PRETRAINED = "pretrained-checkpoint"
+
+RENAMED = {"layernorm_epsilon": "norm-epsilon"}
+NEGATED = {"add_bias_linear": "disable-bias-linear"}
+"""Arguments that a flag of another name switches off (upstream: megatron/training/arguments.py)."""
+
+SIZES = frozenset({
+    "num_layers", "hidden_size", "num_attention_heads", "group_query_attention", "num_query_groups", "kv_channels",
+    "ffn_hidden_size", "max_position_embeddings", "seq_length", "layernorm_epsilon", "rotary_base", "init_method_std",
+    "attention_dropout", "hidden_dropout", "untie_embeddings_and_output_weights", "moe_ffn_hidden_size", "num_experts",
+    "moe_router_topk", "moe_token_dispatcher_type", "moe_router_dtype", "rope_scaling_factor", "rotary_scaling_factor",
+    "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "mscale", "mscale_all_dim",
+    "tokenizer_type", "tokenizer_model", "vocab_size", "padded_vocab_size", "compete_diversity_coeff",
+})  # fmt: skip
+"""Arguments that say what the model is, beside those that `families.requirements` lists."""
+
+NOT_FLAGS = frozenset({"layernorm_zero_centered_gamma", "is_hybrid_model", "spec", "relu"})
+"""Listed as requirements; derived by Megatron, or another entry's."""
+
+MODEL_ARGUMENTS = SIZES | {one.argument for one in (*BLOCK, *DENSE, *EXPERTS)} - NOT_FLAGS
+
+
+def model_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a trainer's arguments that say what the model is."""
+    return {name: value for name, value in arguments.items() if name in MODEL_ARGUMENTS}
+
+
+def flags(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by Megatron's internal names as a recipe's: `{flag without dashes: value}`; True is the bare flag."""
+    result: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name in NEGATED:
+            if value is False:
+                result[NEGATED[name]] = True
+        elif value is not None and value is not False:
+            flag = RENAMED.get(name, name.replace("_", "-"))
+            result[flag] = str(value).replace(" ", "") if isinstance(value, list) else value
+    return result
+
+
+def write_recipe(folder: Path, arguments: Mapping[str, Any], checkpoint: Path, note: str) -> None:
+    """Write `recipe.yaml` into `folder`.
+
+    Args:
+        arguments: of the model.
+        checkpoint: the folder's final place: training starts from its weights where --load has nothing yet.
+        note: one line for the head of the file.
+    """
+    content = {"arguments": flags(arguments) | {PRETRAINED: str(checkpoint)}}
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=False)
+    (folder / RECIPE).write_text(
+        f"# {note}\n# Data, batch sizes, learning rate and layout are yours to add.\n{text}", encoding="utf-8"
+    )

@@ -1,0 +1,51 @@
+"""Forms against their definition, and back."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_compete.checkpoint.families.forms import SAME, Form, Halves, QueryKeyValue, Rows
+
+GROUPS, HEADS, HEAD = 2, 6, 3
+
+
+def test_qkv_by_reference() -> None:
+    """Each head finds its own rows: fused rows are numbered group by group, queries, key, value."""
+    fused = torch.arange((HEADS + 2 * GROUPS) * HEAD).unsqueeze(1).float()
+    found = [part.squeeze(1).tolist() for part in QueryKeyValue(GROUPS, HEAD).split(fused)]
+    rows = iter(range(len(fused)))
+    wanted: dict[str, list[float]] = {"q": [], "k": [], "v": []}
+    for _ in range(GROUPS):
+        for name, heads in (("q", HEADS // GROUPS), ("k", 1), ("v", 1)):
+            wanted[name] += [float(next(rows)) for _ in range(heads * HEAD)]
+    assert found == [wanted["q"], wanted["k"], wanted["v"]]
+
+
+def test_gate_comes_before_up() -> None:
+    gate, up = Halves().split(torch.arange(6.0).view(6, 1))
+    assert gate.flatten().tolist() == [0, 1, 2]
+    assert up.flatten().tolist() == [3, 4, 5]
+
+
+def test_rows_beyond_the_vocabulary_are_padding() -> None:
+    (table,) = Rows(3, 5).split(torch.arange(10.0).view(5, 2))
+    assert table.flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    assert Rows(3, 5).join([table])[3:].eq(0).all()
+
+
+QKV = (HEADS + 2 * GROUPS) * HEAD
+CASES: list[tuple[Form, Tensor]] = [
+    (SAME, torch.randn(4, 5)),
+    (Halves(), torch.randn(8, 5)),
+    (QueryKeyValue(GROUPS, HEAD), torch.randn(QKV, 5)),
+    (QueryKeyValue(GROUPS, HEAD), torch.randn(QKV)),
+    (QueryKeyValue(1, HEAD), torch.randn(5 * HEAD, 7)),
+    (Rows(4, 4), torch.randn(4, 3)),
+]
+
+
+@pytest.mark.parametrize(("form", "stored"), CASES)
+def test_join_is_the_inverse_of_split(form: Form, stored: Tensor) -> None:
+    parts = form.split(stored)
+    assert form.join(parts).equal(stored)
+    assert all(again.equal(part) for again, part in zip(form.split(form.join(parts)), parts))

@@ -1,0 +1,103 @@
+"""Which family a model is, in both directions."""
+
+from typing import Any
+
+import pytest
+from transformers import CONFIG_MAPPING
+
+from megatron_compete.checkpoint.families import FAMILIES, Dimensions, choose_family, family_of_config, read_config
+from megatron_compete.errors import CompeteError
+from tests.checkpoint import gpt
+
+MODELS = {name: (name, changes) for name, changes in gpt.FAMILIES.items()} | gpt.VARIANTS
+
+
+def config_of(family: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    d = Dimensions.from_arguments(arguments, vocab=gpt.VOCAB)
+    return {"model_type": family, **FAMILIES[family].to_config(d, arguments)}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_configuration_and_back(model: str) -> None:
+    family, changes = MODELS[model]
+    arguments = gpt.ARGUMENTS | changes
+    assert choose_family(arguments) is FAMILIES[family]
+    config = config_of(family, arguments)
+    found, again = read_config(config)
+    assert found is FAMILIES[family]
+    assert config_of(family, again) == config
+    ours, theirs = (Dimensions.from_arguments(one, gpt.PADDED, gpt.VOCAB) for one in (arguments, again))
+    names = [[rule.names for rule in FAMILIES[family].tensors(d)] for d in (ours, theirs)]
+    assert names[0] == names[1]
+
+
+def test_the_one_that_is_named() -> None:
+    assert choose_family(gpt.ARGUMENTS, "competesmoe") is FAMILIES["competesmoe"]
+    with pytest.raises(CompeteError, match="--qk-layernorm False, which Qwen3-MoE cannot represent"):
+        choose_family(gpt.ARGUMENTS, "qwen3_moe")
+
+
+def test_what_no_family_expresses() -> None:
+    with pytest.raises(CompeteError, match=r"--window-size .* CompeteSMoE's own architecture cannot represent"):
+        choose_family(gpt.ARGUMENTS | {"window_size": (4, 0)})
+
+
+def test_another_architecture() -> None:
+    with pytest.raises(CompeteError, match="model_type gpt2: supported are mixtral, "):
+        family_of_config({"model_type": "gpt2"})
+
+
+def test_sizes_that_follow_from_others_and_fields_that_are_elsewhere() -> None:
+    config = config_of("mixtral", gpt.ARGUMENTS | {"kv_channels": 8})
+    assert read_config(config | {"head_dim": None}) == read_config(config)
+    config = config_of("deepseek_v3", gpt.ARGUMENTS | gpt.FAMILIES["deepseek_v3"])
+    arguments = read_config(config)[1]
+    for field in ("scoring_func", "topk_method", "moe_layer_freq"):
+        config.pop(field)
+    assert read_config(config)[1] == arguments
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("mixtral", {"sliding_window": 128}, "sliding_window 128"),
+    ("mixtral", {"hidden_act": "gelu"}, "hidden_act gelu"),
+    ("mixtral", {"rope_theta": 10000.5}, "rope_theta 10000.5"),
+    ("mixtral", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+    ("llama", {"attention_bias": True}, "attention_bias True"),
+    ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters"),
+    (
+        "llama",
+        {
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 2.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            }
+        },
+        "rope_parameters",
+    ),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}, "layer_types|sliding_window"),
+    ("qwen3_moe", {"attention_bias": True}, "attention_bias True"),
+    ("deepseek_v3", {"q_lora_rank": None}, "--q-lora-rank None"),
+    ("deepseek_v3", {"norm_topk_prob": False}, "norm_topk_prob False"),
+    ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func softmax"),
+    ("deepseek_v3", {"rope_interleave": False}, "rope_interleave False"),
+    ("glm4_moe", {"n_group": 8, "topk_group": 4}, "--moe-router-group-topk 4"),
+]
+
+
+@pytest.mark.parametrize(("family", "change", "message"), REFUSED)
+def test_configurations_that_megatron_cannot_express(family: str, change: dict[str, Any], message: str) -> None:
+    config = config_of(family, gpt.ARGUMENTS | gpt.FAMILIES[family])
+    read_config(config)
+    with pytest.raises(CompeteError, match=message):
+        read_config(config | change)
+
+
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if not family.code])
+def test_the_names_of_a_family_are_transformers(family: str) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    assert family in CONFIG_MAPPING
+    assert MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family] == FAMILIES[family].architecture

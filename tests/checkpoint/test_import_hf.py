@@ -1,0 +1,205 @@
+"""Hugging Face to Megatron: the same model, the same bits on the way back, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_compete.checkpoint.convert import main
+from megatron_compete.checkpoint.export import Export, export_to_hf
+from megatron_compete.checkpoint.import_hf import Import, import_checkpoint
+from megatron_compete.checkpoint.location import find_checkpoint
+from megatron_compete.checkpoint.reader import TorchDistCheckpoint
+from megatron_compete.checkpoint.upcycle import Upcycling
+from megatron_compete.errors import CompeteError
+from megatron_compete.recipe import read_recipe
+from tests.checkpoint import hf_models
+from tests.ranks import run_rank
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+
+
+def megatron_logits(folder: str) -> torch.Tensor:
+    """Of Megatron's own model, built and loaded as `tools/verify_checkpoint.py` does."""
+    from megatron_compete.training.single import load_model, logits
+
+    _, model = load_model(TorchDistCheckpoint(find_checkpoint(Path(folder))))
+    return logits(model, hf_models.tokens())[..., : hf_models.VOCAB]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("family", hf_models.CONFIGS)
+def test_there_and_back_is_bit_for_bit_the_same(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    source = hf_models.save(tmp_path / "source", family, dtype, shard="60KB")
+    import_checkpoint(Import(source, tmp_path / "megatron", file_bytes=50_000))
+    export_to_hf(Export(tmp_path / "megatron", tmp_path / "back"))
+    wanted, found = weights(source), weights(tmp_path / "back")
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert found[name].equal(tensor), name
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert config["model_type"] == family
+
+
+@pytest.mark.parametrize("family", ["mixtral", "glm4_moe"])
+def test_megatron_computes_the_same(family: str, tmp_path: Path) -> None:
+    source = hf_models.save(tmp_path / "source", family)
+    import_checkpoint(Import(source, tmp_path / "megatron"))
+    wanted, found = hf_models.logits(source), run_rank(megatron_logits, str(tmp_path / "megatron"))
+    assert wanted.std() > 0.3
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    assert found.argmax(-1).equal(wanted.argmax(-1))
+
+
+def refusal(folder: str) -> str:
+    try:
+        megatron_logits(folder)
+    except CompeteError as error:
+        return str(error)
+    return ""
+
+
+def test_latent_attention_cannot_be_compared_without_transformer_engine(tmp_path: Path) -> None:
+    """When Megatron's own attention takes latents, this test fails and the refusal in training/single.py can go."""
+    import inspect
+
+    from megatron.core.transformer.dot_product_attention import DotProductAttention
+
+    assert "k_channels" not in inspect.signature(DotProductAttention.__init__).parameters
+    import_checkpoint(Import(hf_models.save(tmp_path / "source", "deepseek_v3"), tmp_path / "megatron"))
+    assert "--multi-latent-attention needs Transformer Engine" in run_rank(refusal, str(tmp_path / "megatron"))
+
+
+@pytest.mark.parametrize(
+    ("family", "how"),
+    [("llama", Upcycling(4)), ("qwen3", Upcycling(8, granularity=2))],
+    ids=["llama-E4", "qwen3-E8-G2"],
+)
+def test_an_upcycled_model_computes_what_the_dense_one_did(family: str, how: Upcycling, tmp_path: Path) -> None:
+    source = hf_models.save(tmp_path / "source", family, tie_word_embeddings=family == "qwen3")
+    import_checkpoint(Import(source, tmp_path / "dense"))
+    import_checkpoint(Import(source, tmp_path / "upcycled", upcycling=how))
+    import_checkpoint(Import(tmp_path / "dense", tmp_path / "again", source="megatron", upcycling=how))
+    dense = run_rank(megatron_logits, str(tmp_path / "dense"))
+    found = run_rank(megatron_logits, str(tmp_path / "upcycled"))
+    assert dense.std() > 0.3
+    torch.testing.assert_close(found, dense, atol=1e-5, rtol=0)
+    one, other = (TorchDistCheckpoint(find_checkpoint(tmp_path / name)) for name in ("upcycled", "again"))
+    assert one.tensors == other.tensors
+    assert all(one.read(key).equal(other.read(key)) for key in one.tensors)
+
+
+def test_an_upcycled_model_is_exported_as_a_mixture(tmp_path: Path) -> None:
+    source = hf_models.save(tmp_path / "source", "llama")
+    import_checkpoint(Import(source, tmp_path / "upcycled", upcycling=Upcycling(8, granularity=2)))
+    export_to_hf(Export(tmp_path / "upcycled", tmp_path / "hf"))
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["model_type"] == "mixtral"
+    torch.testing.assert_close(hf_models.logits(tmp_path / "hf"), hf_models.logits(source), atol=1e-5, rtol=0)
+
+
+def parse(tokens: list[str]) -> dict[str, Any]:
+    import sys
+
+    from megatron.training.arguments import parse_args
+
+    from megatron_compete.training.arguments import add_arguments
+
+    sys.argv = ["pretrain", *tokens]
+    return vars(parse_args(add_arguments))
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3"])
+def test_the_recipe_says_what_the_checkpoint_does(family: str, tmp_path: Path) -> None:
+    source = hf_models.save(tmp_path / "source", family)
+    import_checkpoint(Import(source, tmp_path / "megatron"))
+    saved = TorchDistCheckpoint(find_checkpoint(tmp_path / "megatron")).arguments
+    command = read_recipe(tmp_path / "megatron" / "recipe.yaml").command()
+    parsed = run_rank(parse, command[command.index("-m") + 2 :])
+    assert parsed["pretrained_checkpoint"] == str(tmp_path / "megatron")
+    assert parsed["padded_vocab_size"] == 256
+    differing = {
+        name: (value, parsed.get(name))
+        for name, value in saved.items()
+        if not name.startswith("hf_") and parsed.get(name) != value and (value or parsed.get(name))
+    }
+    assert differing == {}
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = hf_models.save(tmp_path / "source", "llama")
+    (source / "tokenizer.json").write_text("{}")
+    flags = ["--to", "megatron", "--checkpoint", str(source), "--output", str(tmp_path / "megatron")]
+    main([*flags, "--upcycle-experts", "8", "--granularity", "2", "--top-k", "2"])
+    said = capsys.readouterr().out
+    assert "upcycled to 8 experts, 2 a token, granularity 2: the dense model's function is kept" in said
+    assert f"megatron-compete pretrain --recipe {tmp_path / 'megatron' / 'recipe.yaml'}" in said
+    saved = TorchDistCheckpoint(find_checkpoint(tmp_path / "megatron")).arguments
+    assert saved["tokenizer_type"] == "HuggingFaceTokenizer"
+    assert (Path(saved["tokenizer_model"]) / "tokenizer.json").is_file()
+    recipe = read_recipe(tmp_path / "megatron" / "recipe.yaml").arguments
+    assert recipe["compete-diversity-coeff"] > 0
+    with pytest.raises(CompeteError, match=r"--output .* exists"):
+        main([*flags, "--upcycle-experts", "4"])
+    main([*flags, "--upcycle-experts", "4", "--force", "--noise", "0.1"])
+    assert "function is NOT kept" in capsys.readouterr().out
+
+
+def test_a_run_is_not_replaced(tmp_path: Path) -> None:
+    source = hf_models.save(tmp_path / "source", "llama")
+    import_checkpoint(Import(source, tmp_path / "megatron"))
+    (tmp_path / "megatron" / "iter_0000010").mkdir()
+    with pytest.raises(CompeteError, match="holds a training run's checkpoints"):
+        import_checkpoint(Import(source, tmp_path / "megatron", force=True))
+
+
+def change_tensors(folder: Path, **changes: torch.Tensor | None) -> None:
+    tensors = weights(folder)
+    for name, tensor in changes.items():
+        key = name.replace("__", ".")
+        tensors.pop(key, None)
+        if tensor is not None:
+            tensors[key] = tensor
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__norm__weight": None}, "has no model.norm.weight"),
+        ({"model__norm__weight": torch.ones(3)}, r"model.norm.weight has shape \(3,\), config.json makes it \(32,\)"),
+        ({"model__norm__weight": torch.ones(32).to(torch.int64)}, "only fp32, bf16 and fp16"),
+        ({"model__layers__0__mlp__up_proj__weight": torch.ones(48, 32).half()}, "differ in their dtypes"),
+        ({"model__visual__weight": torch.ones(3)}, "1 tensors that config.json does not ask for: model.visual.weight"),
+    ],
+    ids=["missing", "shape", "dtype", "mixed", "stranger"],
+)
+def test_tensors_that_are_not_the_model(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    source = hf_models.save(tmp_path / "source", "llama")
+    change_tensors(source, **changes)
+    with pytest.raises(CompeteError, match=message):
+        import_checkpoint(Import(source, tmp_path / "megatron"))
+    assert not (tmp_path / "megatron").exists()
+    assert list(tmp_path.iterdir()) == [source]  # nothing left over
+
+
+def test_a_tied_head_that_is_stored_has_to_be_the_embedding(tmp_path: Path) -> None:
+    source = hf_models.save(tmp_path / "source", "llama", tie_word_embeddings=True)
+    embedding = weights(source)["model.embed_tokens.weight"]
+    change_tensors(
+        source, lm_head__weight=embedding.clone(), model__layers__0__self_attn__rotary_emb__inv_freq=torch.ones(4)
+    )
+    import_checkpoint(Import(source, tmp_path / "megatron"))
+    change_tensors(source, lm_head__weight=embedding + 1)
+    with pytest.raises(CompeteError, match=r"lm_head.weight is not model.embed_tokens.weight"):
+        import_checkpoint(Import(source, tmp_path / "other"))
+
+
+def test_megatron_to_megatron_without_upcycling(tmp_path: Path) -> None:
+    with pytest.raises(CompeteError, match="nothing to convert without --upcycle-experts"):
+        import_checkpoint(Import(tmp_path / "none", tmp_path / "out", source="megatron"))

@@ -1,0 +1,39 @@
+"""A run of this project's trainer in the authors' form, exported with the code that goes along."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from megatron_compete.checkpoint.export import Export, export_to_hf
+from megatron_compete.checkpoint.reader import TorchDistCheckpoint
+from tests.ranks import run_rank, run_ranks
+from tests.training.runs import MODEL, train_on_rank
+
+AUTHORS = """
+--normalization LayerNorm --relu --rotary-percent 0.5 --compete-response-centering ema
+--compete-rate 0.5 --expert-model-parallel-size 2 --train-iters 3 --no-save-optim --no-save-rng --save-interval 3
+"""
+
+
+def megatron_logits(folder: str, tokens: torch.Tensor) -> torch.Tensor:
+    from megatron_compete.training.single import load_model, logits
+
+    _, trained = load_model(TorchDistCheckpoint(Path(folder)))
+    return logits(trained, tokens)
+
+
+def test_the_authors_form(tmp_path: Path) -> None:
+    arguments = f"{MODEL.replace('--swiglu', '')} {AUTHORS} --save {tmp_path / 'saved'}"
+    run_ranks(2, train_on_rank, arguments.split())
+    checkpoint = tmp_path / "saved" / "iter_0000003"
+    assert any(".mlp.centering." in key for key in TorchDistCheckpoint(checkpoint).tensors)
+    exported = export_to_hf(Export(tmp_path / "saved", tmp_path / "hf"))
+    assert exported.family.name == "competesmoe"
+    model = AutoModelForCausalLM.from_pretrained(exported.output, trust_remote_code=True).eval()
+    tokens = torch.randint(0, 127, (4, 32), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        found = model(tokens).logits
+    wanted = run_rank(megatron_logits, str(checkpoint), tokens)[..., : found.shape[-1]]
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    assert found.argmax(-1).equal(wanted.argmax(-1))

@@ -1,0 +1,96 @@
+"""`tools/verify_checkpoint.py`: damage is named before anything is built, and two models are compared on text."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_compete.checkpoint.convert import main as convert
+from megatron_compete.checkpoint.export import Export, export_to_hf
+from megatron_compete.errors import CompeteError
+from megatron_compete.training.verify import main, windows
+from tests.checkpoint import hf_models
+from tests.checkpoint.conftest import saved, train_model  # noqa: F401  fixtures
+from tests.ranks import run_rank
+
+
+def on_a_rank(command: list[str]) -> str:
+    """What the command prints, or the error it ends with."""
+    import contextlib
+    import io
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            main(command)
+    except CompeteError as error:
+        return f"{said.getvalue()}error: {error}"
+    return said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def imported(train_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A Hugging Face model with a real tokenizer, and its import beside it."""
+    from megatron_compete.checkpoint.tokenizer import read_sentencepiece, write_tokenizer
+
+    folder = tmp_path_factory.mktemp("verified")
+    source = hf_models.save(folder / "hf", "llama", vocab_size=700, max_position_embeddings=64)
+    write_tokenizer(read_sentencepiece(train_model()), source, 64)
+    convert(["--to", "megatron", "--checkpoint", str(source), "--output", str(folder / "dense")])
+    convert(
+        ["--to", "megatron", "--checkpoint", str(source), "--output", str(folder / "moe"), "--upcycle-experts", "4"]
+    )
+    (folder / "text.txt").write_text(Path(__file__).read_text())
+    return folder
+
+
+def test_an_import_and_an_upcycled_model_are_the_same_model(imported: Path, tmp_path: Path) -> None:
+    for name in ("dense", "moe"):
+        report = tmp_path / f"{name}.json"
+        said = run_rank(
+            on_a_rank,
+            ["--checkpoint", str(imported / name), "--hf", str(imported / "hf"), "--text", str(imported / "text.txt"),
+             "--tolerance", "1e-4", "--windows", "4", "--length", "32", "--json", str(report)],
+        )  # fmt: skip
+        assert "error: " not in said, said
+        for row in ("largest logit difference", "mean logit difference", "same preferred token", "100.00%"):
+            assert row in said, said
+        found = json.loads(report.read_text())
+        assert found["tokens"] == 4 * 32
+        assert found["max_logit_difference"] < 1e-4 and found["top1_agreement"] == 1.0 and found["same_ids"]
+
+
+def test_another_model_fails(imported: Path, tmp_path: Path) -> None:
+    other = hf_models.save(tmp_path / "other", "llama", vocab_size=700, rms_norm_eps=1e-2)
+    for path in (imported / "hf").glob("*token*"):
+        (other / path.name).write_bytes(path.read_bytes())
+    command = ["--checkpoint", str(imported / "dense"), "--hf", str(other), "--text", str(imported / "text.txt")]
+    said = run_rank(on_a_rank, [*command, "--windows", "2", "--length", "32"])
+    assert "error: " in said and "more than --tolerance 0.001" in said
+
+
+def test_files_alone(saved: tuple[Path, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    export_to_hf(Export(saved[0], tmp_path / "hf", max_shard_bytes=40_000))
+    main(["--checkpoint", str(saved[0]), "--hf", str(tmp_path / "hf"), "--read"])
+    assert capsys.readouterr().out.count(": whole; ") == 2
+    shard = sorted((tmp_path / "hf").glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CompeteError, match=f"{shard.name} is cut short"):
+        main(["--hf", str(tmp_path / "hf")])
+    assert "1 problem" in capsys.readouterr().out
+
+
+def test_what_is_missing_is_said() -> None:
+    with pytest.raises(CompeteError, match="give --checkpoint, --hf, or both"):
+        main([])
+    with pytest.raises(CompeteError, match="give both --checkpoint and --hf"):
+        main(["--hf", "x", "--text", "y"])
+
+
+def test_windows() -> None:
+    found = windows([list(range(10)), list(range(100, 103))], 4, 8)
+    assert found.tolist() == [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8]]
+    with pytest.raises(CompeteError, match="shorter than one sequence of 6 tokens"):
+        windows([[1, 2, 3]], 5, 8)
