@@ -6,7 +6,7 @@ PY := .venv/bin/python
 help:
 	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
 	@echo "make test    all tests that need no GPU"
-	@echo "make test-slow  200 steps at PP=2 x EP=2 against one rank; 100 MB preprocessed in every way"
+	@echo "make test-slow  200 steps against one rank; 100 MB preprocessed in every way"
 	@echo "make benchmark  what a competing step costs"
 	@echo "make benchmark-preprocess  preprocessing beside Megatron-LM's loop"
 	@echo "make lint    ruff, formatting, mypy"

@@ -1,5 +1,6 @@
 """The one kind of error that is the user's to mend, and how a command line reports it."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -26,3 +27,6 @@ def run_command(main: Callable[[], None]) -> None:
         exit_with_error(error)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_compete.checkpoint import export, import_hf
+from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.errors import CompeteError
 
 ADD_ARGUMENTS = {"hf": export.add_arguments, "megatron": import_hf.add_arguments}
@@ -21,6 +22,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             if getattr(options, flag.dest) != flag.default:
                 raise CompeteError(f"{flag.option_strings[0]} belongs to --to {to}, and this is --to {options.to}")
     RUN[options.to](options)
+    if options.verify:
+        _verify(options)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    """Compare logits of both sides of the conversion; that they differ is an error."""
+    from megatron_compete.training import verify  # builds models: Megatron takes seconds to import
+
+    if options.to == "hf":
+        checkpoint, folder = find_checkpoint(options.checkpoint, options.iteration), options.output
+        more = ["--trust-remote-code"]  # the code is what was just written
+        more += ["--tokenizer-model", str(options.tokenizer_model)] if options.tokenizer_model else []
+    else:
+        checkpoint, folder, more = options.output, options.checkpoint, []
+    verify.main(["--checkpoint", str(checkpoint), "--hf", str(folder), "--text", str(options.verify), *more])
 
 
 def _flags_of(add: Callable[[argparse.ArgumentParser], None], parser: argparse.ArgumentParser) -> list[argparse.Action]:
@@ -49,4 +65,5 @@ def _parser() -> argparse.ArgumentParser:
     flag("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     flag("--iteration", type=int, metavar="N", help="which iteration of a --save folder (default: the latest)")
     flag("--force", action="store_true", help="replace an earlier conversion")
+    flag("--verify", type=Path, metavar="FILE", help="text on which Megatron's logits and Hugging Face's have to agree")
     return parser

@@ -298,7 +298,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--router-std", type=float, default=0.02, metavar="STD", help="of the router's weights (default: 0.02)")
     flag("--seed", type=int, default=1234, help="of router and noise (default: 1234)")
     flag("--inexact", action="store_true", help="allow numbers with which the dense model's function is not kept")
-    flag("--verify", type=Path, metavar="FILE", help="text on which Megatron's logits and Hugging Face's have to agree")
     flag("--max-file-size", default="4GB", metavar="SIZE", help="of a file of the checkpoint (default: 4GB)")
 
 
@@ -322,7 +321,3 @@ def run(options: argparse.Namespace) -> None:
         file_bytes=parse_size(options.max_file_size),
     )
     print(import_checkpoint(what))
-    if options.verify:
-        from megatron_compete.training import verify  # builds models: Megatron takes seconds to import
-
-        verify.main(["--checkpoint", str(what.output), "--hf", str(what.checkpoint), "--text", str(options.verify)])

@@ -29,8 +29,8 @@ SIZES = frozenset({
 })  # fmt: skip
 """Arguments that say what the model is, beside those that `families.requirements` lists."""
 
-NOT_FLAGS = frozenset({"layernorm_zero_centered_gamma", "is_hybrid_model", "spec", "relu"})
-"""Listed as requirements; derived by Megatron, or another entry's."""
+NOT_FLAGS = frozenset({"layernorm_zero_centered_gamma", "is_hybrid_model", "spec"})
+"""Listed as requirements; derived by Megatron, or set by the entry."""
 
 MODEL_ARGUMENTS = SIZES | {one.argument for one in (*BLOCK, *DENSE, *EXPERTS)} - NOT_FLAGS
 

@@ -6,6 +6,7 @@ from megatron.training import get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_compete.data.match import check_tokenizer_matches
+from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.errors import CompeteError
 
 
@@ -29,4 +30,5 @@ def check_data(args: argparse.Namespace) -> None:
             tokenizer_type=args.tokenizer_type,
             tokenizer_model=args.tokenizer_model,
             vocab_size=get_tokenizer().vocab_size,
+            tokenizer_options=TokenizerChoice.from_arguments(args).options,
         )

@@ -16,7 +16,7 @@ from tests.checkpoint.conftest import saved, train_model  # noqa: F401  fixtures
 from tests.ranks import run_rank
 
 
-def on_a_rank(command: list[str]) -> str:
+def on_a_rank(command: list[str], run: Callable[[list[str]], None] = main) -> str:
     """What the command prints, or the error it ends with."""
     import contextlib
     import io
@@ -24,7 +24,7 @@ def on_a_rank(command: list[str]) -> str:
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said):
-            main(command)
+            run(command)
     except CompeteError as error:
         return f"{said.getvalue()}error: {error}"
     return said.getvalue()
@@ -44,6 +44,19 @@ def imported(train_model: Callable[..., Path], tmp_path_factory: pytest.TempPath
     )
     (folder / "text.txt").write_text(Path(__file__).read_text())
     return folder
+
+
+@pytest.mark.parametrize("to", ("hf", "megatron"))
+def test_a_conversion_is_verified_in_the_same_command(imported: Path, tmp_path: Path, to: str) -> None:
+    checkpoint = imported / ("dense" if to == "hf" else "hf")
+    said = run_rank(
+        on_a_rank,
+        ["--to", to, "--checkpoint", str(checkpoint), "--output", str(tmp_path / "converted"),
+         "--verify", str(imported / "text.txt")],
+        convert,
+    )  # fmt: skip
+    assert "error: " not in said, said
+    assert "same preferred token      100.00%" in said and "same token ids            yes" in said
 
 
 def test_an_import_and_an_upcycled_model_are_the_same_model(imported: Path, tmp_path: Path) -> None:

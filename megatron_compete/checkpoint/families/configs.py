@@ -1,6 +1,6 @@
 """Fields of config.json that decoders share, in both directions.
 
-Written in the form that transformers 4 wrote and both 4 and 5 and vLLM read (`rope_theta`, `torch_dtype`).
+Written in the form that transformers 4 wrote, as the hub's checkpoints are, and that 4 and 5 read (`rope_theta`, `torch_dtype`).
 """
 
 from collections.abc import Mapping
@@ -170,5 +170,5 @@ def sigmoid_router_caution(arguments: Mapping[str, Any]) -> str | None:
     With a correction bias below minus the score it can then choose one of them: 1.3 in logits on a random model.
     """
     if arguments.get("moe_router_group_topk") and arguments.get("moe_router_enable_expert_bias"):
-        return "load it with transformers 5 or vLLM: transformers 4 can choose experts outside of the chosen groups"
+        return "load it with transformers 5: transformers 4 can choose experts outside of the chosen groups"
     return None
