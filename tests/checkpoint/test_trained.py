@@ -1,4 +1,4 @@
-"""A run of this project's trainer in the authors' form, exported with the code that goes along."""
+"""A run of this project's trainer in the authors' form, exported with the code that goes along, and trained on from there."""
 
 from pathlib import Path
 
@@ -6,13 +6,21 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_compete.checkpoint.export import Export, export_to_hf
+from megatron_compete.checkpoint.import_hf import Import, import_checkpoint
+from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
+from megatron_compete.recipe import read_recipe
 from tests.ranks import run_rank, run_ranks
-from tests.training.runs import MODEL, train_on_rank
+from tests.training.runs import MODEL, losses, train_on_rank
 
 AUTHORS = """
 --normalization LayerNorm --relu --rotary-percent 0.5 --compete-response-centering ema
 --compete-rate 0.5 --expert-model-parallel-size 2 --train-iters 3 --no-save-optim --no-save-rng --save-interval 3
+"""
+
+GO_ON = """
+--seq-length 32 --micro-batch-size 2 --global-batch-size 8 --lr 1e-3 --train-iters 1 --mock-data --num-workers 0
+--eval-iters 0 --log-interval 1
 """
 
 
@@ -37,3 +45,13 @@ def test_the_authors_form(tmp_path: Path) -> None:
     wanted = run_rank(megatron_logits, str(checkpoint), tokens)[..., : found.shape[-1]]
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
     assert found.argmax(-1).equal(wanted.argmax(-1))
+    import_checkpoint(Import(exported.output, tmp_path / "back"))
+    recipe = read_recipe(tmp_path / "back" / "recipe.yaml")
+    assert recipe.arguments["relu"] is True and recipe.arguments["normalization"] == "LayerNorm"
+    recipe.override(f"{GO_ON} --tensorboard-dir {tmp_path / 'log'}".split())
+    command = recipe.command()
+    run_ranks(1, train_on_rank, command[command.index("-m") + 2 :])
+    assert losses(tmp_path / "log").keys() == {1}
+    tensors, back = (TorchDistCheckpoint(find_checkpoint(tmp_path / name)) for name in ("saved", "back"))
+    key = "decoder.layers.mlp.experts.experts.linear_fc1.weight"
+    assert tensors.read(key).equal(back.read(key))
