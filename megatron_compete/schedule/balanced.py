@@ -128,13 +128,17 @@ class BalancedDraw:
         counts = self.counts(rounds)
         left = (rounds * self.slots.sizes).tolist()
         steps, slots = [], []
+        nothing = [0] * len(left)
         for first, last, level, share in (
             (0, counts.high_steps, counts.level, counts.high),
             (counts.high_steps, self.steps, counts.level - 1, counts.low),
         ):
             stage_left = share.tolist()
             for step in range(first, last if any(stage_left) else first):
-                must = [max(0, count - size * (self.steps - step - 1)) for count, size in zip(left, self.slot_sizes)]
+                later = self.steps - step - 1
+                must = nothing  # as long as the steps to come could hold all that any slot ever had
+                if later < rounds:
+                    must = [max(0, count - size * later) for count, size in zip(left, self.slot_sizes)]
                 stage_must = np.maximum(0, stage_left - self._most(level) * (last - step - 1)).tolist()
                 stage_room = np.minimum(stage_left, self._most(level)).tolist()
                 chosen = self._slots_of_step(start, left, must, stage_must, stage_room, self._most_together(level))
