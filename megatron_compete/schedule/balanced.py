@@ -164,6 +164,8 @@ class BalancedDraw:
         for slot, count in enumerate(must):
             stage_free[self.stage_of_slot[slot]] -= count
             stage_set_aside[self.stage_of_slot[slot]] -= count
+        if min(stage_free) < 0:
+            return []  # the slots ask for more than their stage may give: they will be left over
         stage_set_aside = [max(0, count) for count in stage_set_aside]
         free = room - sum(must) - sum(stage_set_aside)
         chosen: list[int] = []

@@ -49,6 +49,20 @@ def test_stages_share_a_step_whenever_the_draws_allow(schedule: CompetitionSched
         assert allowed  # with even stages the draws always allow it
 
 
+def test_slots_that_ask_for_more_than_their_stage_gives() -> None:
+    """At full load on uneven stages the slots' own shares may not fit: no step may go above its level for them."""
+    sizes = ((1, 2, 3, 2), (3, 1, 0, 2))
+    places = tuple(
+        (stage, chunk) for chunk, row in enumerate(sizes) for stage, size in enumerate(row) for _ in range(size)
+    )
+    draw = BalancedDraw(14, 12, places)
+    counts = draw.counts(12)
+    table = draw.draw(np.random.default_rng(0), 12)
+    most = loads(table, places).max(axis=1)
+    assert (table.sum(axis=0) == 12).all() and table.sum(axis=1).max() <= 12
+    assert most.max() == counts.level == 4 and (most == 4).sum() <= counts.high_steps
+
+
 @settings(max_examples=1000, deadline=None)
 @given(placements(max_stages=4, max_layers=3), st.integers(0, 2**32), st.data())
 def test_level_and_slow_steps_are_the_fewest(places: Places, seed: int, data: st.DataObject) -> None:
