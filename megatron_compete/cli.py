@@ -7,22 +7,35 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megatron_compete import __version__
+from megatron_compete.cluster.status_report import HELP as STATUS_HELP
+from megatron_compete.cluster.status_report import add_status_arguments, run_status
+from megatron_compete.cluster.submit import HELP as SUBMIT_HELP
+from megatron_compete.cluster.submit import add_submit_arguments, run_submit
 from megatron_compete.errors import run_command
 from megatron_compete.plan.command import HELP as PLAN_HELP
 from megatron_compete.plan.command import add_plan_arguments, run_plan
 from megatron_compete.recipe import read_recipe, shell_line
+from megatron_compete.runtime.doctor.command import HELP as DOCTOR_HELP
+from megatron_compete.runtime.doctor.command import add_doctor_arguments, run_doctor
 
 PRETRAIN_HELP = """Train from a recipe: its arguments are expanded into a torchrun command line.
 Anything after the recipe overrides it by name, e.g. --train-iters 100 --nproc-per-node 8 --swiglu=false.
-DRY_RUN=1 prints the command instead of running it."""
+With --launcher srun or mpirun this process is one rank, as in `srun -n 16 megatron-compete pretrain --launcher srun ...`.
+DRY_RUN=1 prints the command instead of running it. Exit codes: 0 finished, 2 bad input, 75 told to stop (SIGTERM) and
+to be continued by the same command, others failed."""
 
 
 def pretrain(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """`megatron-compete pretrain --recipe FILE [overrides]`."""
-    from megatron_compete.runtime.launch import environment_defaults, run_torchrun
+    from megatron_compete.runtime.launch import environment_defaults, run_as_rank, run_torchrun
+    from megatron_compete.runtime.stop_signal import leave_on_stop_signal
 
+    leave_on_stop_signal()
     recipe = read_recipe(arguments.recipe)
     recipe.override(overrides)
+    if arguments.launcher != "torchrun":
+        run_as_rank(arguments.launcher, recipe.command())
+        return
     environment = environment_defaults()
     if os.environ.get("DRY_RUN") == "1":
         print(shell_line(recipe.command(), environment))
@@ -38,9 +51,25 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argpars
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
     train = verbs.add_parser("pretrain", help="train from a recipe", description=PRETRAIN_HELP, allow_abbrev=False)
     train.add_argument("--recipe", type=Path, required=True, help="YAML file, see examples/")
+    train.add_argument("--launcher", choices=("torchrun", "srun", "mpirun"), default="torchrun",
+                       help="torchrun: start the ranks; srun, mpirun: be the rank that these have started")  # fmt: skip
     plan = verbs.add_parser("plan", help="price a recipe without a GPU", description=PLAN_HELP, allow_abbrev=False)
     add_plan_arguments(plan)
-    return parser, {"pretrain": pretrain, "plan": run_plan}
+    job = verbs.add_parser("submit", help="write a run folder and submit it to Slurm", description=SUBMIT_HELP, allow_abbrev=False)  # fmt: skip
+    add_submit_arguments(job)
+    status = verbs.add_parser("status", help="how runs are getting on", description=STATUS_HELP, allow_abbrev=False)
+    add_status_arguments(status)
+    doctor = verbs.add_parser(
+        "doctor", help="what this environment can do", description=DOCTOR_HELP, allow_abbrev=False
+    )
+    add_doctor_arguments(doctor)
+    return parser, {
+        "pretrain": pretrain,
+        "plan": run_plan,
+        "submit": run_submit,
+        "status": run_status,
+        "doctor": run_doctor,
+    }
 
 
 def main() -> None:

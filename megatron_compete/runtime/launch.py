@@ -1,12 +1,17 @@
-"""Starting the ranks of a job with torchrun."""
+"""Starting the ranks of a job with torchrun, or being one that srun or mpirun has started."""
 
 import logging
 import os
-import signal
+import shlex
 import sys
 import warnings
+from typing import TYPE_CHECKING
 
-from megatron_compete.errors import USAGE_EXIT_CODE
+from megatron_compete.recipe import MODULE
+from megatron_compete.runtime.stop_signal import leave_on_stop_signal
+
+if TYPE_CHECKING:
+    from megatron_compete.runtime.agent import JobAgent
 
 CPU_WARNINGS = (
     "Transformer Engine and Apex are not installed",
@@ -14,6 +19,9 @@ CPU_WARNINGS = (
     "Only transformer-engine",
 )
 """What Megatron warns of a dozen times a rank where there is no CUDA; neither could be installed there."""
+
+AGENT_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"
+"""Signals at which torchrun ends its ranks. SIGTERM is not among them: `JobAgent` hands it on and waits."""
 
 
 def environment_defaults() -> dict[str, str]:
@@ -29,36 +37,75 @@ def environment_defaults() -> dict[str, str]:
     return {name: value for name, value in defaults.items() if name not in os.environ}
 
 
+def run_as_rank(launcher: str, command: list[str]) -> None:
+    """Be one rank of the job that `command`, torchrun's arguments, describes; srun or mpirun has started this process.
+
+    torchrun's own options are void: how many ranks there are, and where, is the launcher's to say.
+    """
+    trainer = command[command.index(MODULE) + 1 :]
+    if os.environ.get("DRY_RUN") == "1":
+        print(shlex.join([launcher, "python", "-m", MODULE, *trainer]))
+        return
+    sys.argv = [MODULE, *trainer]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # OpenMP reads it when torch is imported
+    silence_cpu_warnings()
+    from megatron_compete.training import pretrain
+
+    pretrain.main(launcher)
+
+
 def silence_cpu_warnings() -> None:
     """Keep `CPU_WARNINGS` out of this process's output; call before Megatron is imported."""
     for message in CPU_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
 
 
-class _QuietUsageErrors(logging.Filter):
-    """Drops torchrun's report of ranks that ended because of bad input: rank 0 has said what is wrong."""
+class _Reported(logging.Filter):
+    """Drops torchrun's lines on ranks that failed: the rank or `JobAgent` has said more in one."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        return f"exitcode: {USAGE_EXIT_CODE})" not in message and "closing signal SIGTERM" not in message
+        return not message.startswith("failed (exitcode: ") and "closing signal SIGTERM" not in message
 
 
 def run_torchrun(command: list[str]) -> None:
-    """Run torchrun with these arguments in this process.
+    """Run torchrun with these arguments in this process; returns where all ranks of this node have finished.
 
-    Leaves with exit code 2 and nothing more to say where all failed ranks had bad input, else with torchrun's own
-    report of the first failure.
+    SIGTERM is handed on to the ranks, which save and leave (`runtime/agent.py`).
+
+    Raises:
+        SystemExit: 75 where the ranks were told to stop; 2 and nothing more to say where they had bad input; 1 where
+            they failed, after one line for each rank that this node saw fail first; 128 + N at another signal.
     """
+    leave_on_stop_signal()
+    import torch.distributed.launcher.api as launcher
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    from megatron_compete.runtime.agent import JobAgent
+
     for name in ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api"):
-        logging.getLogger(name).addFilter(_QuietUsageErrors())
+        logging.getLogger(name).addFilter(_Reported())
+    arguments = parse_args(command)
+    arguments.signals_to_handle = AGENT_SIGNALS
+    launcher.LocalElasticAgent = JobAgent  # type: ignore[misc]
     try:
-        run(parse_args(command))
-    except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
-        if codes - {-signal.SIGTERM} == {USAGE_EXIT_CODE}:  # torchrun ends ranks that were a moment slower
-            raise SystemExit(USAGE_EXIT_CODE) from None
-        print(error, file=sys.stderr)
-        raise SystemExit(1) from None
+        run(arguments)
+    except ChildFailedError:
+        _leave(JobAgent.current)
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from None
+    except Exception as error:
+        if JobAgent.current is None or JobAgent.current.exit_code() is None:
+            print(f"megatron-compete: torchrun on this node failed: {type(error).__name__}: {error}", file=sys.stderr)
+        _leave(JobAgent.current)
+    _leave(JobAgent.current, default=0)
+
+
+def _leave(agent: "JobAgent | None", default: int = 1) -> None:
+    """Leave with the ranks' exit code; where they had none of their own, because their launcher failed, with 1."""
+    code = agent.exit_code() if agent is not None else None
+    code = default if code is None else code
+    if code != 0:
+        raise SystemExit(code)

@@ -2,15 +2,18 @@
 
     torchrun --nproc-per-node 8 -m megatron_compete.training.pretrain MEGATRON_ARGUMENTS [--compete-rate 0.07 ...]
 
-The trainer is `megatron.training.pretrain`, unchanged; this module hands it the model, the datasets and the forward
-step. `megatron-compete pretrain --recipe FILE` runs it from a recipe.
+srun and mpirun start it as well. The trainer is `megatron.training.pretrain`, unchanged; this module hands it the model,
+the datasets and the forward step. `megatron-compete pretrain --recipe FILE` runs it from a recipe.
 """
+
+from megatron_compete.runtime.stop_signal import leave_on_stop_signal, rank_from_launcher
+
+if __name__ == "__main__":
+    leave_on_stop_signal()  # what follows takes longer to import than some batch systems wait
 
 import argparse
 import functools
 import os
-import time
-from typing import NoReturn
 
 import torch
 from megatron.core.enums import ModelType
@@ -25,20 +28,25 @@ from megatron.training.argument_utils import (
 from megatron.training.models.gpt import GPTModelConfig
 from megatron.training.utils import print_rank_0
 
-from megatron_compete.errors import CompeteError, exit_with_error
+from megatron_compete.errors import CompeteError
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.metrics import LogIntervals, install_metrics
 from megatron_compete.moe.specs import compete_layer_spec, trainer_step
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.runtime import cpu
+from megatron_compete.runtime.launch import environment_defaults
+from megatron_compete.runtime.launch_environment import enter_launch
 from megatron_compete.training.arguments import compete_config_from_args, parse_arguments
 from megatron_compete.training.batches import forward_step
 from megatron_compete.training.data_check import check_data
 from megatron_compete.training.datasets import build_datasets
 from megatron_compete.training.flops import install_flops
 from megatron_compete.training.optimizer_layout import install_optimizer_layout
+from megatron_compete.training.progress import written_progress
+from megatron_compete.training.reliability import reliable
 from megatron_compete.training.schedule_keeping import check_agreement, keep_schedule
+from megatron_compete.training.stopping import refuse_once, run_rank
 
 
 def transformer_config(args: argparse.Namespace) -> TransformerConfig:
@@ -94,37 +102,31 @@ def train() -> None:
     args = parse_arguments()
     check_data(args)
     install_optimizer_layout()
-    pretrain(
-        pretrain_cfg_container_from_args(args, model_config(args)),
-        build_datasets,
-        ModelType.encoder_or_decoder,
-        forward_step,
-    )
+    config = model_config(args)
+    with reliable(config, args), written_progress():
+        pretrain(
+            pretrain_cfg_container_from_args(args, config),
+            build_datasets,
+            ModelType.encoder_or_decoder,
+            forward_step,
+        )
 
 
-def fail_once(error: CompeteError, rank: int, patience: float = 10.0) -> NoReturn:
-    """Say `error` once for the job and leave with exit code 2.
+def main(launcher: str | None = None) -> None:
+    """Entry of one rank; `training/stopping.py` says how it leaves.
 
-    All ranks meet the same bad input. Rank 0 says so and goes, and the launcher ends the others; a rank that is still
-    there after `patience` seconds is alone with its error and says it.
+    Args:
+        launcher: what must have started it, `srun` or `mpirun`; default whatever did.
     """
-    if rank != 0:
-        time.sleep(patience)
-        error = CompeteError(f"rank {rank} alone: {error}")
-    exit_with_error(error)
-
-
-def main() -> None:
-    """Entry of one rank; bad input ends in one line on rank 0 and exit code 2 on all."""
+    leave_on_stop_signal()
+    try:
+        launch = enter_launch(launcher)
+    except CompeteError as error:
+        refuse_once(error, rank_from_launcher())
+    os.environ.update(environment_defaults())
     if cpu.is_needed():
         cpu.activate()
-    try:
-        train()
-    except CompeteError as error:
-        fail_once(error, rank=int(os.environ.get("RANK", "0")))
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    run_rank(train, launch.rank, launch.local_rank)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,115 @@
+"""Outcome, failures and progress in a run folder."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from megatron_compete.errors import CompeteError
+from megatron_compete.runtime.run_files import (
+    Failure,
+    RunFiles,
+    current_run,
+    first_failure,
+    host_name,
+    read_failures,
+    record_failure,
+)  # fmt: skip
+
+
+def failure(rank: int, exit_code: int, time: float, host: str = "n1") -> Failure:
+    return Failure(attempt=0, host=host, rank=rank, local_rank=rank, exit_code=exit_code, time=time, message="x")
+
+
+def test_without_a_run_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMPETE_RUN", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert current_run() is None
+    record = record_failure("RuntimeError: no\nmore", rank=3, local_rank=1, exit_code=1)
+    assert record.describe() == f"rank 3 on host {host_name()} failed: RuntimeError: no"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_attempt(tmp_path: Path) -> None:
+    run = {"COMPETE_RUN": str(tmp_path)}
+    assert current_run(run) == RunFiles(tmp_path, 0)
+    (tmp_path / "attempts.tsv").write_text("0\t7\n1\t7\n")
+    assert current_run(run) == RunFiles(tmp_path, 2)
+    assert current_run(run | {"SLURM_RESTART_COUNT": "4"}) == RunFiles(tmp_path, 4)
+    assert current_run(run | {"SLURM_RESTART_COUNT": "4", "COMPETE_ATTEMPT": "5"}) == RunFiles(tmp_path, 5)
+    with pytest.raises(CompeteError, match="COMPETE_ATTEMPT=x is no number"):
+        current_run(run | {"COMPETE_ATTEMPT": "x"})
+    with pytest.raises(CompeteError, match="COMPETE_RUN=/nowhere is no folder that this host sees"):
+        current_run({"COMPETE_RUN": "/nowhere"})
+
+
+def test_files_follow_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What shell scripts read: the first word of a file, and one JSON object a line."""
+    monkeypatch.setenv("COMPETE_RUN", str(tmp_path))
+    monkeypatch.setenv("COMPETE_ATTEMPT", "2")
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu07")
+    run = current_run()
+    assert run is not None
+    run.write_outcome("refused", "--lr is missing")
+    assert (tmp_path / "outcomes/2").read_text() == "refused\n--lr is missing\n" and run.read_outcome() == "refused"
+    run.write_progress({"iteration": 7})
+    assert json.loads((tmp_path / "progress.json").read_text()) == {"attempt": 2, "iteration": 7}
+    record_failure("", rank=5, local_rank=1, exit_code=-11, at=12.5)
+    text = (tmp_path / "failures/2-gpu07-5.json").read_text()
+    assert text.count("\n") == 1
+    assert json.loads(text) == {
+        "attempt": 2, "host": "gpu07", "rank": 5, "local_rank": 1, "exit_code": -11, "time": 12.5, "message": "ended by SIGSEGV",
+    }  # fmt: skip
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "2",
+        "2-gpu07-5.json",
+        "progress.json",
+    ]
+
+
+def test_what_the_rank_says_itself_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPETE_RUN", str(tmp_path))
+    record_failure("OSError: disk full", rank=1, local_rank=1, exit_code=1, at=10.0)
+    seen = record_failure("", rank=1, local_rank=1, exit_code=1, at=11.0)
+    assert (seen.message, seen.time) == ("OSError: disk full", 10.0)
+
+
+def test_the_cause_among_failures() -> None:
+    assert first_failure([]) is None
+    early, late = failure(0, 1, 100.0), failure(1, 1, 101.0)
+    assert first_failure([late, early]) is early
+    killed = failure(2, -9, 102.0, host="n2")
+    assert first_failure([late, early, killed]) is killed, "its clock may be behind"
+    assert first_failure([early, failure(2, -9, 200.0)]) is early
+    assert first_failure([early, failure(2, -6, 100.5)]) is early, "SIGABRT follows from a peer's end"
+
+
+def test_damaged_records_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPETE_RUN", str(tmp_path))
+    record_failure("x", rank=0, local_rank=0, exit_code=1)
+    (tmp_path / "failures/0-n9-1.json").write_text('{"attempt": 0, "ho')
+    (tmp_path / "failures/0-n9-2.json").write_text('{"attempt": 0}')
+    assert [each.rank for each in read_failures(tmp_path)] == [0]
+
+
+def test_notes_that_cannot_be_written_do_not_end_a_job(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "outcomes").write_text("a file where the folder should be")
+    RunFiles(tmp_path, 0).write_outcome("finished")
+    said = capfd.readouterr().err
+    assert said.startswith(f"megatron-compete: {tmp_path}/outcomes/0 cannot be written") and said.count("\n") == 1
+
+
+def test_progress_is_never_seen_half_written(tmp_path: Path) -> None:
+    """A reader beside a writer that replaces it all the time."""
+    run = RunFiles(tmp_path, 0)
+    run.write_progress({"iteration": -1})
+    child = os.fork()
+    if child == 0:
+        for iteration in range(2000):
+            run.write_progress({"iteration": iteration, "padding": "x" * (iteration % 3000)})
+        os._exit(0)
+    seen = 0
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        seen = max(seen, json.loads((tmp_path / "progress.json").read_text())["iteration"])
+    assert json.loads((tmp_path / "progress.json").read_text())["iteration"] == 1999 and seen >= -1
