@@ -16,6 +16,9 @@ PREFIX = "compete_"
 EVAL_INTERVAL = 1000
 """Megatron's default of None makes its dataset sizes a division by None."""
 
+STUCK_TIMEOUT = 1800.0
+"""Seconds. Below it lie a step, the optimizer's part included, and the time between two microbatches."""
+
 
 class CompeteArgumentGroup(ArgumentGroupFactory):
     """Flags `--compete-*` from the fields of `CompeteConfig`, as Megatron makes flags from its own dataclasses."""
@@ -51,11 +54,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         action="store_true",
         help="ReLU in MLPs and experts (two matrices), as in the authors' models; Megatron has no flag for it.",
     )
+    _add_reliability_arguments(parser)
     parser.error = _one_line_error  # type: ignore[method-assign]
     parser.set_defaults(eval_interval=EVAL_INTERVAL)
     if cpu.is_needed():
         parser.set_defaults(**cpu.ARGUMENTS)
     return parser
+
+
+def _add_reliability_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(title="reliability")
+    group.add_argument(
+        "--on-save-failure",
+        choices=("stop", "continue"),
+        default="stop",
+        help="A checkpoint that cannot be saved (a full disk): stop: end the job, the older ones stay; continue: say so "
+        "and try again at the next --save-interval.",
+    )
+    group.add_argument(
+        "--stuck-timeout",
+        type=float,
+        default=STUCK_TIMEOUT,
+        metavar="SECONDS",
+        help="End the job, and name the rank, when ranks begin no microbatch for so long; three times as long while a "
+        f"checkpoint is saved or loaded; 0: never (default: {STUCK_TIMEOUT:g})",
+    )
 
 
 def _one_line_error(message: str) -> NoReturn:
@@ -100,6 +123,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     for other in ("swiglu", "squared_relu", "quick_geglu"):
         if args.relu and getattr(args, other):
             raise CompeteError(f"--relu and --{other.replace('_', '-')} exclude each other: keep one")
+    if args.stuck_timeout < 0:
+        raise CompeteError(f"--stuck-timeout {args.stuck_timeout:g} is below 0: give seconds, or 0 to switch it off")
+    if args.rerun_mode == "report_stats":
+        raise CompeteError(
+            "--rerun-mode report_stats: Megatron-Core 0.19 takes the name and knows no such mode; leave it out"
+        )
     if args.spec is not None:
         raise CompeteError("--spec is set by this entry: use --router compete or --router topk, or another trainer")
     if cpu.is_needed():

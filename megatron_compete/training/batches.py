@@ -19,8 +19,12 @@ from megatron.core.utils import (
 from megatron.training import get_args, get_timers
 from torch import Tensor
 
+from megatron_compete.training.watchdog import mark_progress
+
 Batch = dict[str, Any]
 """Tensors by name; None for what this rank's stage does not need."""
+SPIKE = 10.0
+"""A microbatch's loss is spiky where it is so many times the largest of the first ones (Megatron's pretrain_gpt)."""
 KEYS = ("tokens", "labels", "loss_mask", "attention_mask", "position_ids")
 
 
@@ -84,11 +88,21 @@ def loss_func(loss_mask: Tensor, output: Tensor) -> tuple[Tensor, Tensor, dict[s
                 fatal=True,
             )
     num_tokens = mask.sum().detach().to(torch.int)
+    if args.check_for_spiky_loss:
+        machine = get_rerun_state_machine()
+        machine.validate_result(
+            result=loss / num_tokens.clamp_min(1),
+            rejection_func=partial(machine.is_unexpectedly_large, threshold=SPIKE, context="loss"),
+            message="spiky loss",
+            tolerance=0.0,
+            fatal=False,
+        )
     return loss, num_tokens, {"lm loss": torch.stack([loss.detach(), num_tokens.to(loss.dtype)])}
 
 
 def forward_step(data_iterator: Any, model: GPTModel) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """Megatron's forward step: the model's output for one microbatch, and the loss function of that microbatch."""
+    mark_progress()
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
     batch = get_batch(data_iterator, get_model_config(model), get_attr_wrapped_model(model, "vp_stage"))

@@ -9,6 +9,8 @@ from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
 from megatron.training import get_args, get_tokenizer, print_rank_0
 from megatron.training.utils import get_blend_and_blend_per_split
 
+from megatron_compete.training.index_cache import whole_files
+
 
 def dataset_config(args: Any) -> GPTDatasetConfig:
     """Megatron's dataset settings from its arguments."""
@@ -57,7 +59,8 @@ def build_datasets(num_samples: list[int], vp_stage: int | None = None) -> Any:
     builder = BlendedMegatronDatasetBuilder(
         dataset, num_samples, lambda: _is_built_on_this_rank(vp_stage), dataset_config(args)
     )
-    return builder.build()
+    with whole_files():
+        return builder.build()
 
 
 build_datasets.is_distributed = True  # type: ignore[attr-defined]  # every rank calls it; the builder decides who builds

@@ -97,7 +97,8 @@ def test_recipes_fit_80_gigabytes(name: str) -> None:
 
 
 def test_every_recipe_is_tried() -> None:
-    assert {path.stem for path in Path(EXAMPLES).glob("*.yaml")} == {*FULL_SIZE, "demo", "competesmoe_154m"}
+    recipes = {path.stem for path in Path(EXAMPLES).glob("*.yaml") if not path.stem.startswith("chain_")}
+    assert recipes == {*FULL_SIZE, "demo", "competesmoe_154m"}
 
 
 def test_the_authors_model_has_its_published_size() -> None:

@@ -1,0 +1,62 @@
+"""Megatron's cache of dataset indices: a kill leaves no half of a file in it.
+
+Megatron takes a cache for complete when its files are there. The last of them is there as soon as its write begins, so a
+kill at that moment leaves a file that every later start tries to read. Here each file is written under another name and
+renamed; one that is damaged all the same (by Megatron itself, or a full disk) is named with the way out.
+"""
+
+import contextlib
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy
+from megatron.core.datasets import blended_dataset, gpt_dataset
+
+from megatron_compete.errors import CompeteError
+
+
+@contextlib.contextmanager
+def whole_files() -> Iterator[None]:
+    """Within it, Megatron's datasets write whole cache files, and name a damaged one.
+
+    Raises:
+        CompeteError: a cache file cannot be read.
+    """
+    modules: list[Any] = [gpt_dataset, blended_dataset]
+    before = [(module, module.numpy, module.safe_numpy_load) for module in modules]
+    for module, _, load in before:
+        module.numpy, module.safe_numpy_load = _Numpy(), _naming(load)
+    try:
+        yield
+    finally:
+        for module, former, load in before:
+            module.numpy, module.safe_numpy_load = former, load
+
+
+class _Numpy:
+    """numpy, whose `save` replaces files in one step."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(numpy, name)
+
+    @staticmethod
+    def save(path: str, array: Any, **options: Any) -> None:
+        """`numpy.save`."""
+        temporary = f"{path}.{os.getpid()}.new"
+        with open(temporary, "wb") as file:
+            numpy.save(file, array, **options)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def _naming(upstream: Callable[..., Any]) -> Callable[..., Any]:
+    def load(path: str, *args: Any, **options: Any) -> Any:
+        try:
+            return upstream(path, *args, **options)
+        except (ValueError, EOFError, pickle.UnpicklingError) as error:
+            raise CompeteError(f"{path} is damaged ({error}): remove it, and the next start builds it anew") from error
+
+    return load
