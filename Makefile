@@ -1,15 +1,21 @@
 # Two commands on a fresh machine: make demo, make test. Each sets up .venv first.
 PY := .venv/bin/python
 
-.PHONY: help setup demo test test-slow benchmark benchmark-preprocess lint format clean
+# Every shell script: by its ending, and the one without.
+SHELL_SCRIPTS = .ci/run $(shell find . -path ./.venv -prune -o -path ./runs -prune -o \( -name '*.sh' -o -name '*.sbatch' \) -print)
+
+.PHONY: help setup demo test test-slow test-faults test-slurm test-docker benchmark benchmark-preprocess lint format clean
 
 help:
 	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
 	@echo "make test    all tests that need no GPU"
 	@echo "make test-slow  200 steps against one rank; 100 MB preprocessed in every way"
+	@echo "make test-faults  kills, full disks, stuck ranks and damage in real runs, and what becomes of them"
+	@echo "make test-slurm  a job's life on a real Slurm of four nodes on this machine (needs root)"
+	@echo "make test-docker  the container image built by buildah on a stand-in for NVIDIA's (needs root)"
 	@echo "make benchmark  what a competing step costs"
 	@echo "make benchmark-preprocess  preprocessing beside Megatron-LM's loop"
-	@echo "make lint    ruff, formatting, mypy"
+	@echo "make lint    ruff, formatting, mypy, shellcheck, hadolint"
 	@echo "make setup   create .venv only; the others do this first"
 
 setup:
@@ -24,6 +30,15 @@ test: setup
 test-slow: setup
 	@$(PY) -m pytest -q -m slow $(PYTEST_ARGS)
 
+test-faults: setup
+	@$(PY) -m pytest -q -m faults tests/faults $(PYTEST_ARGS)
+
+test-slurm: setup
+	@$(PY) -m pytest -q tests/slurm $(PYTEST_ARGS)
+
+test-docker: setup
+	@$(PY) -m pytest -q -m docker tests/docker $(PYTEST_ARGS)
+
 benchmark: setup
 	@$(PY) benchmarks/competition_step.py
 
@@ -34,6 +49,8 @@ lint: setup
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@.venv/bin/shellcheck $(SHELL_SCRIPTS)
+	@.venv/bin/hadolint docker/Dockerfile
 
 format: setup
 	@$(PY) -m ruff check --fix .

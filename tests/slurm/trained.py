@@ -1,0 +1,144 @@
+"""Jobs that really train: `megatron-compete submit` of the demo's recipe on a small corpus, and their curves."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_compete.report.scalars import read_scalars
+from tests.slurm.cluster import Cluster
+from tests.slurm.runs import REPOSITORY, read_attempts
+
+SHORT = (  # noqa: SIM905  read as flags
+    "--micro-batch-size 1 --global-batch-size 4 --seq-length 64 --max-position-embeddings 64 --log-interval 1 "
+    "--tensorboard-log-interval 1 --lr-decay-style constant --lr-warmup-iters 0 --eval-iters 0 --save-interval 1000"
+).split()
+"""Over examples/demo.yaml: its model and layout (PP=2 x EP=2), steps of a fraction of a second."""
+
+LEAST_SECONDS = """
+
+def _paced(original, seconds={seconds}):
+    last = [0.0]
+
+    def forward_step(*given, **named):
+        import time
+
+        time.sleep(max(0.0, last[0] + seconds - time.monotonic()))
+        last[0] = time.monotonic()
+        return original(*given, **named)
+
+    return forward_step
+
+
+forward_step = _paced(forward_step)
+"""
+"""Appended to a snapshot's `training/batches.py`: a microbatch takes at least so long, however fast the machine is."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tokenizer and a dataset."""
+
+    tokenizer: Path
+    prefix: Path
+
+    def arguments(self) -> list[str]:
+        """The trainer's flags for it."""
+        return ["--data-path", str(self.prefix), "--tokenizer-model", str(self.tokenizer)]
+
+
+def make_corpus(folder: Path) -> Corpus:
+    """About 30 KB of this repository's prose through the corpus tools."""
+    text = (REPOSITORY / "docs" / "design.md").read_text() + (REPOSITORY / "README.md").read_text()
+    folder.mkdir(parents=True)
+    documents = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    tool(
+        "train_tokenizer.py",
+        "--input",
+        folder / "text.jsonl",
+        "--output-prefix",
+        folder / "tokenizer",
+        "--vocab-size",
+        400,
+    )
+    tool(
+        "preprocess_data.py", "--input", folder / "text.jsonl", "--output-prefix", folder / "corpus", "--append-eod",
+        "--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", folder / "tokenizer.model",
+    )  # fmt: skip
+    prefixes = [path.with_suffix("") for path in folder.glob("corpus*.idx")]
+    assert len(prefixes) == 1, sorted(folder.iterdir())
+    return Corpus(folder / "tokenizer.model", prefixes[0])
+
+
+def tool(name: str, *arguments: object) -> None:
+    """Run one of tools/."""
+    _run([sys.executable, REPOSITORY / "tools" / name, *arguments])
+
+
+def _run(command: list[object], environment: dict[str, str] | None = None) -> None:
+    done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run folder of the real trainer."""
+
+    folder: Path
+
+    @property
+    def script(self) -> Path:
+        """What is submitted."""
+        return self.folder / "submit.sbatch"
+
+    def attempts(self) -> list[dict[str, str]]:
+        """attempts.tsv."""
+        return read_attempts(self.folder)
+
+    def scalars(self) -> dict[str, dict[int, float]]:
+        """TensorBoard's curves by name: {iteration: value}, of all attempts together."""
+        return read_scalars(self.folder / "tensorboard")
+
+    def logged_iterations(self) -> list[int]:
+        """Iterations in the order in which all attempts logged them."""
+        lines = "".join(path.read_text(errors="replace") for path in sorted((self.folder / "logs").glob("*.log")))
+        return [int(line.split("iteration")[1].split("/")[0]) for line in lines.splitlines() if " iteration " in line and "lm loss" in line]  # fmt: skip
+
+    def await_iteration(self, iteration: int, seconds: float = 240.0) -> None:
+        """Wait until an iteration was logged."""
+        self.await_true(lambda: iteration in self.logged_iterations(), f"iteration {iteration}", seconds)
+
+    def await_true(self, true: Callable[[], bool], what: str, seconds: float = 240.0) -> None:
+        """Wait for something in this run."""
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline, f"no {what} after {seconds:g} s"
+            time.sleep(0.3)
+
+
+def write_run(cluster: Cluster, folder: Path, corpus: Corpus, *flags: object, pace: float = 0.0, **settings: str) -> TrainedRun:  # fmt: skip
+    """A run folder by `megatron-compete submit --dry-run` on 2 nodes x 2 tasks.
+
+    Args:
+        flags: submit's, and overrides of the recipe.
+        pace: seconds that a microbatch takes at least.
+        settings: of cluster.env, without COMPETE_.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    values = {"VENV": sys.prefix, "GPUS_PER_NODE": "0", "TASKS_PER_NODE": "2", "BACKOFF_SECONDS": "1"} | settings
+    env_file = folder.with_suffix(".env")
+    env_file.write_text("".join(f"COMPETE_{name}={value}\n" for name, value in values.items()))
+    _run(
+        [sys.executable, "-m", "megatron_compete.cli", "submit", "--recipe", REPOSITORY / "examples" / "demo.yaml",
+         "--nodes", 2, "--run", folder, "--cluster", env_file, "--no-check", "--dry-run",
+         *SHORT, *corpus.arguments(), *flags],
+        cluster.environment | {"PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    if pace:
+        with open(folder / "code" / "megatron_compete" / "training" / "batches.py", "a") as batches:
+            batches.write(LEAST_SECONDS.format(seconds=pace))
+    return TrainedRun(folder)
