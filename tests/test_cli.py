@@ -17,7 +17,11 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe",
+    sorted(set((ROOT / "examples").glob("*.yaml")) - set((ROOT / "examples").glob("chain_*.yaml"))),
+    ids=lambda path: path.stem,
+)
 def test_dry_run_prints_the_launch(recipe: Path) -> None:
     result = command("pretrain", "--recipe", str(recipe), "--train-iters", "7", DRY_RUN="1")
     assert result.returncode == 0, result.stderr

@@ -1,0 +1,145 @@
+"""Jobs that follow one another: raw text to data, a trained model, a Hugging Face folder, its evaluation.
+
+    preprocess:                        # any of the four parts, in this order
+      tokenizer: {vocab-size: 32000}   # train one first; or name one under arguments
+      arguments: {input: corpus/*.jsonl, append-eod: true}
+    pretrain:
+      recipe: examples/moe_30b_a3b.yaml
+      nodes: 16
+      time: 24:00:00
+      arguments: {train-iters: 1000}
+    convert: {time: "30"}
+    evaluate:
+      arguments: {tasks: hellaswag}
+
+Each part has a run folder of its own in the chain's: 1-preprocess, 2-pretrain, 3-convert, 4-evaluate. Data, tokenizer,
+checkpoint and Hugging Face folder go from one part to the next unless its arguments name others. Relative paths begin
+where the command is run; `{chain}` in a value is the chain's folder.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from megatron_compete.cluster.chain_file import Section, nodes_of, section_settings
+from megatron_compete.cluster.parts import Part, pretrain_part, tool_part
+from megatron_compete.cluster.pretrain_job import check_files, checkpoint_folder
+from megatron_compete.cluster.run_folder import CODE, SCRIPT, RunFolder
+from megatron_compete.cluster.sbatch import KINDS, submit
+from megatron_compete.cluster.settings import Settings
+from megatron_compete.cluster.snapshot import Snapshot
+from megatron_compete.cluster.tool_jobs import (
+    Flow,
+    convert_arguments,
+    evaluate_arguments,
+    flow_into_recipe,
+    preprocess_arguments,
+)
+from megatron_compete.errors import CompeteError
+from megatron_compete.recipe import read_recipe
+
+CHAIN = "chain.yaml"
+"""Copy of the chain's file in its folder; tells a chain's folder from a run's."""
+
+
+def plan_chain(
+    sections: Mapping[str, Section], folder: Path, settings: Mapping[str, str], overrides: list[str], snapshot: Snapshot
+) -> list[Part]:
+    """The jobs of a chain.
+
+    Args:
+        settings: of the cluster, as read.
+        overrides: of the pretrain part's recipe.
+    Raises:
+        CompeteError: what a part lacks, or names and is not there.
+    """
+    if overrides and "pretrain" not in sections:
+        raise CompeteError(f"{overrides[0]} overrides a recipe, and the chain has no pretrain: take it out")
+    flow, parts = Flow(), []
+    for kind, section in sections.items():
+        run = RunFolder(folder / f"{KINDS.index(kind) + 1}-{kind}")
+        own, nodes = section_settings(kind, section, settings), nodes_of(kind, section)
+        if kind == "pretrain":
+            part = _pretrain(section, run, nodes, own, flow, overrides, snapshot)
+        else:
+            check_mpi(kind, nodes, own)
+            part = tool_part(kind, _words(kind, section, run.path, flow), run, nodes, own, snapshot)
+        parts.append(part)
+    return parts
+
+
+def _pretrain(
+    section: Section, run: RunFolder, nodes: int, settings: Settings, flow: Flow, overrides: list[str], snapshot: Snapshot
+) -> Part:  # fmt: skip
+    if "recipe" not in section:
+        raise CompeteError("pretrain: recipe is missing: name a recipe's file, see examples/")
+    recipe = read_recipe(Path(str(section["recipe"])))
+    recipe.arguments.update(section.get("arguments", {}))
+    recipe.override(overrides)
+    made = bool(flow.data) and "data-path" not in recipe.arguments
+    flow_into_recipe(recipe, flow)
+    part = pretrain_part(recipe, run, nodes, settings, snapshot)
+    if not made:
+        check_files(recipe)
+    flow.checkpoint = checkpoint_folder(recipe)
+    return part
+
+
+def _words(kind: str, section: Section, run: Path, flow: Flow) -> list[str]:
+    arguments = section.get("arguments", {})
+    if kind == "preprocess":
+        return preprocess_arguments(arguments, section.get("tokenizer"), run, flow)
+    return (convert_arguments if kind == "convert" else evaluate_arguments)(arguments, run, flow)
+
+
+def check_mpi(kind: str, nodes: int, settings: Settings) -> None:
+    """Raise a `CompeteError` where tasks of a tool would not know of one another."""
+    tasks = nodes * settings.tasks_per_node
+    if kind == "preprocess" and tasks > 1 and settings.get("MPI") is None and settings.get("LAUNCHER") != "mpirun":
+        raise CompeteError(
+            f"preprocess: {tasks} tasks need MPI: set COMPETE_MPI in cluster.env (srun --mpi=list says what there is), "
+            "COMPETE_LAUNCHER=mpirun, or nodes: 1 and tasks-per-node: 1"
+        )
+
+
+def write_chain(parts: list[Part], folder: Path, source: Path, update: bool) -> None:
+    """Write the run folder of every part that is not finished.
+
+    Raises:
+        CompeteError: a folder of another job (see `RunFolder.write`), before any of them is touched where it shows.
+    """
+    pending = [part for part in parts if not part.folder.is_finished and part.in_queue() is None]
+    for part in pending:
+        part.folder.check(part.contents, update)
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in pending:
+        part.folder.write(part.contents, update)
+    (folder / CHAIN).write_text(source.read_text())
+
+
+def submit_chain(parts: list[Part], dependency: str | None, say: Callable[[str], None]) -> None:
+    """Submit each part behind the one before it; what is finished or in the queue is left as it is.
+
+    Args:
+        dependency: of the first job that is submitted, as sbatch takes it.
+    Raises:
+        CompeteError: Slurm refuses one; those before it stay in the queue, and the same command goes on from there.
+    """
+    for part in parts:
+        label = part.folder.path.name
+        if part.folder.is_finished:
+            say(f"{label}: finished already{_with_other_settings(part)}")
+            continue
+        state, job_id = part.in_queue(), part.folder.job_id
+        if state is not None:
+            say(f"{label}: job {job_id} is in the queue ({state})")
+        else:
+            job_id = submit(part.folder / SCRIPT, dependency)
+            part.folder.record_submission(job_id, part.job.kind)
+            say(f"{label}: job {job_id}" + (f" ({dependency})" if dependency else ""))
+        dependency = f"afterok:{job_id}"
+
+
+def _with_other_settings(part: Part) -> str:
+    """A finished part is not run again because the chain's file has changed; code may have."""
+    differing = [name for name in part.folder.differences(part.contents) if not name.startswith((CODE, SCRIPT))]
+    return f" ({', '.join(differing)} were others: to run it anew, remove its folder)" if differing else ""

@@ -1,0 +1,169 @@
+"""A run folder: everything that a job needs, and everything that it leaves.
+
+    recipe.yaml    resolved recipe (pretrain)      submit.sbatch  `sbatch` it to run the job again
+    command.txt    what runs, as a shell line      job.json       the latest submission
+    cluster.env    resolved settings               logs/ attempts.tsv outcomes/ failures/ progress.json finished
+    git.txt        revision, changes (git.patch)   checkpoints/ tensorboard/ data/ hf/ results/
+    code/          snapshot of what runs           earlier/N/     what --update replaced
+
+The left side is written here, whole or not at all; the right side by Slurm, `slurm/job.sh` and the trainer.
+"""
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_compete.cluster.snapshot import Snapshot, digest_of, files_under
+from megatron_compete.errors import CompeteError
+
+SCRIPT, CODE, JOB, FINISHED, ATTEMPTS = "submit.sbatch", "code", "job.json", "finished", "attempts.tsv"
+RECIPE, COMMAND, SETTINGS = "recipe.yaml", "command.txt", "cluster.env"
+GIT = ("git.txt", "git.patch")
+COMPARED = (RECIPE, COMMAND, SETTINGS, SCRIPT)
+WRITTEN = (*COMPARED, *GIT, CODE)
+"""What a submission writes, and --update writes anew."""
+
+UNUSABLE = frozenset("%'\"\\\n\t ")
+"""Characters that mean something else in an #SBATCH line or a file name pattern of Slurm's."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a run folder is to hold."""
+
+    files: Mapping[str, str]
+    """By name; those of `COMPARED` that the job has."""
+    snapshot: Snapshot
+
+
+class RunFolder:
+    """A run folder at `path`, which need not exist.
+
+    Raises:
+        CompeteError: a path that Slurm would read as something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        odd = UNUSABLE.intersection(str(self.path))
+        if odd:
+            raise CompeteError(
+                f"--run {self.path}: {min(odd)!r} in a path means something else to Slurm, choose another"
+            )
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its job has done all it was to do."""
+        return (self / FINISHED).exists()
+
+    @property
+    def was_submitted(self) -> bool:
+        """Whether a job may have run in it."""
+        return (self / JOB).exists() or (self / ATTEMPTS).exists()
+
+    @property
+    def job_id(self) -> str | None:
+        """Id of the latest submission."""
+        try:
+            return str(json.loads((self / JOB).read_text())["job_id"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def record_submission(self, job_id: str, kind: str) -> None:
+        """Write `job.json`."""
+        record = {"job_id": job_id, "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "kind": kind}
+        aside = self / f".{JOB}.tmp"
+        aside.write_text(json.dumps(record) + "\n")
+        aside.replace(self / JOB)
+
+    def differences(self, contents: Contents) -> tuple[str, ...]:
+        """Names of what it holds otherwise; none where the same job is there already."""
+        differing = [name for name in COMPARED if _text(self / name) != contents.files.get(name)]
+        if digest_of(files_under(self / CODE)) != contents.snapshot.digest():
+            differing.append(f"{CODE}/")
+        return tuple(differing)
+
+    def check(self, contents: Contents, update: bool = False) -> tuple[str, ...]:
+        """What `write` would change; nothing where the same job is there already.
+
+        Raises:
+            CompeteError: another job's folder, or something that is no run folder.
+        """
+        if not self.path.exists():
+            return (*contents.files, CODE)
+        if not (self / SCRIPT).exists() and any(self.path.iterdir()):
+            raise CompeteError(f"--run {self.path} exists and is no run folder: choose another")
+        differing = self.differences(contents)
+        if differing and self.was_submitted and not update:
+            raise CompeteError(
+                f"--run {self.path} is of another job ({', '.join(differing)} differ): choose another --run, go on there "
+                f"with the new settings by --update, or run what is there again: sbatch {self / SCRIPT}"
+            )
+        return differing
+
+    def write(self, contents: Contents, update: bool = False) -> None:
+        """Make the folder hold `contents`; the same contents again change nothing.
+
+        A folder whose job was never submitted is replaced.
+
+        Args:
+            update: of a folder whose job was submitted, replace what differs and keep what the job has made.
+        Raises:
+            CompeteError: see `check`; or a place that cannot be written to.
+        """
+        try:
+            if not self.check(contents, update):
+                return
+            if self.was_submitted:
+                self._update(contents)
+            else:
+                self._create(contents)
+        except OSError as error:
+            raise CompeteError(f"--run {self.path} cannot be written: {error.strerror}: {error.filename}") from None
+
+    def _create(self, contents: Contents) -> None:
+        staged = self._staged(contents)
+        (staged / "logs").mkdir()  # Slurm does not make it
+        aside = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.old")
+        if self.path.exists():
+            self.path.rename(aside)
+        staged.rename(self.path)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _update(self, contents: Contents) -> None:
+        """Keep what is replaced as earlier/N."""
+        staged = self._staged(contents)
+        earlier = self / "earlier" / str(sum(1 for _ in (self / "earlier").glob("*")))
+        earlier.mkdir(parents=True)
+        for name in WRITTEN:
+            if (self / name).exists():
+                (self / name).rename(earlier / name)
+            if (staged / name).exists():
+                (staged / name).rename(self / name)
+        staged.rmdir()
+
+    def _staged(self, contents: Contents) -> Path:
+        """The new contents in a folder beside this one; nothing is left of it after a failure."""
+        staged = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        staged.mkdir(parents=True)
+        try:
+            contents.snapshot.copy_to(staged / CODE)
+            for name, data in contents.snapshot.git_files().items():
+                (staged / name).write_bytes(data)
+            for name, text in contents.files.items():
+                (staged / name).write_text(text)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        return staged
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text() if path.is_file() else None

@@ -1,0 +1,241 @@
+"""`cluster.env`: what a job needs to know about the cluster, as KEY=value lines that bash can source too.
+
+    COMPETE_PARTITION=gpu
+    COMPETE_VENV=$HOME/megatron-compete/.venv
+    NCCL_SOCKET_IFNAME=ib0          # anything that is not COMPETE_* is exported to the ranks as it stands
+
+`slurm/cluster.env.example` explains every key. Variables like $HOME are filled in when a job is submitted.
+"""
+
+import difflib
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_compete.cluster.times import limit_seconds
+from megatron_compete.errors import CompeteError
+
+NAME = "cluster.env"
+VARIABLE = "COMPETE_CLUSTER"
+PREFIX = "COMPETE_"
+
+SOFTWARE = ("venv", "pyxis", "apptainer")
+LAUNCHERS = ("torchrun", "srun", "mpirun")
+
+
+def _number(least: int) -> Callable[[str, str], None]:
+    def check(key: str, value: str) -> None:
+        if not value.isascii() or not value.isdecimal() or int(value) < least:
+            raise CompeteError(f"{key}={value}: give a whole number from {least}")
+
+    return check
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[str, str], None]:
+    def check(key: str, value: str) -> None:
+        if value not in choices:
+            raise CompeteError(f"{key}={value}: choose one of {', '.join(choices)}")
+
+    return check
+
+
+def _time(key: str, value: str) -> None:
+    limit_seconds(value, f"{key}:")
+
+
+def _mounts(key: str, value: str) -> None:
+    for mount in value.split(","):
+        source, _, target = mount.partition(":")
+        if not source.startswith("/") or (target and not target.startswith("/")):
+            raise CompeteError(f"{key}={value}: {mount!r} is no mount, write /outside:/inside,/same")
+
+
+def _options(key: str, value: str) -> None:
+    for option in split_words(key, value):
+        if not option.startswith("-"):
+            raise CompeteError(f"{key}={value}: {option!r} is no option, write --name=value, not --name value")
+
+
+def _any(key: str, value: str) -> None:
+    """Whatever the cluster makes of it."""
+
+
+KEYS: dict[str, Callable[[str, str], None]] = {
+    "COMPETE_ACCOUNT": _any,
+    "COMPETE_PARTITION": _any,
+    "COMPETE_QOS": _any,
+    "COMPETE_GPUS_PER_NODE": _number(0),
+    "COMPETE_TASKS_PER_NODE": _number(1),
+    "COMPETE_CPUS_PER_TASK": _number(1),
+    "COMPETE_TIME": _time,
+    "COMPETE_SIGNAL_SECONDS": _number(1),
+    "COMPETE_SBATCH": _options,
+    "COMPETE_SOFTWARE": _one_of(SOFTWARE),
+    "COMPETE_VENV": _any,
+    "COMPETE_IMAGE": _any,
+    "COMPETE_MOUNTS": _mounts,
+    "COMPETE_LAUNCHER": _one_of(LAUNCHERS),
+    "COMPETE_MPI": _any,
+    "COMPETE_MAX_FAILURES": _number(0),
+    "COMPETE_BACKOFF_SECONDS": _number(0),
+    "COMPETE_NODE_FAILURES": _number(1),
+}
+"""Every key of ours, and what refuses a bad value."""
+
+DEFAULTS = {
+    "COMPETE_SIGNAL_SECONDS": "300",
+    "COMPETE_SOFTWARE": "venv",
+    "COMPETE_LAUNCHER": "torchrun",
+    "COMPETE_MAX_FAILURES": "3",
+    "COMPETE_BACKOFF_SECONDS": "30",
+    "COMPETE_NODE_FAILURES": "2",
+}
+
+_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked settings: ours with their defaults, and the variables that go to the ranks as they stand."""
+
+    values: Mapping[str, str]
+
+    @classmethod
+    def of(cls, *layers: Mapping[str, str]) -> "Settings":
+        """Settings of these layers, later over earlier ones; an empty value takes a key back.
+
+        Raises:
+            CompeteError: an unknown key of ours, with the nearest known one, or a value that cannot be used.
+        """
+        values = dict(DEFAULTS)
+        for layer in layers:
+            values.update(layer)
+        values = {key: value for key, value in values.items() if value != ""}
+        for key, value in values.items():
+            if key in KEYS:
+                KEYS[key](key, value)
+            elif key.startswith(PREFIX):
+                raise CompeteError(f"{key} is no setting{_nearest(key)}: slurm/cluster.env.example lists them all")
+        return cls(values)
+
+    def with_gpus_of(self, launch: Mapping[str, object]) -> "Settings":
+        """Where nothing says how many GPUs a node has: the recipe's nproc-per-node."""
+        ranks = launch.get("nproc-per-node")
+        if ranks is None or self.get("GPUS_PER_NODE") is not None:
+            return self
+        return Settings.of(self.values, {"COMPETE_GPUS_PER_NODE": str(ranks)})
+
+    def get(self, name: str) -> str | None:
+        """A setting of ours by its short name, `PARTITION`."""
+        return self.values.get(PREFIX + name)
+
+    def number(self, name: str) -> int | None:
+        """A setting that is a number, None where it is not given."""
+        value = self.get(name)
+        return None if value is None else int(value)
+
+    @property
+    def gpus_per_node(self) -> int:
+        """GPUs that a job asks for on every node."""
+        return self.number("GPUS_PER_NODE") or 0
+
+    @property
+    def tasks_per_node(self) -> int:
+        """Ranks of a node: one a GPU unless told otherwise.
+
+        Raises:
+            CompeteError: neither is known.
+        """
+        tasks = self.number("TASKS_PER_NODE") or self.gpus_per_node
+        if not tasks:
+            raise CompeteError(
+                "how many ranks a node has is not known: set COMPETE_GPUS_PER_NODE in cluster.env or give "
+                "--gpus-per-node; on nodes without GPUs COMPETE_GPUS_PER_NODE=0 and COMPETE_TASKS_PER_NODE"
+            )
+        return tasks
+
+    def text(self) -> str:
+        """As lines that bash can source."""
+        return "".join(f"{key}={shlex.quote(value)}\n" for key, value in sorted(self.values.items()))
+
+
+def find_settings(given: Path | None) -> Path | None:
+    """The settings file: `--cluster`, else $COMPETE_CLUSTER, else ./cluster.env, else the user's own; None without one.
+
+    Raises:
+        CompeteError: the one that was named is not there.
+    """
+    named = given or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
+    if named is not None:
+        if not named.is_file():
+            source = "--cluster" if given else f"${VARIABLE}"
+            raise CompeteError(f"{source} {named}: no such file, copy slurm/cluster.env.example and fill it in")
+        return named
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    for candidate in (Path(NAME), config / "megatron-compete" / NAME):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def read_settings(path: Path) -> dict[str, str]:
+    """KEY=value lines of a settings file.
+
+    Raises:
+        CompeteError: names the line: no assignment, a key given twice, a variable that is not set.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise CompeteError(f"{path} cannot be read: {error.strerror}") from None
+    found: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        for key, value in _assignments(line, where):
+            if key in found:
+                raise CompeteError(f"{where}: {key} was set before: keep one line")
+            found[key] = value
+    return found
+
+
+def _assignments(line: str, where: str) -> list[tuple[str, str]]:
+    """What one line sets: nothing, or one key."""
+    words = split_words(where, line, comments=True)
+    if words and words[0] == "export":
+        words = words[1:]
+    if not words:
+        return []
+    key, equals, value = words[0].partition("=")
+    if len(words) != 1 or not equals or not _KEY.fullmatch(key):
+        raise CompeteError(f"{where}: {line.strip()!r} is no KEY=value: quote a value with spaces in it")
+    return [(key, _expanded(value, where) if "'" not in line else value)]
+
+
+def _expanded(value: str, where: str) -> str:
+    """Variables filled in, as bash would; commands are not run."""
+    if "$(" in value or "`" in value:
+        raise CompeteError(f"{where}: commands are not run here, write what {value!r} stands for")
+    expanded = os.path.expanduser(os.path.expandvars(value))
+    if "$" in expanded:
+        raise CompeteError(f"{where}: {value!r} names a variable that is not set: write its value")
+    return expanded
+
+
+def split_words(where: str, text: str, comments: bool = False) -> list[str]:
+    """Words as a shell sees them.
+
+    Raises:
+        CompeteError: a quote that is not closed.
+    """
+    try:
+        return shlex.split(text, comments=comments)
+    except ValueError as error:
+        raise CompeteError(f"{where}: {text.strip()!r} cannot be read: {error}") from None
+
+
+def _nearest(key: str) -> str:
+    close = difflib.get_close_matches(key, KEYS, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

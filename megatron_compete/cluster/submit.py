@@ -1,0 +1,214 @@
+"""`megatron-compete submit`: a recipe, or a chain of jobs, as a run folder that Slurm runs."""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from megatron_compete.cluster.chain import plan_chain, submit_chain, write_chain
+from megatron_compete.cluster.chain_file import read_chain
+from megatron_compete.cluster.layout_check import check_layout
+from megatron_compete.cluster.parts import Part, pretrain_part
+from megatron_compete.cluster.pretrain_job import check_files
+from megatron_compete.cluster.run_folder import COMMAND, RECIPE, SCRIPT, RunFolder
+from megatron_compete.cluster.sbatch import check_sbatch, submit
+from megatron_compete.cluster.settings import LAUNCHERS, Settings, find_settings, read_settings
+from megatron_compete.cluster.snapshot import take_snapshot
+from megatron_compete.errors import CompeteError
+from megatron_compete.recipe import read_recipe
+
+HELP = """Write a run folder (resolved recipe, command, settings, git revision, code, batch script) and submit it to
+Slurm. What can be refused is refused here and not in the queue. Settings of the cluster come from --cluster, else
+$COMPETE_CLUSTER, else ./cluster.env, else ~/.config/megatron-compete/cluster.env (slurm/cluster.env.example explains
+them); flags go over the file. Anything else overrides the recipe by name, as with pretrain. The same command again
+submits the same folder again, or the parts of a chain that are not finished."""
+
+SETTING_FLAGS = {
+    "time": "COMPETE_TIME",
+    "launcher": "COMPETE_LAUNCHER",
+    "gpus_per_node": "COMPETE_GPUS_PER_NODE",
+    "tasks_per_node": "COMPETE_TASKS_PER_NODE",
+    "container": "COMPETE_IMAGE",
+    "account": "COMPETE_ACCOUNT",
+    "partition": "COMPETE_PARTITION",
+    "qos": "COMPETE_QOS",
+    "max_failures": "COMPETE_MAX_FAILURES",
+}
+"""Flags that stand for settings."""
+
+OF_ONE_JOB = ("nodes", "time", "gpus_per_node", "tasks_per_node")
+"""Flags that a chain's sections have, each for its part."""
+
+
+def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own flags."""
+    flag = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--recipe", type=Path, metavar="FILE", help="train this recipe, see examples/")
+    what.add_argument("--chain", type=Path, metavar="FILE", help="submit the jobs of this file, see examples/chain_demo.yaml")  # fmt: skip
+    flag("--nodes", type=int, metavar="N", help="nodes of the job")
+    flag("--run", type=Path, metavar="DIR", help="run folder, or a chain's folder (default: runs/NAME_OF_THE_FILE)")
+    flag("--cluster", type=Path, metavar="FILE", help="settings of the cluster")
+    flag("--time", metavar="LIMIT", help="time limit as Slurm takes it; the job is requeued until it is finished")
+    flag("--container", metavar="IMAGE", help="run in this image: a .sif by Apptainer, any other by Pyxis")
+    flag("--launcher", choices=LAUNCHERS, help="what starts the ranks (default: torchrun)")
+    flag("--gpus-per-node", metavar="N", help="0 on nodes without GPUs")
+    flag("--tasks-per-node", metavar="N", help="ranks of a node (default: one a GPU)")
+    flag("--account", metavar="NAME")
+    flag("--partition", metavar="NAME")
+    flag("--qos", metavar="NAME")
+    flag("--dependency", metavar="WHAT", help="as sbatch takes it, e.g. afterok:123")
+    flag("--max-failures", metavar="N", help="failed attempts in a row after which the job gives up (default: 3)")
+    flag(
+        "--update", action="store_true", help="go on in a run folder with other settings; what it had goes to earlier/"
+    )
+    flag("--no-check", action="store_true", help="do not ask Megatron whether it would take the job")
+    flag("--dry-run", action="store_true", help="write the run folder and show its script, but submit nothing")
+
+
+def run_submit(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Check, write, submit, and say where to look.
+
+    Raises:
+        CompeteError: what keeps the job from being submitted; nothing was written then, unless Slurm itself refused.
+    """
+    if not arguments.dry_run:
+        check_sbatch()
+    settings = cluster_settings(arguments)
+    if arguments.chain is not None:
+        _submit_chain(arguments, overrides, settings)
+    else:
+        _submit_recipe(arguments, overrides, settings)
+
+
+def cluster_settings(arguments: argparse.Namespace) -> dict[str, str]:
+    """Settings from the file, with the command line's over them."""
+    path = find_settings(arguments.cluster)
+    values = {} if path is None else read_settings(path)
+    given = {key: str(getattr(arguments, flag)) for flag, key in SETTING_FLAGS.items() if getattr(arguments, flag) is not None}  # fmt: skip
+    if arguments.container is not None and values.get("COMPETE_SOFTWARE", "venv") == "venv":
+        given["COMPETE_SOFTWARE"] = "apptainer" if arguments.container.endswith(".sif") else "pyxis"
+    return with_software(values | given)
+
+
+def with_software(values: Mapping[str, str]) -> dict[str, str]:
+    """Settings that say where the job's Python is.
+
+    Raises:
+        CompeteError: no image, or no virtual environment, or one that is not there.
+    """
+    software = Settings.of(values).get("SOFTWARE")
+    found = dict(values)
+    if software == "venv":
+        venv = found.setdefault("COMPETE_VENV", sys.prefix)
+        if not os.access(Path(venv, "bin", "python"), os.X_OK):
+            raise CompeteError(
+                f"COMPETE_VENV={venv}: no bin/python in it, name the virtual environment that nodes see too"
+            )
+        return found
+    image = found.get("COMPETE_IMAGE")
+    if not image:
+        raise CompeteError(f"COMPETE_SOFTWARE={software} without an image: give --container or COMPETE_IMAGE")
+    if image.endswith((".sif", ".sqsh")) and not Path(image).is_file():
+        raise CompeteError(f"--container {image}: no such file")
+    return found
+
+
+def run_path(given: Path | None, source: Path) -> Path:
+    """The run folder of a recipe's or a chain's file."""
+    return (given or Path("runs") / source.stem).expanduser().absolute()
+
+
+def _submit_recipe(arguments: argparse.Namespace, overrides: list[str], values: dict[str, str]) -> None:
+    if arguments.nodes is None or arguments.nodes < 1:
+        raise CompeteError(f"--nodes {'is missing' if arguments.nodes is None else arguments.nodes}: give 1 or more")
+    recipe = read_recipe(arguments.recipe)
+    recipe.override(overrides)
+    run = RunFolder(run_path(arguments.run, arguments.recipe))
+    part = pretrain_part(recipe, run, arguments.nodes, Settings.of(values), take_snapshot())
+    check_files(recipe)
+    if _is_over(part):
+        return
+    run.check(part.contents, arguments.update)
+    if not arguments.no_check:
+        _check_layout(part)
+    run.write(part.contents, arguments.update)
+    if arguments.dry_run:
+        _show(part)
+        return
+    job_id = submit(run / SCRIPT, arguments.dependency)
+    run.record_submission(job_id, part.job.kind)
+    _say(part, job_id)
+
+
+def _submit_chain(arguments: argparse.Namespace, overrides: list[str], values: dict[str, str]) -> None:
+    for name in OF_ONE_JOB:
+        if getattr(arguments, name) is not None:
+            flag = name.replace("_", "-")
+            raise CompeteError(f"--{flag} is one job's: write {flag} into the sections of --chain {arguments.chain}")
+    folder = run_path(arguments.run, arguments.chain)
+    RunFolder(folder)  # its path is fit for Slurm
+    parts = plan_chain(read_chain(arguments.chain, folder), folder, values, overrides, take_snapshot())
+    if not arguments.no_check:
+        for part in parts:
+            if part.recipe is not None and not part.folder.is_finished:
+                _check_layout(part)
+    write_chain(parts, folder, arguments.chain, arguments.update)
+    if arguments.dry_run:
+        for part in parts:
+            _show(part)
+        return
+    submit_chain(parts, arguments.dependency, print)
+    print(f"chain    {folder}\nlook     megatron-compete status {folder}")
+
+
+def _is_over(part: Part) -> bool:
+    """Whether there is nothing to submit.
+
+    Raises:
+        CompeteError: its job waits or runs.
+    """
+    if part.folder.is_finished:
+        print(f"{part.folder.path} is finished: nothing to do (another --run trains anew)")
+        return True
+    state = part.in_queue()
+    if state is not None:
+        raise CompeteError(
+            f"--run {part.folder.path}: its job {part.folder.job_id} is in the queue ({state}): scancel it first, or choose "
+            "another --run"
+        )
+    return False
+
+
+def _check_layout(part: Part) -> None:
+    settings = part.job.settings
+    pythons = [sys.executable]
+    if settings.get("SOFTWARE") == "venv":
+        pythons.append(f"{settings.get('VENV')}/bin/python")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, RECIPE)
+        file.write_text(part.contents.files[RECIPE])
+        note = check_layout(file, part.job.nodes, settings.tasks_per_node, pythons)
+    if note:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _show(part: Part) -> None:
+    print(f"{part.folder.path} is written, nothing is submitted. {COMMAND}:\n")
+    print(part.contents.files[COMMAND])
+    print(f"{SCRIPT}:\n\n{part.contents.files[SCRIPT]}")
+
+
+def _say(part: Part, job_id: str) -> None:
+    run, job = part.folder.path, part.job
+    print(f"job {job_id} is submitted: {job.nodes} nodes of {job.settings.tasks_per_node} ranks")
+    for name, value in {
+        "run": str(run),
+        "look": f"megatron-compete status {run}",
+        "log": f"tail -F {run}/logs/{job_id}*.log",
+        "stop": f"scancel {job_id}",
+        "again": f"sbatch {run / SCRIPT}",
+    }.items():
+        print(f"{name:<8} {value}")

