@@ -2,9 +2,9 @@
 
 A competing step differs from a normal one in `route` (all experts are scored, the winners are the routing map) and in
 `postprocess` (the winners' rows are weighted by their own responses). Competition by utility routes as a normal step
-and scores in the backward pass (`moe/utility.py`). Dispatch, experts, grouped GEMM, expert
-tensor parallelism and combine in between are Megatron's, untouched. `forward` is not overridden because Megatron's
-EP-overlap schedule calls the hooks directly.
+does and scores in the backward pass (`moe/utility.py`). Dispatch, experts, grouped GEMM, expert tensor parallelism and
+combine in between are Megatron's, untouched. `forward` is not overridden because Megatron's EP-overlap schedule calls
+the hooks directly.
 """
 
 import copy
@@ -137,11 +137,10 @@ class CompeteMoELayer(MoELayer):
     def _route_by_router(
         self, utility: UtilityCompetition, hidden_states: Tensor, padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """As at a normal step; a pass with gradient leaves what its backward pass scores by."""
+        """As at a normal step; what the backward pass scores by is left for `postprocess`."""
         with self.router.keep_logits() as kept:
             probs_TE, routing_map_TE = super().route(hidden_states, padding_mask)
-        if torch.is_grad_enabled():
-            self._routed = Routed(hidden_states, kept[0], routing_map_TE, valid_tokens(padding_mask))
+        self._routed = Routed(hidden_states, kept[0], routing_map_TE, valid_tokens(padding_mask))
         return utility.routing_weights(probs_TE), routing_map_TE
 
     def _compete(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Outcome:

@@ -83,6 +83,6 @@ def test_it_is_another_training_than_without(folder: Path) -> None:
     by_utility = run("one", 1, "", folder)
     train(
         1,
-        f"--compete-rate 0 --train-iters {STEPS} --load {folder}/ckpt --no-load-optim --tensorboard-dir {folder}/rate0",
+        f"--compete-rate 0 --compete-override-schedule --train-iters {STEPS} --load {folder}/ckpt --no-load-optim --tensorboard-dir {folder}/rate0",
     )
     assert largest_difference(by_utility["lm loss"], read_scalars(folder / "rate0")["lm loss"]) > 1e-4
