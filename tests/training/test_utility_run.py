@@ -12,6 +12,7 @@ STEPS, MIDDLE = 7, 2
 PP2 = "--pipeline-model-parallel-size 2"
 TP2 = "--tensor-model-parallel-size 2 --sequence-parallel"
 FULL = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+OVERLAPPED = "--use-distributed-optimizer --overlap-grad-reduce --overlap-param-gather --ddp-bucket-size 500"
 MISSING = "--compete-utility-gradient missing"
 
 Scalars = dict[str, dict[int, float]]
@@ -52,7 +53,7 @@ LAYOUTS = {
     "pp2-ep2": (4, f"{PP2} --expert-model-parallel-size 2"),
     "tp2-ep2-etp2": (4, f"{TP2} --expert-model-parallel-size 2"),
     "vpp2-missing": (2, f"{PP2} --num-layers-per-virtual-pipeline-stage 1 {MISSING}"),
-    "ep2-distributed-optimizer": (2, "--use-distributed-optimizer --expert-model-parallel-size 2"),
+    "ep2-overlapped": (2, f"{OVERLAPPED} --expert-model-parallel-size 2"),
 }
 """Ranks and flags. With a micro batch of 2 and a global batch of 8, gradients accumulate over 2 or 4 microbatches."""
 
