@@ -4,7 +4,7 @@ The command line is made from this class: field `max_active_layers` is the flag 
 text under a field is its help (see `megatron_compete.training.arguments`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from megatron_compete.errors import CompeteError
@@ -44,6 +44,16 @@ class CompeteConfig:
 
     seed: int = 1234
     """Seed of the competition schedule; independent of --seed."""
+
+    kind: Literal["response", "utility"] = "response"
+    """What experts compete by. response: by the strength of their outputs, as in the paper; the winners get the token.
+    utility: by what a larger share of theirs would change the loss; the token goes where the router says, all experts
+    are scored in the backward pass, and the router learns from that gradient alone."""
+
+    utility_gradient: Literal["dense", "missing"] = "dense"
+    """With --compete-kind utility, the gradient of the router's logits. dense: that of the sum of all experts, each at
+    its probability, in place of the sparse gradient of the selected ones. missing: the sparse gradient as at normal
+    steps, and the dense one for experts that were not selected."""
 
     response: str = "softplus"
     """What an expert's output is worth to a token: softplus (mean over the hidden size) or l2 (norm)."""
@@ -101,11 +111,33 @@ class CompeteConfig:
         for name in ("distill", "distill_winner", "diversity", "response_balance", "router_balance"):
             value = getattr(self, f"{name}_coeff")
             _check(value >= 0.0, f"{name}_coeff", value, "a loss weight: give 0 or more")
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        """No setting of the other kind of competition, unless it switches something off."""
+        _check(self.kind in ("response", "utility"), "kind", self.kind, "give response or utility")
+        _check(self.utility_gradient in ("dense", "missing"), "utility_gradient", self.utility_gradient, "give dense or missing")  # fmt: skip
+        other = UTILITY_ALONE if self.kind == "response" else RESPONSE_ALONE
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in other and value not in (field.default, 0.0):
+                raise CompeteError(
+                    f"{flag_of(field.name)} {value} has no effect with --compete-kind {self.kind}: leave it out"
+                )
 
     @property
     def enabled(self) -> bool:
         """Whether any layer ever competes."""
         return self.rate > 0.0
+
+
+UTILITY_ALONE = frozenset({"utility_gradient"})
+"""Settings of competition by utility."""
+
+RESPONSE_ALONE = frozenset(
+    field.name for field in fields(CompeteConfig) if field.name.split("_")[0] in ("response", "distill", "diversity")
+)
+"""Settings of competition by response: responses, distillation, and the losses of the winners."""
 
 
 def flag_of(field: str) -> str:

@@ -1,5 +1,7 @@
 """Settings and their checks."""
 
+from typing import Any
+
 import pytest
 
 from megatron_compete.config import CompeteConfig, flag_of
@@ -21,3 +23,28 @@ def test_defaults_are_the_authors_language_recipe() -> None:
 def test_out_of_range_names_flag_and_value(field: str, value: float) -> None:
     with pytest.raises(CompeteError, match=f"{flag_of(field)} {value} is out of range"):
         CompeteConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("response", "l2"), ("response_gradients", "all"), ("distill_loss", "kl"), ("distill_coeff", 1.0)]
+    + [("distill_standardize", True), ("diversity_coeff", 0.1), ("response_balance_coeff", 0.1)],
+)
+def test_settings_of_responses_have_no_effect_on_utility(field: str, value: Any) -> None:
+    with pytest.raises(CompeteError, match=f"{flag_of(field)} {value} has no effect with --compete-kind utility"):
+        CompeteConfig(kind="utility", **{field: value})
+
+
+def test_settings_of_utility_have_no_effect_on_responses() -> None:
+    with pytest.raises(CompeteError, match="--compete-utility-gradient missing has no effect with --compete-kind resp"):
+        CompeteConfig(utility_gradient="missing")
+
+
+def test_utility_shares_what_is_not_about_responses_and_takes_losses_that_are_off() -> None:
+    config = CompeteConfig(kind="utility", rate=0.3, router_balance_coeff=0.1, diversity_coeff=0.0, distill_coeff=0.0)
+    assert config.enabled and config.utility_gradient == "dense"
+
+
+def test_unknown_kinds() -> None:
+    with pytest.raises(CompeteError, match="--compete-kind usefulness is out of range: give response or utility"):
+        CompeteConfig(kind="usefulness")  # type: ignore[arg-type]

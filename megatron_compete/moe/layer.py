@@ -1,9 +1,10 @@
 """The competing MoE layer: two hooks into Megatron's.
 
 A competing step differs from a normal one in `route` (all experts are scored, the winners are the routing map) and in
-`postprocess` (the winners' rows are weighted by their own responses). Dispatch, experts, grouped GEMM, expert
-tensor parallelism and combine in between are Megatron's, untouched. `forward` is not overridden because Megatron's
-EP-overlap schedule calls the hooks directly.
+`postprocess` (the winners' rows are weighted by their own responses). Competition by utility routes as a normal step
+does and scores in the backward pass (`moe/utility.py`). Dispatch, experts, grouped GEMM, expert tensor parallelism and
+combine in between are Megatron's, untouched. `forward` is not overridden because Megatron's EP-overlap schedule calls
+the hooks directly.
 """
 
 import copy
@@ -30,6 +31,7 @@ from megatron_compete.moe.precision import scoring_precision
 from megatron_compete.moe.response_gradients import AllResponses, Recomputation
 from megatron_compete.moe.router import CompeteRouter, valid_tokens
 from megatron_compete.moe.scoring import score_tokens
+from megatron_compete.moe.utility import Routed, UtilityCompetition
 from megatron_compete.routing.responses import RESPONSES
 from megatron_compete.routing.winners import choose_winners, competition_weights, winners_map
 
@@ -71,6 +73,10 @@ class CompeteMoELayer(MoELayer):
         self._row_dispatcher = self._make_row_dispatcher(groups)
         self._outcome: Outcome | None = None
         self._first_pass: deque[Outcome] = deque()
+        self._utility: UtilityCompetition | None = None
+        if competition.config.kind == "utility":
+            self._utility = UtilityCompetition(competition.config, config, self.experts, self.router, self.groups)
+        self._routed: Routed | None = None
 
     def _make_row_dispatcher(self, groups: ProcessGroupCollection) -> MoEAlltoAllTokenDispatcher:
         """A dispatcher that brings back one row per (token, winner): all-to-all, without fused permutation.
@@ -93,11 +99,14 @@ class CompeteMoELayer(MoELayer):
         return self.training and not self.is_mtp_layer and self.competition.is_active(self.layer_number)
 
     def route(self, hidden_states: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Routing weights and map [T, E] for tokens [S, B, H]; on a competing step ones on the winners."""
-        self._outcome = None
+        """Routing weights and map [T, E] for tokens [S, B, H]; on a competing step ones on the winners, or by utility
+        the router's own."""
+        self._outcome, self._routed = None, None
         self.token_dispatcher = self._normal_dispatcher
         if not self.competes():
             return super().route(hidden_states, padding_mask)
+        if self._utility is not None:
+            return self._route_by_router(self._utility, hidden_states, padding_mask)
         self._outcome = outcome = self._compete(hidden_states, padding_mask)
         self.token_dispatcher = self._row_dispatcher
         routing_map_TE = winners_map(outcome.winners_TK, self.config.num_moe_experts)
@@ -108,6 +117,9 @@ class CompeteMoELayer(MoELayer):
     def postprocess(self, output: Tensor, shared_expert_output: Tensor | None) -> Tensor:
         """The layer's output [S, B, H]; on a competing step from the winners' rows, with the losses attached."""
         outcome, self._outcome = self._outcome, None
+        routed, self._routed = self._routed, None
+        if self._utility is not None and routed is not None:
+            return self._utility.attach(super().postprocess(output, shared_expert_output), routed)
         if outcome is None:
             return super().postprocess(output, shared_expert_output)
         rows_TKH = self._rows_by_token(output, num_winners=outcome.winners_TK.shape[1])
@@ -121,6 +133,15 @@ class CompeteMoELayer(MoELayer):
         if self._row_dispatcher.shared_experts is not None:  # overlapped: computed between dispatch and combine
             shared_expert_output = self._row_dispatcher.shared_experts.get_output()
         return combined if shared_expert_output is None else combined + shared_expert_output
+
+    def _route_by_router(
+        self, utility: UtilityCompetition, hidden_states: Tensor, padding_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As at a normal step; what the backward pass scores by is left for `postprocess`."""
+        with self.router.keep_logits() as kept:
+            probs_TE, routing_map_TE = super().route(hidden_states, padding_mask)
+        self._routed = Routed(hidden_states, kept[0], routing_map_TE, valid_tokens(padding_mask))
+        return utility.routing_weights(probs_TE), routing_map_TE
 
     def _compete(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Outcome:
         """Score all experts and choose the winners.

@@ -60,9 +60,15 @@ class CompetitionMetrics(MoEMetricsTracker):
     @cached_property
     def sums(self) -> LayerSums:
         """Made when first needed: at construction the trainer has not chosen this rank's device yet."""
-        metrics = ROUTING_METRICS + (COMPETITION_METRICS if self.competition.config.enabled else ())
+        config = self.competition.config
+        metrics = ROUTING_METRICS + (COMPETITION_METRICS[config.kind] if config.enabled else ())
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
         return LayerSums(metrics, self.competition.layer_numbers, self.num_experts, device)
+
+    def record(self, layer_number: int, num_tokens: int | Tensor, **values: Tensor) -> None:
+        """Record one microbatch of a competing layer: means over `num_tokens` tokens, by quantity."""
+        for name, value in values.items():
+            self.sums.add_mean(layer_number, name, value, num_tokens)
 
     def iteration(self) -> int:
         """The iteration that the step in progress will be logged as."""
@@ -125,11 +131,10 @@ def metrics_due() -> CompetitionMetrics | None:
 
 
 def record_competition(layer_number: int, num_tokens: int | Tensor, **values: Tensor) -> None:
-    """Record one microbatch of a competing layer: means over `num_tokens` tokens, by quantity."""
+    """`CompetitionMetrics.record`, where metrics are due."""
     metrics = metrics_due()
     if metrics is not None:
-        for name, value in values.items():
-            metrics.sums.add_mean(layer_number, name, value, num_tokens)
+        metrics.record(layer_number, num_tokens, **values)
 
 
 def record_routing(layer_number: int, probs_TE: Tensor, routing_map_TE: Tensor, valid_T: Tensor | None) -> None:

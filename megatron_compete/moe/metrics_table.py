@@ -75,6 +75,7 @@ def dead_experts(tokens_E: Tensor) -> Tensor:
 
 
 EXPERT_TOKENS = Quantity("expert_tokens", per_expert=True)
+AGREEMENT = Quantity("agreement")
 DISTILLATION = Quantity("distillation")
 
 ROUTING_METRICS = (
@@ -87,15 +88,23 @@ ROUTING_METRICS = (
 )
 """Every logged step, competing or not; the last one at console intervals alone."""
 
-COMPETITION_METRICS = (
+AGREEMENT_METRICS = (
+    Metric("competition/agreement", AGREEMENT, token_mean),
+    Metric("competition/agreement-top1", Quantity("agreement_top1"), token_mean),
+)
+RESPONSE_METRICS = (
     Metric("competition/active-layers", DISTILLATION, token_mean, of_model=len, if_none=0.0, per_layer=False),
     Metric("competition/distillation-loss", DISTILLATION, token_mean),
     Metric("competition/diversity-loss", Quantity("diversity"), token_mean),
     Metric("competition/response-balance-loss", Quantity("response_balance"), token_mean),
-    Metric("competition/agreement", Quantity("agreement"), token_mean),
-    Metric("competition/agreement-top1", Quantity("agreement_top1"), token_mean),
+    *AGREEMENT_METRICS,
 )
-"""Steps at which a layer competes. `active-layers` counts those that did, whatever the schedule says."""
+UTILITY_METRICS = (
+    Metric("competition/active-layers", AGREEMENT, token_mean, of_model=len, if_none=0.0, per_layer=False),
+    *AGREEMENT_METRICS,
+)
+COMPETITION_METRICS = {"response": RESPONSE_METRICS, "utility": UTILITY_METRICS}
+"""By kind of competition. Steps at which a layer competes. `active-layers` counts those that did, whatever the schedule says."""
 
 
 class LayerSums:

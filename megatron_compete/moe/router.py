@@ -1,5 +1,8 @@
 """Megatron's top-K router with the authors' entropy form of load balance."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.router import TopKRouter
@@ -32,6 +35,7 @@ class CompeteRouter(TopKRouter):
         self.balance_coeff = balance_coeff
         self.auxiliary = AuxiliaryLoss(pg_collection, config.calculate_per_token_loss)
         self.probe = RouterProbe()
+        self._kept_logits: list[Tensor] | None = None
 
     def gating(self, input: Tensor) -> Tensor:
         """As `TopKRouter.gating`: router inputs [S, B, H] to logits [S, B, E]; a rank may hold no tokens.
@@ -51,6 +55,8 @@ class CompeteRouter(TopKRouter):
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `TopKRouter.routing`: logits [S, B, E] to probabilities and routing map, both [T, E]."""
+        if self._kept_logits is not None:
+            self._kept_logits.append(logits)
         probs_TE, routing_map_TE = super().routing(logits, padding_mask)
         if self.balance_coeff > 0.0 and self.training and torch.is_grad_enabled():
             valid_T = valid_tokens(padding_mask)
@@ -59,6 +65,17 @@ class CompeteRouter(TopKRouter):
             probs_TE = self.auxiliary.attach(probs_TE, loss, valid_T, num_tokens=probs_TE.shape[0])
         self.observe_routing(logits, routing_map_TE, padding_mask)
         return probs_TE, routing_map_TE
+
+    @contextlib.contextmanager
+    def keep_logits(self) -> Iterator[list[Tensor]]:
+        """Collect the logits [S, B, E] of the forward passes in the block: those that were routed by, input jitter
+        included, without the losses that Megatron attaches to them."""
+        kept: list[Tensor] = []
+        self._kept_logits = kept
+        try:
+            yield kept
+        finally:
+            self._kept_logits = None
 
     def observe_inputs(self, hidden_states: Tensor, padding_mask: Tensor | None) -> None:
         """Metrics of a training pass's router inputs [S, B, H]."""

@@ -22,13 +22,13 @@ class Refusal:
 REFUSALS = (
     Refusal("--cuda-graph-impl", lambda c: c.cuda_graph_impl != "none", "a captured router cannot change its mind from step to step"),
     Refusal("--moe-latent-size", lambda c: c.moe_latent_size, "experts there see projected tokens, the router does not"),
-    Refusal("--moe-expert-capacity-factor", lambda c: c.moe_expert_capacity_factor is not None, "a dropped token has fewer than K winners"),
-    Refusal("--moe-router-padding-for-quantization", lambda c: c.moe_router_padding_for_quantization, "it adds experts to a token's winners"),
+    Refusal("--moe-expert-capacity-factor", lambda c: c.moe_expert_capacity_factor is not None, "a dropped token has fewer than K experts"),
+    Refusal("--moe-router-padding-for-quantization", lambda c: c.moe_router_padding_for_quantization, "it adds experts to a token's K"),
     Refusal("--overlap-moe-expert-parallel-comm", lambda c: c.overlap_moe_expert_parallel_comm, "not yet proven to leave the two hooks in order"),
     Refusal("--overlap-dispatch-backward-with-experts-wgrad", lambda c: c.overlap_dispatch_backward_with_experts_wgrad, "not yet proven with the scoring pass"),
-    Refusal("--moe-router-score-function", lambda c: c.moe_router_score_function != "softmax", "distillation is defined on softmax probabilities"),
+    Refusal("--moe-router-score-function", lambda c: c.moe_router_score_function != "softmax", "competition teaches a router of softmax probabilities"),
     Refusal("--moe-router-load-balancing-type", lambda c: _names(c.moe_router_load_balancing_type, "sinkhorn", "quantile_balancing"), "these pick experts by other means than the router's probabilities"),
-    Refusal("--moe-enable-routing-replay", lambda c: c.moe_enable_routing_replay, "the replayed experts are not the winners"),
+    Refusal("--moe-enable-routing-replay", lambda c: c.moe_enable_routing_replay, "the replayed experts are not those of this step"),
     Refusal("--fp4-format", lambda c: c.fp4, "the scoring pass does not pad its tokens"),
 )  # fmt: skip
 
@@ -53,9 +53,24 @@ def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:
             "--compete-response-gradients all returns expert gradients to autograd, and Megatron's fused accumulation "
             "bypasses it: give --no-gradient-accumulation-fusion"
         )
+    if compete.kind == "utility":
+        _check_utility(config, compete)
     for refusal in REFUSALS:
         if refusal.applies(config):
             raise CompeteError(
                 f"{refusal.flag} does not work with competition routing: {refusal.reason}. "
                 "Leave it out or use --router topk"
             )
+
+
+def _check_utility(config: TransformerConfig, compete: CompeteConfig) -> None:
+    if config.moe_router_topk == config.num_moe_experts:
+        raise CompeteError(
+            f"{flag_of('kind')} utility has nothing to add where --moe-router-topk {config.moe_router_topk} selects all "
+            "experts: lower it, or use --router topk"
+        )
+    if compete.utility_gradient == "missing" and config.moe_router_pre_softmax:
+        raise CompeteError(
+            f"{flag_of('utility_gradient')} missing would count twice with --moe-router-pre-softmax, whose sparse "
+            f"gradient reaches the logits of all experts: use {flag_of('utility_gradient')} dense"
+        )

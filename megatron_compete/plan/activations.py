@@ -179,10 +179,13 @@ def competing_activations(job: Job) -> KeptActivations:
 
     The winners' rows [t, K, H] stay for their weights, and in fp32 for the response and twice for the diversity loss,
     which keeps their sum [t, H] too; of [t, E] two fp32 tensors more than at a normal step stay. Where MoE layers are recomputed only the outcome (responses, scores, winners)
-    waits, and the rest is there for one layer at a time.
+    waits, and the rest is there for one layer at a time. By utility only the logits wait, `moe/utility.py`.
     """
     config, tokens = job.transformer, job.sharded_tokens
     experts, winners = config.num_moe_experts or 0, config.moe_router_topk
+    if job.by_utility:
+        logits = float(tokens * experts * {"fp32": 4, "fp64": 8}.get(config.moe_router_dtype, job.element_bytes))
+        return KeptActivations(0.0, logits) if recomputes_experts(job) else KeptActivations(logits, 0.0)
     casts = 0 if job.element_bytes == FP32 else 2 * FP32
     rows = tokens * winners * config.hidden_size * (job.element_bytes + casts)
     units = tokens * (winners + 1) * config.hidden_size * FP32 if winners > 1 else 0
@@ -202,6 +205,9 @@ def scoring_memory(job: Job) -> float:
     tokens = config.hidden_size * size if group > 1 else 0
     running = max((matrices + 1) * ffn, ffn + config.hidden_size) * size
     casts = FP32 if size == FP32 else 2 * FP32
+    if job.by_utility:  # the product of two factors, and the gathered gradients
+        casts = FP32 if size == FP32 else 3 * FP32
+        tokens += config.hidden_size * size / sizes.etp if sizes.ep > 1 else 0
     response = config.hidden_size * (size + casts / sizes.etp + (size if sizes.etp > 1 else 0))
     held = chunk * group * (tokens + max(running, response)) + chunk * sizes.ep * experts * FP32
     if job.compete.response_gradients == "all":  # sums of all local experts' gradients, and one expert's

@@ -50,6 +50,11 @@ class Job:
         return self.compete is not None and self.compete.enabled
 
     @property
+    def by_utility(self) -> bool:
+        """Whether competing layers score in the backward pass, `moe/utility.py`."""
+        return self.compete is not None and self.compete.kind == "utility"
+
+    @property
     def microbatches(self) -> int:
         """Microbatches of one pipeline in a step."""
         return int(self.args.global_batch_size // (self.args.micro_batch_size * self.sizes.dp))

@@ -85,6 +85,8 @@ class LayerTimes:
             return Seconds(0.0, 0.0)
         sent = self.traffic.competing()
         scoring = self._scoring_compute()
+        if self.job.by_utility:
+            return Seconds(0.0, self._all_sent(sent.backward) + scoring)
         rows = self.job.sharded_tokens * self.job.transformer.moe_router_topk * self.job.transformer.hidden_size
         rows_forward = self.moving(rows * ROWS_FORWARD_BYTES)
         forward = self._all_sent(sent.forward) + scoring + rows_forward
@@ -196,6 +198,8 @@ class LayerTimes:
         )
         hidden_layer = matrices(job) * job.expert_ffn / sizes.etp * job.element_bytes
         casts = 3 * FP32 if job.element_bytes == FP32 else job.element_bytes + 4 * FP32
+        if job.by_utility:  # the other factor, and where there is a cast its result, written and read
+            casts += FP32 if job.element_bytes == FP32 else job.element_bytes + 2 * FP32
         response = config.hidden_size * casts / sizes.etp
         elementwise = self.moving(gathered * experts * (hidden_layer + response))
         return max(gemms + elementwise, chunks * experts * SCORING_KERNELS * self.hardware.kernel_seconds)

@@ -49,8 +49,13 @@ class LayerTraffic:
         return LayerBytes(_nonzero(forward), _nonzero(backward))
 
     def competing(self) -> LayerBytes:
-        """What competition adds: the scoring pass, and with all responses' gradients its second run."""
+        """What competition adds: the scoring pass, and with all responses' gradients its second run. By utility it runs
+        in the backward pass, and output gradients are gathered too, by the ranks that reduce for their tokens."""
         forward = self._scoring()
+        if self.job.by_utility:
+            gradients = self.job.sharded_tokens * self.job.transformer.hidden_size * self.job.element_bytes
+            scoring = forward | {"ep": forward["ep"] + gradients * (self.job.sizes.ep - 1)}
+            return LayerBytes({}, _nonzero(scoring))
         backward: dict[str, float] = {}
         if self.job.compete is not None and self.job.compete.response_gradients == "all":
             # moe/response_gradients.py: tokens out and their gradients home, partial outputs and their gradients, and

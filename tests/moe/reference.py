@@ -1,4 +1,4 @@
-"""A competing and a normal step with dense tensors and plain autograd, in whatever precision their weights have."""
+"""Competing steps of both kinds and a normal step with dense tensors and plain autograd, in whatever precision their weights have."""
 
 from dataclasses import dataclass, fields
 
@@ -133,8 +133,40 @@ def normal_step(
     """Output, auxiliary loss and chosen experts of a step without competition: softmax over the top-K logits."""
     logits = tokens @ weights.router.T
     top = logits.topk(k)
-    chosen = expert_outputs(tokens, weights).gather(1, top.indices.unsqueeze(-1).expand(-1, -1, tokens.shape[1]))
-    output = (top.values.softmax(-1).unsqueeze(-1) * chosen).sum(1) + shared_output(tokens, weights)
+    g = torch.zeros_like(logits).scatter(1, top.indices, top.values.softmax(-1))
+    output = torch.einsum("te,teh->th", g, expert_outputs(tokens, weights)) + shared_output(tokens, weights)
+    return output, router_balance(logits, config, valid), top.indices
+
+
+def router_balance(logits: Tensor, config: CompeteConfig, valid: Tensor | None) -> Tensor:
+    """Loss of the router at a step that it routes."""
     p = logits.softmax(-1)[slice(None) if valid is None else valid]
-    loss = config.router_balance_coeff * entropy_form(p) if len(p) else p.sum()
-    return output, loss, top.indices
+    return config.router_balance_coeff * entropy_form(p) if len(p) else p.sum()
+
+
+def utility_step(
+    tokens: Tensor,
+    weights: Weights,
+    k: int,
+    config: CompeteConfig,
+    valid: Tensor | None = None,
+    pre_softmax: bool = False,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A normal step whose router learns through the sum of all experts, by a straight-through estimator.
+
+    Args:
+        pre_softmax: weights of the chosen experts are their probabilities among all experts.
+        scale: factor of all weights (--moe-router-topk-scaling-factor).
+    """
+    logits = tokens @ weights.router.T
+    chosen = torch.zeros_like(logits, dtype=torch.bool).scatter(1, logits.topk(k).indices, True)
+    g = scale * (logits if pre_softmax else logits.masked_fill(~chosen, -torch.inf)).softmax(-1) * chosen
+    y = expert_outputs(tokens, weights)
+    if config.utility_gradient == "dense":
+        g, p = g.detach(), logits.softmax(-1)
+    else:
+        p = torch.where(chosen, logits.detach(), logits).softmax(-1)
+    dense = scale * torch.einsum("te,teh->th", p, y.detach())
+    output = torch.einsum("te,teh->th", g, y) + dense - dense.detach() + shared_output(tokens, weights)
+    return output, router_balance(logits, config, valid), logits.topk(k).indices

@@ -208,7 +208,8 @@ class Case:
 
     def reference(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The step by the formulas."""
-        output, loss, chosen = (reference.competing_step if self.competes else reference.normal_step)(*args)
+        kinds = {"response": reference.competing_step, "utility": reference.utility_step}
+        output, loss, chosen = (kinds[self.config.kind] if self.competes else reference.normal_step)(*args)
         assert self.winners is None or (chosen == torch.tensor(self.winners)).all()
         return output, loss, chosen
 

@@ -22,10 +22,16 @@ OPTIONS = dataclasses.replace(
     distill_standardize=True,
 )  # fmt: skip
 
+UTILITY = CompeteConfig(
+    kind="utility", rate=0.5, max_active_layers=1, router_balance_coeff=0.3, score_chunk_tokens=3,
+)  # fmt: skip
+
 CASES = {
     "softplus": Case(STRONG),
     "l2": Case(dataclasses.replace(STRONG, response="l2")),
     "options": Case(OPTIONS),
+    "utility": Case(UTILITY),
+    "utility-missing": Case(dataclasses.replace(UTILITY, utility_gradient="missing")),
     "normal": Case(STRONG, competes=False),
 }
 

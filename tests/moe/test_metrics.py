@@ -19,7 +19,7 @@ from megatron_compete.moe.metrics import (
     record_routing,
 )
 from megatron_compete.moe.metrics_probe import PROBE_TOKENS, RouterProbe
-from megatron_compete.moe.metrics_table import COMPETITION_METRICS, ROUTING_METRICS, LayerSums
+from megatron_compete.moe.metrics_table import RESPONSE_METRICS, ROUTING_METRICS, LayerSums
 from tests.ranks import run_rank, run_ranks
 
 EXPERTS, LAYERS = 3, (2, 5)
@@ -145,7 +145,7 @@ def test_console_intervals_are_logged_too() -> None:
 
 
 def test_nothing_recorded_is_not_zero_and_a_nan_is_not_hidden() -> None:
-    sums = LayerSums(ROUTING_METRICS + COMPETITION_METRICS, LAYERS, EXPERTS)
+    sums = LayerSums(ROUTING_METRICS + RESPONSE_METRICS, LAYERS, EXPERTS)
     assert sums.packed.shape == (2, EXPERTS + 2 * 7)
     assert sums.scalars(per_layer=True) == {"competition/active-layers": 0.0}
     sums.add_mean(2, "distillation", torch.tensor(math.nan), 4)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.moe import layouts
 from tests.moe.layouts import BATCH, EXPERTS, FFN, HIDDEN, SEQUENCE, WINNERS, Layout
-from tests.moe.reference import Weights, competing_step, expert_outputs, responses
+from tests.moe.reference import Weights, competing_step, expert_outputs, responses, utility_step
 from tests.moe.steps import (
     Batch,
     Result,
@@ -80,6 +80,22 @@ def test_bf16_is_the_reference_up_to_rounding(layout: Layout, name: str) -> None
         batch, weights, layout, config, lambda *a: competing_step(*a, winners=next(winners_in_order))
     )
     assert_equal_to_reference([result for result, _, _ in per_rank], expected, layout, 2 * TOLERANCE)
+
+
+def train_by_utility(layout: Layout, name: str) -> Result:
+    layouts.initialize(layout)
+    case = CASES[name]
+    layer = layouts.build_layer(layout, rounded_weights(), case.config, case.current_step, **BF16)
+    return train_step(layer, layout, rounded_batch(layout))
+
+
+@pytest.mark.parametrize("name", ["utility", "utility-missing"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_utilities_in_bf16_are_the_reference_up_to_rounding(layout: Layout, name: str) -> None:
+    """The router selects in fp32, from the same inputs."""
+    per_rank = run_ranks(layout.world, train_by_utility, layout, name)
+    expected = reference_step(rounded_batch(layout), rounded_weights(), layout, CASES[name].config, utility_step)
+    assert_equal_to_reference(per_rank, expected, layout, 2 * TOLERANCE)
 
 
 def winners_of_microbatches(layout: Layout, chosen: list[list[Tensor]]) -> Iterator[Tensor]:

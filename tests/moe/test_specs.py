@@ -74,6 +74,30 @@ def test_more_winners_than_experts_and_unknown_responses_are_refused() -> None:
         check_supported(config, CompeteConfig())
 
 
+def test_utility_refuses_what_it_cannot_add_to() -> None:
+    from megatron_compete.moe.validation import check_supported
+
+    utility = CompeteConfig(kind="utility")
+    missing = CompeteConfig(kind="utility", utility_gradient="missing")
+    pre_softmax = transformer_config(Layout(), moe_router_pre_softmax=True)
+    for config, compete in (
+        (transformer_config(Layout()), missing),
+        (pre_softmax, utility),
+        (pre_softmax, CompeteConfig()),
+    ):
+        check_supported(config, compete)
+    with pytest.raises(
+        CompeteError, match="--compete-utility-gradient missing would count twice with --moe-router-pre-"
+    ):
+        check_supported(pre_softmax, missing)
+    everyone = transformer_config(Layout(), moe_router_topk=EXPERTS)
+    check_supported(everyone, CompeteConfig())
+    with pytest.raises(
+        CompeteError, match=f"--compete-kind utility has nothing to add where --moe-router-topk {EXPERTS}"
+    ):
+        check_supported(everyone, utility)
+
+
 def built_by_any_trainer() -> int:
     """`--spec megatron_compete.moe.specs compete_layer_spec` in a trainer that knows nothing of competition."""
     from argparse import Namespace

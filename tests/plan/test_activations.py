@@ -63,14 +63,14 @@ def test_logits_of_the_last_stage() -> None:
 SHAPE = "--hidden-size 256 --num-experts 8 --moe-router-topk 3 --seq-length 64 --max-position-embeddings 64 --micro-batch-size 4"
 
 
-def kept_by_a_layer(dtype: torch.dtype) -> tuple[int, int]:
+def kept_by_a_layer(dtype: torch.dtype, kind: str) -> tuple[int, int]:
     """Bytes alive after the forward pass of the layer of `SHAPE`, at a normal and at a competing step."""
     from benchmarks.memory import LiveStorages
     from tests.moe import layouts
 
     kept = []
     for rate in (1e-9, 1.0):
-        layer = _layer(dtype, rate)
+        layer = _layer(dtype, rate, kind)
         hidden_states = torch.randn(64, 4, layouts.HIDDEN, dtype=dtype, requires_grad=True)
         with LiveStorages() as live:
             _ = layer(hidden_states)
@@ -78,20 +78,22 @@ def kept_by_a_layer(dtype: torch.dtype) -> tuple[int, int]:
     return kept[0], kept[1]
 
 
-def scored(dtype: torch.dtype) -> int:
+def scored(dtype: torch.dtype, kind: str) -> int:
     """Most bytes alive at once in the scoring pass of the layer of `SHAPE`."""
     from benchmarks.memory import LiveStorages
     from megatron_compete.moe.scoring import score_tokens
+    from megatron_compete.routing.utility import utility
     from tests.moe import layouts
 
     layer = _layer(dtype, 1.0)
-    tokens_TH = torch.randn(256, layouts.HIDDEN, dtype=dtype)
+    tokens_TH, gradients_TH = torch.randn(2, 256, layouts.HIDDEN, dtype=dtype)
+    reduction, vectors = (layer.response, ()) if kind == "response" else (utility, (gradients_TH,))
     with LiveStorages() as live:
-        score_tokens(tokens_TH, layer.experts, layer.response, layer.groups, 128)
+        score_tokens(tokens_TH, layer.experts, reduction, layer.groups, 128, *vectors)
     return live.peak
 
 
-def _layer(dtype: torch.dtype, rate: float) -> Any:
+def _layer(dtype: torch.dtype, rate: float, kind: Any = "response") -> Any:
     from megatron_compete.config import CompeteConfig
     from tests.moe import layouts
     from tests.moe.reference import Weights
@@ -100,23 +102,31 @@ def _layer(dtype: torch.dtype, rate: float) -> Any:
     if not torch.distributed.is_initialized():
         layouts.initialize(layouts.Layout())
     precision = {} if dtype == torch.float32 else {"bf16": True, "params_dtype": dtype}
-    config = CompeteConfig(rate=rate, max_active_layers=1)
+    config = CompeteConfig(rate=rate, max_active_layers=1, kind=kind)
     return layouts.build_layer(
         layouts.Layout(), Weights.random(8, 256, layouts.FFN), config, moe_router_topk=3, hidden_size=256, **precision
     )
 
 
+@pytest.mark.parametrize("kind", ["response", "utility"])
 @pytest.mark.parametrize("flag, dtype", [("", torch.float32), ("--bf16", torch.bfloat16)])
-def test_a_competing_layer_keeps_what_autograd_keeps(flag: str, dtype: torch.dtype) -> None:
-    normal, competing = run_rank(kept_by_a_layer, dtype)
-    planned = competing_activations(job_of(f"{SHAPE} {flag}")).per_microbatch
+def test_a_competing_layer_keeps_what_autograd_keeps(flag: str, dtype: torch.dtype, kind: str) -> None:
+    normal, competing = run_rank(kept_by_a_layer, dtype, kind)
+    planned = competing_activations(job_of(f"{SHAPE} {flag} --compete-kind {kind}")).per_microbatch
     assert math.isclose(planned, competing - normal, rel_tol=0.05)
 
 
+@pytest.mark.parametrize("kind", ["response", "utility"])
 @pytest.mark.parametrize("flag, dtype", [("", torch.float32), ("--bf16", torch.bfloat16)])
-def test_a_scoring_pass_holds_what_it_allocates(flag: str, dtype: torch.dtype) -> None:
-    planned = scoring_memory(job_of(f"{SHAPE} {flag} --compete-score-chunk-tokens 128"))
-    assert math.isclose(planned, run_rank(scored, dtype), rel_tol=0.1)
+def test_a_scoring_pass_holds_what_it_allocates(flag: str, dtype: torch.dtype, kind: str) -> None:
+    planned = scoring_memory(job_of(f"{SHAPE} {flag} --compete-score-chunk-tokens 128 --compete-kind {kind}"))
+    assert math.isclose(planned, run_rank(scored, dtype, kind), rel_tol=0.1)
+
+
+def test_recomputed_experts_keep_nothing_for_utilities() -> None:
+    recomputed = "--compete-kind utility --recompute-granularity selective --recompute-modules moe"
+    kept = competing_activations(job_of(recomputed))
+    assert (kept.per_microbatch, kept.live) == (0, 64 * 8 * 4)
 
 
 def test_recomputed_experts_keep_the_outcome_alone() -> None:

@@ -41,6 +41,8 @@ def test_a_competing_layer_alone_is_its_scoring_pass() -> None:
     assert times.competing_forward == pytest.approx(operations / (0.5 * COMPUTE_ONLY.bf16_flops))
     every = times_of("moe_30b_a3b", "--compete-response-gradients all --no-gradient-accumulation-fusion")
     assert every.competing_backward == pytest.approx(3 * times.competing_forward)
+    utility = times_of("moe_30b_a3b", "--compete-kind utility")
+    assert (utility.competing_forward, utility.competing_backward) == (0.0, pytest.approx(times.competing_forward))
 
 
 def test_shape_and_places() -> None:

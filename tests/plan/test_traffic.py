@@ -40,12 +40,13 @@ def test_a_step_sends_what_is_planned(name: str) -> None:
         assert sent == pytest.approx(held.sent_bytes, rel=tolerance)
 
 
-def scored(gradients: str, expert: int) -> int:
+def scored(flags: str, expert: int) -> int:
     """Bytes that a rank sends for one competing layer's scoring pass, and its backward pass if that runs it again."""
     from benchmarks.traffic import SentBytes
     from megatron_compete.config import CompeteConfig
     from megatron_compete.moe.response_gradients import AllResponses, Recomputation
     from megatron_compete.moe.scoring import score_tokens
+    from megatron_compete.routing.utility import utility
     from tests.moe import layouts
     from tests.moe.reference import Weights
 
@@ -56,26 +57,29 @@ def scored(gradients: str, expert: int) -> int:
     layer = layouts.build_layer(layout, weights, config)
     tokens_TH = torch.randn(32, layouts.HIDDEN)
     with SentBytes() as sent:
+        if "utility" in flags:
+            score_tokens(tokens_TH, layer.experts, utility, layer.groups, 16, tokens_TH)
+            return sent.total
         responses_TE = score_tokens(tokens_TH, layer.experts, layer.response, layer.groups, 16)
-        if gradients == "all":
+        if "all" in flags:
             plan = Recomputation(layer.experts, layer.response, layer.groups, 16)
             tokens_TH.requires_grad_()
             AllResponses.apply(plan, responses_TE, tokens_TH, *layer.experts.parameters()).sum().backward()
     return sent.total
 
 
-@pytest.mark.parametrize("gradients", ["winners", "all"])
+@pytest.mark.parametrize("flags", ["", "--compete-response-gradients all", "--compete-kind utility"])
 @pytest.mark.parametrize("expert", [1, 2])
-def test_a_scoring_pass_sends_what_is_planned(gradients: str, expert: int) -> None:
+def test_a_scoring_pass_sends_what_is_planned(flags: str, expert: int) -> None:
     """To the byte, but for the counter of tokens (an all-reduce of 8 bytes) in each pass."""
     job = job_of(
         f"--hidden-size 16 --num-experts 8 {TENSOR} --expert-model-parallel-size {expert} --expert-tensor-parallel-size "
-        f"{2 // expert} --no-gradient-accumulation-fusion --compete-response-gradients {gradients}",
+        f"{2 // expert} --no-gradient-accumulation-fusion {flags}",
         2,
     )
     planned = sum(LayerTraffic(job).competing().total.values())
-    counters = 8 * (2 if gradients == "all" else 1)
-    assert run_ranks(2, scored, gradients, expert) == [planned + counters] * 2
+    counters = 8 * (2 if "all" in flags else 1)
+    assert run_ranks(2, scored, flags, expert) == [planned + counters] * 2
 
 
 def test_competition_counts_at_its_rate() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_compete.moe.metrics_table import COMPETITION_METRICS, ROUTING_METRICS
+from megatron_compete.moe.metrics_table import RESPONSE_METRICS, ROUTING_METRICS
 from megatron_compete.report.scalars import Scalars, read_scalars
 from megatron_compete.schedule import CompetitionSchedule
 from tests.schedule.draws import slots
@@ -40,7 +40,7 @@ def test_routing_is_logged_on_every_logged_step_and_no_other(logged: Scalars) ->
 def test_competition_is_logged_where_it_happened(logged: Scalars) -> None:
     table = CompetitionSchedule(LAYERS, RATE, 2, "balanced", slots(2, layers=2), seed=SEED).table(0, STEPS)
     assert logged["competition/active-layers"] == {step: table[step - 1].sum() for step in LOGGED}
-    for metric in COMPETITION_METRICS[1:]:
+    for metric in RESPONSE_METRICS[1:]:
         assert set(logged[metric.tag]) == {step for step in LOGGED if table[step - 1].any()}, metric.tag
         for layer in range(1, LAYERS + 1):
             steps = {step for step in LOGGED if table[step - 1, layer - 1]}

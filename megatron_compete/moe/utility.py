@@ -1,0 +1,159 @@
+"""Competition by utility in a layer: a normal step whose backward pass scores all experts.
+
+Forward, the router routes as at any step, with its own losses, through whatever dispatcher. Backward, the gradient of
+the layer's output arrives first; the scoring pass runs there, with it, and the router's logits get their dense gradient.
+All ranks of an expert group go through the backward passes of the same layers in the same order, so its collectives
+meet as those of the dispatcher's backward pass do.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from megatron_compete.config import CompeteConfig
+from megatron_compete.moe.expert_group import ExpertGroups
+from megatron_compete.moe.metrics import CompetitionMetrics, metrics_due
+from megatron_compete.moe.precision import scoring_precision
+from megatron_compete.moe.router import CompeteRouter
+from megatron_compete.moe.scoring import score_tokens
+from megatron_compete.routing.losses import token_mean
+from megatron_compete.routing.utility import dense_router_gradient, utility
+from megatron_compete.routing.winners import choose_winners, overlap
+
+
+@dataclass(frozen=True)
+class Routed:
+    """How a competing step was routed: what `CompeteMoELayer.route` leaves for `postprocess`."""
+
+    hidden_states: Tensor
+    """The layer's input [S, B, H]."""
+    logits: Tensor
+    """The logits [S, B, E] that the router routed by, with gradient."""
+    routing_map_TE: Tensor
+    valid_T: Tensor | None
+    """Mask of the tokens that count in metrics, None for all."""
+
+
+class UtilityCompetition:
+    """One layer's competition by utility.
+
+    Args:
+        compete: its settings.
+        config: Megatron's, of the layer.
+        experts, router, groups: the layer's.
+    """
+
+    def __init__(
+        self,
+        compete: CompeteConfig,
+        config: TransformerConfig,
+        experts: torch.nn.Module,
+        router: CompeteRouter,
+        groups: ExpertGroups,
+    ) -> None:
+        self.config = config
+        self.experts = experts
+        self.router = router
+        self.groups = groups
+        self.chunk_tokens = compete.score_chunk_tokens
+        self.replaces_sparse = compete.utility_gradient == "dense"
+        self.scale = config.moe_router_topk_scaling_factor or 1.0
+
+    def routing_weights(self, probs_TE: Tensor) -> Tensor:
+        """The router's weights [T, E] for the dispatcher, without their sparse gradient where the dense one replaces
+        it."""
+        return _WithoutTaskGradient.apply(probs_TE) if self.replaces_sparse else probs_TE
+
+    def attach(self, output: Tensor, routed: Routed) -> Tensor:
+        """The layer's output [S, B, H] unchanged; its backward pass sends the logits their gradient.
+
+        A shared expert's output may be part of it: the gradient of a sum is that of its parts.
+        """
+        hidden_states = routed.hidden_states.detach()
+        return _LogitGradient.apply(
+            self, metrics_due(), output, hidden_states, routed.logits, routed.routing_map_TE, routed.valid_T
+        )
+
+    def utilities(self, hidden_states: Tensor, grad_output: Tensor) -> Tensor:
+        """Utility of every expert for this rank's tokens, fp32 [T, E]; a collective of the expert group.
+
+        Args:
+            hidden_states, grad_output: the layer's input, and the gradient of its output, both [S, B, H].
+        """
+        tokens_TH, gradients_TH = (values.reshape(-1, values.shape[-1]) for values in (hidden_states, grad_output))
+        with scoring_precision(self.config):
+            return score_tokens(tokens_TH, self.experts, utility, self.groups, self.chunk_tokens, gradients_TH)
+
+    def logit_gradient(self, probs_TE: Tensor, utilities_TE: Tensor, routing_map_TE: Tensor) -> Tensor:
+        """Gradient of the logits [T, E]: of all experts, or of those that were not selected beside the sparse one."""
+        grad_TE = self.scale * dense_router_gradient(probs_TE, utilities_TE)
+        return grad_TE if self.replaces_sparse else grad_TE.masked_fill(routing_map_TE, 0.0)
+
+    def record(
+        self,
+        metrics: CompetitionMetrics,
+        probs_TE: Tensor,
+        utilities_TE: Tensor,
+        routing_map_TE: Tensor,
+        valid_T: Tensor | None,
+    ) -> None:
+        """Shares of the K most useful experts that the router had selected, and of tokens whose most useful expert is
+        its favourite."""
+        best_TK = choose_winners(-utilities_TE, self.config.moe_router_topk)
+        top1_T = (probs_TE.argmax(dim=-1) == utilities_TE.argmin(dim=-1)).float()
+        metrics.record(
+            self.router.layer_number,
+            len(best_TK) if valid_T is None else valid_T.sum(),
+            agreement=token_mean(overlap(routing_map_TE, best_TK), valid_T),
+            agreement_top1=token_mean(top1_T, valid_T),
+        )
+
+
+class _WithoutTaskGradient(torch.autograd.Function):
+    """Routing weights whose own gradient ends here. Losses that Megatron and the router attached to them send theirs
+    on: those only need the backward pass to come by."""
+
+    @staticmethod
+    def forward(ctx: Any, probs_TE: Tensor) -> Tensor:
+        return probs_TE
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return torch.zeros_like(grad_outputs[0])
+
+
+class _LogitGradient(torch.autograd.Function):
+    """A layer's output, unchanged, that also depends on the router's logits in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        competition: UtilityCompetition,
+        metrics: CompetitionMetrics | None,
+        output: Tensor,
+        hidden_states: Tensor,
+        logits: Tensor,
+        routing_map_TE: Tensor,
+        valid_T: Tensor | None,
+    ) -> Tensor:
+        # whether a step is logged is asked in the forward pass: a backward pass runs without gradients
+        ctx.competition, ctx.metrics = competition, metrics
+        ctx.save_for_backward(hidden_states, logits, routing_map_TE, valid_T)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_output,) = grad_outputs
+        hidden_states, logits, routing_map_TE, valid_T = ctx.saved_tensors
+        competition: UtilityCompetition = ctx.competition
+        utilities_TE = competition.utilities(hidden_states, grad_output)
+        probs_TE = competition.router.probabilities(logits)
+        grad_TE = competition.logit_gradient(probs_TE, utilities_TE, routing_map_TE)
+        if ctx.metrics is not None:
+            competition.record(ctx.metrics, probs_TE, utilities_TE, routing_map_TE, valid_T)
+        return None, None, grad_output, None, grad_TE.to(logits.dtype).view_as(logits), None, None
