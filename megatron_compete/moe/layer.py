@@ -25,11 +25,12 @@ from megatron_compete.moe.auxiliary import AuxiliaryLoss
 from megatron_compete.moe.centering import make_centering
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.expert_group import ExpertGroups
+from megatron_compete.moe.kernels.choice import check_score_device, make_scorer
 from megatron_compete.moe.losses import CompetitionLosses, Outcome
 from megatron_compete.moe.precision import scoring_precision
 from megatron_compete.moe.response_gradients import AllResponses, Recomputation
 from megatron_compete.moe.router import CompeteRouter, valid_tokens
-from megatron_compete.moe.scoring import score_tokens
+from megatron_compete.moe.scoring import Scorer, score_tokens
 from megatron_compete.routing.responses import RESPONSES
 from megatron_compete.routing.winners import choose_winners, competition_weights, winners_map
 
@@ -69,6 +70,8 @@ class CompeteMoELayer(MoELayer):
         )
         self._normal_dispatcher: MoETokenDispatcher = self.token_dispatcher
         self._row_dispatcher = self._make_row_dispatcher(groups)
+        check_score_device(competition.config.score_kernel)
+        self._scorer: Scorer | None = None
         self._outcome: Outcome | None = None
         self._first_pass: deque[Outcome] = deque()
 
@@ -137,10 +140,7 @@ class CompeteMoELayer(MoELayer):
             assert outcome.step == step, f"winners of step {outcome.step} left over at step {step}"
             return outcome
         tokens_TH = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
-        with scoring_precision(self.config):
-            responses_TE = score_tokens(
-                tokens_TH, self.experts, self.response, self.groups, self.competition.config.score_chunk_tokens
-            )
+        responses_TE = self._score(tokens_TH)
         scores_TE = responses_TE
         if self.centering is not None:
             with torch.no_grad():
@@ -150,6 +150,18 @@ class CompeteMoELayer(MoELayer):
         if not torch.is_grad_enabled():
             self._first_pass.append(dataclasses.replace(outcome, logits=None, hidden_states=None))
         return outcome
+
+    def _score(self, tokens_TH: Tensor) -> Tensor:
+        """Responses of all experts [T, E], without gradient."""
+        settings = self.competition.config
+        if self._scorer is None:
+            self._scorer = make_scorer(
+                settings.score_kernel, self.config, self.experts, self.response, self.groups, tokens_TH
+            )
+        with scoring_precision(self.config):
+            return score_tokens(
+                tokens_TH, self.experts, self.response, self.groups, settings.score_chunk_tokens, scorer=self._scorer
+            )
 
     def _all_responses(self, outcome: Outcome) -> Tensor:
         """The scored responses [T, E]; with `--compete-response-gradients all` differentiable in every expert."""

@@ -39,9 +39,9 @@ def _count_sent_bytes() -> list[int]:
     def count(tensor: torch.Tensor, group: torch.distributed.ProcessGroup, share: float) -> None:
         sent.append(int(tensor.nbytes * (group.size() - 1) * share))
 
-    def counted_gather(output, input, group):  # type: ignore[no-untyped-def]
+    def counted_gather(output, input, group, async_op):  # type: ignore[no-untyped-def]
         count(input, group, 1.0)
-        return gather(output, input, group=group)
+        return gather(output, input, group=group, async_op=async_op)
 
     def counted_all_to_all(output, input, group):  # type: ignore[no-untyped-def]
         count(input, group, 1 / group.size())

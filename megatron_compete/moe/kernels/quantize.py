@@ -56,9 +56,7 @@ def quantize_rows(source: Tensor) -> tuple[Tensor, Tensor]:
     return values, scales
 
 
-def quantize_matrices(
-    table: Tensor, num_rows: int, num_columns: int, precision: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def quantize_matrices(table: Tensor, num_rows: int, num_columns: int, precision: torch.dtype) -> tuple[Tensor, Tensor]:
     """e4m3 values [E, R, C] and scales [E, R] of the matrices [R, C] whose addresses int64 `table` [E] holds."""
     count = table.shape[0]
     values = torch.empty(count, num_rows, num_columns, dtype=torch.float8_e4m3fn, device=table.device)

@@ -20,10 +20,11 @@ from megatron_compete.moe.kernels.weights import (
     expert_parameters,
 )
 from megatron_compete.moe.kernels.wide import score_wide
+from megatron_compete.moe.scoring import ScoreChunk
 
 
 class FusedScorer:
-    """Scores the tokens of a pass by `narrow.py` or `wide.py`.
+    """A `moe.scoring.Scorer` by `narrow.py` or `wide.py`.
 
     Args:
         experts: Megatron's module, covered as `coverage.py` says.
@@ -39,27 +40,23 @@ class FusedScorer:
         self.fp8 = fp8
         self._addresses: tuple[int, ...] = ()
         self._weights: ExpertWeights | None = None
-        self._pass_weights: ExpertWeights | None = None
 
-    def begin(self) -> None:
-        """Make the weights ready for a pass: they are whole, their addresses current and, in FP8, quantised.
+    def start(self) -> ScoreChunk:
+        """Begin a pass: the weights are whole, their addresses current and, in FP8, quantised.
 
-        FP8 copies live until `end`: weights change with every step, and keeping the copies of layers that compete
-        seldom would cost half of the weights' memory again.
+        FP8 copies live as long as the result: weights change with every step, and keeping the copies of all layers
+        would cost half of the weights' memory again.
         """
         await_parameters(self.experts)
         weights = self._current_weights()
-        self._pass_weights = quantized(weights) if self.fp8 else weights
+        if self.fp8:
+            weights = quantized(weights)
 
-    def __call__(self, tokens_GH: Tensor, *vectors_GH: Tensor) -> Tensor:
-        """Responses, fp32 [G, E]."""
-        assert self._pass_weights is not None, "begin() comes first"
-        vectors = vectors_GH[0].contiguous() if vectors_GH else None
-        return fused_responses(tokens_GH.contiguous(), self._pass_weights, self.response, vectors)
+        def score(tokens_GH: Tensor, *vectors_GH: Tensor) -> Tensor:
+            vectors = vectors_GH[0].contiguous() if vectors_GH else None
+            return fused_responses(tokens_GH.contiguous(), weights, self.response, vectors)
 
-    def end(self) -> None:
-        """Let go of what only this pass needs."""
-        self._pass_weights = None
+        return score
 
     def _current_weights(self) -> ExpertWeights:
         """Tables are kept while the addresses stay, which saves two small copies to the GPU."""

@@ -67,7 +67,12 @@ NARROW_FP8 = {
     512: (NarrowTiles(tokens=64, columns=64, k=64), NarrowTiles(tokens=64, columns=64, k=128, fc1_stages=2)),
 }  # fmt: skip
 
-FC1_GATED = (GemmTiles(), GemmTiles(stages=4), GemmTiles(tokens=64, warps=4, stages=3), GemmTiles(tokens=256, columns=64))
+FC1_GATED = (
+    GemmTiles(),
+    GemmTiles(stages=4),
+    GemmTiles(tokens=64, warps=4, stages=3),
+    GemmTiles(tokens=256, columns=64),
+)
 FC1_PLAIN = (GemmTiles(columns=256), GemmTiles(columns=256, stages=4), GemmTiles(tokens=256), GemmTiles(stages=4))
 FC2 = (GemmTiles(tokens=256), GemmTiles(tokens=256, stages=4), GemmTiles(stages=4), GemmTiles(warps=4, stages=4))
 FC1_GATED_FP8 = (GemmTiles(k=128), GemmTiles(k=128, stages=4), GemmTiles(k=64, stages=4))

@@ -5,6 +5,7 @@ E experts of this rank, F their width, H hidden size.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -12,9 +13,6 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor, nn
 
 from megatron_compete.moe.kernels.form import ExpertForm
-
-ALIGNMENT = 16
-"""Bytes that the kernels load at a time."""
 
 _TRITON_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
@@ -57,16 +55,15 @@ def expert_parameters(experts: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
     SequentialMLP holds an MLP for each expert; TEGroupedMLP holds `weight0`, `weight1`, ... or all in one `weight`.
     """
     if isinstance(experts, SequentialMLP):
-        yield from ((mlp.linear_fc1.weight, mlp.linear_fc2.weight) for mlp in experts.local_experts)  # type: ignore[misc, union-attr]
+        yield from ((mlp.linear_fc1.weight, mlp.linear_fc2.weight) for mlp in experts.local_experts)
         return
     for index in range(int(experts.num_local_experts)):  # type: ignore[arg-type]
-        fc1, fc2 = (_grouped_weight(linear, index) for linear in (experts.linear_fc1, experts.linear_fc2))
-        yield fc1, fc2
+        yield _grouped_weight(experts.linear_fc1, index), _grouped_weight(experts.linear_fc2, index)
 
 
-def _grouped_weight(linear: nn.Module, index: int) -> Tensor:
+def _grouped_weight(linear: Any, index: int) -> Tensor:
     named = getattr(linear, f"weight{index}", None)
-    return linear.weight[index] if named is None else named  # type: ignore[index]
+    return linear.weight[index] if named is None else named
 
 
 def await_parameters(experts: nn.Module) -> None:
@@ -76,8 +73,8 @@ def await_parameters(experts: nn.Module) -> None:
     call of the module (upstream: `TEGroupedMLP._make_fused_impl_pre_forward_hook`).
     """
     for module in experts.modules():
-        for hook in module._forward_pre_hooks.values():
-            hook(module, None)
+        for key, hook in module._forward_pre_hooks.items():
+            hook(module, (), *([{}] if key in module._forward_pre_hooks_with_kwargs else []))
 
 
 def address_table(tensors: list[Tensor]) -> Tensor:

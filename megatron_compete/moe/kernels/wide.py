@@ -59,7 +59,9 @@ def fc1_kernel(
         if GATED:
             up = up * token_scale * tl.load(scale + FFN)[None, :]
     values = hidden_tile(gate, up, ACTIVATION, GATED, ROUND_GATE, PRECISION)
-    target = hidden + (tl.program_id(1).to(tl.int64) * num_tokens + rows.to(tl.int64))[:, None] * FFN + channels[None, :]
+    target = (
+        hidden + (tl.program_id(1).to(tl.int64) * num_tokens + rows.to(tl.int64))[:, None] * FFN + channels[None, :]
+    )
     tl.store(target, values, mask=(rows[:, None] < num_tokens) & (channels[None, :] < FFN))
 
 
