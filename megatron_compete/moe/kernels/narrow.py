@@ -88,13 +88,23 @@ def narrow_kernel(
     tl.store(scores + expert.to(tl.int64) * num_tokens + rows, total, mask=rows < num_tokens)
 
 
+def block_width(form: ExpertForm) -> int:
+    """Width of the tile that holds an expert's hidden layer."""
+    return max(32, triton.next_power_of_2(form.ffn))
+
+
+def held_columns(form: ExpertForm) -> int:
+    """Columns of fc1 that a program holds as fp32 sums, by which its tiles are chosen."""
+    return block_width(form) * (2 if form.gated else 1)
+
+
 def narrow_constants(form: ExpertForm, response: str, precision: torch.dtype, fp8: bool, tiles: NarrowTiles) -> dict:
     """The kernel's compile-time arguments and launch options."""
     return {
         "HIDDEN": form.hidden, "FFN": form.ffn, "ACTIVATION": form.activation, "GATED": form.gated,
         "ROUND_GATE": form.round_gate, "RESPONSE": response, "PRECISION": triton_dtype(precision),
         "OPERAND": tl.float8e4nv if fp8 else triton_dtype(precision), "FP8": fp8, "BLOCK_T": tiles.tokens,
-        "BLOCK_F": max(32, triton.next_power_of_2(form.ffn)), "BLOCK_K": tiles.k, "BLOCK_H": tiles.columns,
+        "BLOCK_F": block_width(form), "BLOCK_K": tiles.k, "BLOCK_H": tiles.columns,
         "FC1_STAGES": tiles.fc1_stages, "FC2_STAGES": tiles.fc2_stages, "GROUP": tiles.group,
         "num_warps": tiles.warps, "num_stages": tiles.fc1_stages,
     }  # fmt: skip

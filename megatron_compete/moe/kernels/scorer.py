@@ -6,11 +6,10 @@ G tokens of the chunk over all ranks of the expert group, H hidden size, E this 
 import dataclasses
 
 import torch
-import triton
 from torch import Tensor, nn
 
 from megatron_compete.moe.kernels.form import ExpertForm
-from megatron_compete.moe.kernels.narrow import MAX_WIDTH, score_narrow
+from megatron_compete.moe.kernels.narrow import MAX_WIDTH, held_columns, score_narrow
 from megatron_compete.moe.kernels.quantize import quantize_matrices, quantize_rows
 from megatron_compete.moe.kernels.tiles import NarrowTiles, WideTiles, narrow_candidates, wide_tiles
 from megatron_compete.moe.kernels.weights import (
@@ -98,8 +97,7 @@ def default_tiles(form: ExpertForm, fp8: bool) -> NarrowTiles | WideTiles:
     """Whether the hidden layer stays on chip, and the sizes in use."""
     if form.ffn > MAX_WIDTH:
         return wide_tiles(form.gated, fp8)
-    block = max(32, triton.next_power_of_2(form.ffn))
-    return narrow_candidates(block * (2 if form.gated else 1), fp8)[0]
+    return narrow_candidates(held_columns(form), fp8)[0]
 
 
 def finish(sums: Tensor, response: str, hidden: int) -> Tensor:
