@@ -169,12 +169,13 @@ def print_resources(rows: list[Resources]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--candidates", action="store_true", help="all candidates of the table, not those in use alone")
-    parser.add_argument("--shape", choices=[shape.name for shape in SHAPES], help="one of the shapes (default all)")
+    names = [shape.name for shape in SHAPES]
+    parser.add_argument("--shape", nargs="+", choices=names, default=names, help="which layers (default all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything found")
     arguments = parser.parse_args()
     if triton.knobs.runtime.interpret:
         raise CompeteError("TRITON_INTERPRET is set, and an interpreted kernel cannot be compiled: unset it")
-    shapes = [shape for shape in SHAPES if arguments.shape in (None, shape.name)]
+    shapes = [shape for shape in SHAPES if shape.name in arguments.shape]
     rows = [
         row
         for shape in shapes

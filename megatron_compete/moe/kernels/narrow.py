@@ -16,6 +16,7 @@ from megatron_compete.moe.kernels.functions import (
     hidden_tile,
     product,
     product_pair,
+    rounded,
     tile_of_program,
     tile_response,
 )
@@ -59,14 +60,14 @@ def narrow_kernel(
             up = up * token_scale * tl.load(scale + FFN)[None, :]
     hidden = hidden_tile(gate, up, ACTIVATION, GATED, ROUND_GATE, PRECISION)
     if FFN != BLOCK_F:
-        hidden = tl.where(width[None, :] < FFN, hidden, 0.0).to(PRECISION)
+        hidden = tl.where(width[None, :] < FFN, hidden, 0.0)
     if FP8:
-        values = hidden.to(tl.float32)
+        values = rounded(hidden, PRECISION)
         largest = tl.max(tl.abs(values), axis=1)
         hidden_scale = tl.where(largest > 0.0, largest / LARGEST_E4M3, 1.0)
-        operand = (values / hidden_scale[:, None]).to(OPERAND)
+        operand = (values * (1.0 / hidden_scale)[:, None]).to(OPERAND)
     else:
-        operand = hidden
+        operand = hidden.to(PRECISION)
 
     total = tl.zeros((BLOCK_T,), tl.float32)
     for start in tl.range(0, HIDDEN, BLOCK_H, num_stages=FC2_STAGES):
@@ -79,7 +80,7 @@ def narrow_kernel(
         outputs = tl.dot(operand, weight, input_precision="ieee")
         if FP8:
             outputs = outputs * hidden_scale[:, None] * tl.load(fc2_scales + expert * HIDDEN + column)[None, :]
-        outputs = outputs.to(PRECISION).to(tl.float32)
+        outputs = rounded(outputs, PRECISION)
         if RESPONSE == "projection":
             against = tl.load(vectors + row[:, None] * HIDDEN + column[None, :]).to(tl.float32)
         else:

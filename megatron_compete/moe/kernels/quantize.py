@@ -42,7 +42,7 @@ def quantize_kernel(
     for first in range(0, COLUMNS, BLOCK_C):
         columns = (first + steps)[None, :]
         tile = tl.load(start + row[:, None] * COLUMNS + columns, mask=columns < COLUMNS, other=0.0)
-        quantized = (tile.to(tl.float32) / scale[:, None]).to(tl.float8e4nv)
+        quantized = (tile.to(tl.float32) * (1.0 / scale)[:, None]).to(tl.float8e4nv)
         tl.store(values + out_row[:, None] * COLUMNS + columns, quantized, mask=inside & (columns < COLUMNS))
 
 

@@ -17,6 +17,7 @@ from megatron_compete.moe.kernels.weights import (
     address_table,
     await_parameters,
     expert_parameters,
+    stacked_table,
 )
 from megatron_compete.moe.kernels.wide import score_wide
 from megatron_compete.moe.scoring import ScoreChunk
@@ -90,7 +91,7 @@ def fused_responses(
         sums_EG = score_narrow(tokens, scales, weights, response, vectors_GH, tiles)
     else:
         sums_EG = score_wide(tokens, scales, weights, response, vectors_GH, tiles)
-    return finish(sums_EG, response, weights.form.hidden).t().contiguous()
+    return finish(sums_EG, response, weights.form.hidden)
 
 
 def default_tiles(form: ExpertForm, fp8: bool) -> NarrowTiles | WideTiles:
@@ -100,11 +101,14 @@ def default_tiles(form: ExpertForm, fp8: bool) -> NarrowTiles | WideTiles:
     return narrow_candidates(held_columns(form), fp8)[0]
 
 
-def finish(sums: Tensor, response: str, hidden: int) -> Tensor:
-    """Responses from their sums over the output's columns."""
+def finish(sums_EG: Tensor, response: str, hidden: int) -> Tensor:
+    """Responses [G, E] from their sums over the output's columns; turned in the same kernel."""
+    responses_GE = sums_EG.new_empty(sums_EG.shape[::-1])
     if response == "softplus":
-        return sums / hidden
-    return sums.sqrt() if response == "l2" else sums
+        return torch.div(sums_EG.t(), hidden, out=responses_GE)
+    if response == "l2":
+        return torch.sqrt(sums_EG.t(), out=responses_GE)
+    return responses_GE.copy_(sums_EG.t())
 
 
 def quantized(weights: ExpertWeights) -> ExpertWeights:
@@ -114,8 +118,8 @@ def quantized(weights: ExpertWeights) -> ExpertWeights:
     fc2, fc2_scales = quantize_matrices(weights.fc2_table, form.hidden, form.ffn, weights.precision)
     return dataclasses.replace(
         weights,
-        fc1_table=address_table(list(fc1)),
-        fc2_table=address_table(list(fc2)),
+        fc1_table=stacked_table(fc1),
+        fc2_table=stacked_table(fc2),
         fc1_scales=fc1_scales,
         fc2_scales=fc2_scales,
         keep=(fc1, fc2),

@@ -80,3 +80,11 @@ def await_parameters(experts: nn.Module) -> None:
 def address_table(tensors: list[Tensor]) -> Tensor:
     """Their addresses, int64, on their device."""
     return torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64).to(tensors[0].device)
+
+
+def stacked_table(matrices: Tensor) -> Tensor:
+    """Addresses of the matrices of a contiguous tensor [E, R, C], without a copy from the host."""
+    bytes_apart = matrices.stride(0) * matrices.element_size()
+    return (
+        torch.arange(matrices.shape[0], dtype=torch.int64, device=matrices.device) * bytes_apart + matrices.data_ptr()
+    )

@@ -16,6 +16,7 @@ from megatron_compete.moe.kernels.functions import (
     hidden_tile,
     product,
     product_pair,
+    rounded,
     tile_of_program,
     tile_response,
 )
@@ -62,7 +63,7 @@ def fc1_kernel(
     target = (
         hidden + (tl.program_id(1).to(tl.int64) * num_tokens + rows.to(tl.int64))[:, None] * FFN + channels[None, :]
     )
-    tl.store(target, values, mask=(rows[:, None] < num_tokens) & (channels[None, :] < FFN))
+    tl.store(target, values.to(PRECISION), mask=(rows[:, None] < num_tokens) & (channels[None, :] < FFN))
 
 
 @triton.jit(do_not_specialize=["num_tokens", "first_expert"])
@@ -90,7 +91,7 @@ def fc2_kernel(
     if FP8:
         scale = tl.load(fc2_scales + expert * HIDDEN + column)
         outputs = outputs * tl.load(hidden_scales + hidden_row)[:, None] * scale[None, :]
-    outputs = outputs.to(PRECISION).to(tl.float32)
+    outputs = rounded(outputs, PRECISION)
     if RESPONSE == "projection":
         against = tl.load(vectors + row[:, None] * HIDDEN + column[None, :]).to(tl.float32)
     else:
