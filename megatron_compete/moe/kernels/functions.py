@@ -78,7 +78,7 @@ def rounded(x, PRECISION: tl.constexpr):
     Two bf16 at a time: for a single one ptxas takes an instruction (F2F) of the unit that also computes exponentials,
     and in narrow experts that unit is what the response waits for.
     """
-    if PRECISION == tl.bfloat16 and not INTERPRETED:
+    if PRECISION == tl.bfloat16 and not INTERPRETED:  # noqa: SIM300  a constant of the kernel, not of Python
         y = tl.inline_asm_elementwise(
             "{.reg .b32 pair; cvt.rn.bf16x2.f32 pair, $3, $2; shl.b32 $0, pair, 16; and.b32 $1, pair, 0xffff0000;}",
             "=r,=r,r,r", [x], dtype=tl.float32, is_pure=True, pack=2,
