@@ -99,6 +99,12 @@ class CompeteConfig:
     """Tokens of one rank that are gathered and scored at a time. Bounds the scoring pass's memory: it holds
     chunk * expert-group-size tokens and one expert's output for them."""
 
+    score_kernel: Literal["auto", "fused", "fused-fp8", "plain"] = "auto"
+    """What runs the experts in the scoring pass. plain: Megatron's expert modules, one after the other; fused: Triton
+    kernels for all of them at once, whose outputs never reach memory; fused-fp8: the same with tokens and weights
+    quantised by rows for scoring alone, which changes a small share of the winners; auto: fused where the kernels cover
+    the model and the GPU (Hopper or newer), else plain."""
+
     def __post_init__(self) -> None:
         _check(0.0 <= self.rate <= 1.0, "rate", self.rate, "a fraction of steps: give a number from 0 to 1")
         _check(self.max_active_layers >= 1, "max_active_layers", self.max_active_layers, "give 1 or more, or --compete-rate 0 for no competition")  # fmt: skip

@@ -14,6 +14,22 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Gathering:
+    """An all-gather on its way."""
+
+    gathered: Tensor
+    source: Tensor
+    """Kept alive while it is read."""
+    work: dist.Work | None
+
+    def wait(self) -> Tensor:
+        """The gathered values; on CUDA the current stream waits, not the host."""
+        if self.work is not None:
+            self.work.wait()
+        return self.gathered
+
+
+@dataclass(frozen=True)
 class ExpertGroups:
     """The process groups of a layer's experts."""
 
@@ -36,11 +52,19 @@ class ExpertGroups:
 
     def gather_tokens(self, values_TH: Tensor) -> Tensor:
         """[T, H] of every rank of the group to [G, H]."""
-        return _all_gather(values_TH, self.tensor_and_expert)
+        return self.start_gather_tokens(values_TH).wait()
+
+    def start_gather_tokens(self, values_TH: Tensor) -> Gathering:
+        """`gather_tokens` without waiting for it."""
+        return _start_all_gather(values_TH, self.tensor_and_expert)
 
     def gather_position(self, values_TH: Tensor) -> Tensor:
         """[T, H] of the ranks at this tensor parallel position to [P, H]."""
-        return _all_gather(values_TH, self.expert)
+        return self.start_gather_position(values_TH).wait()
+
+    def start_gather_position(self, values_TH: Tensor) -> Gathering:
+        """`gather_position` without waiting for it."""
+        return _start_all_gather(values_TH, self.expert)
 
     def scatter_tokens(self, values_GH: Tensor) -> Tensor:
         """Sum over the group, each rank its own tokens: the transpose of `gather_tokens`, [G, H] to [T, H]."""
@@ -83,12 +107,16 @@ class ExpertGroups:
         return _all_to_all(by_rank.view(-1, experts // size), self.expert)
 
 
-def _all_gather(values: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _start_all_gather(values: Tensor, group: dist.ProcessGroup) -> Gathering:
     if group.size() == 1:
-        return values
+        return Gathering(values, values, None)
     gathered = values.new_empty(group.size() * values.shape[0], *values.shape[1:])
-    dist.all_gather_into_tensor(gathered, values.contiguous(), group=group)
-    return gathered
+    source = values.contiguous()
+    return Gathering(gathered, source, dist.all_gather_into_tensor(gathered, source, group=group, async_op=True))
+
+
+def _all_gather(values: Tensor, group: dist.ProcessGroup) -> Tensor:
+    return _start_all_gather(values, group).wait()
 
 
 def _reduce_scatter(values: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -27,10 +27,9 @@ from megatron_compete.moe.centering import make_centering
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.expert_group import ExpertGroups
 from megatron_compete.moe.losses import CompetitionLosses, Outcome
-from megatron_compete.moe.precision import scoring_precision
 from megatron_compete.moe.response_gradients import AllResponses, Recomputation
 from megatron_compete.moe.router import CompeteRouter, valid_tokens
-from megatron_compete.moe.scoring import score_tokens
+from megatron_compete.moe.scoring_pass import ScoringPass
 from megatron_compete.moe.utility import Routed, UtilityCompetition
 from megatron_compete.routing.responses import RESPONSES
 from megatron_compete.routing.winners import choose_winners, competition_weights, winners_map
@@ -71,6 +70,7 @@ class CompeteMoELayer(MoELayer):
         )
         self._normal_dispatcher: MoETokenDispatcher = self.token_dispatcher
         self._row_dispatcher = self._make_row_dispatcher(groups)
+        self._score = ScoringPass(competition.config, config, self.experts, self.groups, self.response)
         self._outcome: Outcome | None = None
         self._first_pass: deque[Outcome] = deque()
         self._utility: UtilityCompetition | None = None
@@ -158,10 +158,7 @@ class CompeteMoELayer(MoELayer):
             assert outcome.step == step, f"winners of step {outcome.step} left over at step {step}"
             return outcome
         tokens_TH = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
-        with scoring_precision(self.config):
-            responses_TE = score_tokens(
-                tokens_TH, self.experts, self.response, self.groups, self.competition.config.score_chunk_tokens
-            )
+        responses_TE = self._score(tokens_TH)
         scores_TE = responses_TE
         if self.centering is not None:
             with torch.no_grad():

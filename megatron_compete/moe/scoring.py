@@ -3,20 +3,56 @@
 Nothing is routed. Tokens are gathered once over the expert group, each rank runs its own experts on them, every output
 is reduced to one scalar at once, and the scalars travel home. A rank receives T * H * (group - 1) elements and sends
 T * E scalars; an all-ones routing map through the all-to-all dispatcher would move E / group times as much, both ways.
-The tokens are walked in chunks, so no tensor of size [T, E, H] or [T, E_local, H] ever exists.
+The tokens are walked in chunks, so no tensor of size [T, E, H] or [T, E_local, H] ever exists. While one chunk is
+scored, the next one's tokens are on their way.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor
 
-from megatron_compete.moe.expert_group import ExpertGroups
+from megatron_compete.moe.expert_group import ExpertGroups, Gathering
 
 Reduction = Callable[..., Tensor]
 """Reduces expert outputs [P, H], and the vectors [P, H] given with the tokens if any, to scalars, fp32 [P]."""
+
+
+ScoreChunk = Callable[..., Tensor]
+"""Responses fp32 [P, E_local] of this rank's experts to gathered tokens [G, H], and the vectors [P, H] given with them."""
+
+
+class Scorer(Protocol):
+    """A way to run this rank's experts on gathered tokens."""
+
+    def start(self) -> ScoreChunk:
+        """Begin a pass; what it prepares lives as long as the result."""
+
+
+class PlainScorer:
+    """Runs Megatron's expert modules one at a time; covers whatever they can do.
+
+    Args:
+        experts: Megatron's module of this rank's experts (SequentialMLP or TEGroupedMLP).
+        reduction: a response, or any other reduction of raw expert outputs to scalars.
+    """
+
+    def __init__(self, experts: torch.nn.Module, reduction: Reduction, groups: ExpertGroups) -> None:
+        self.experts = experts
+        self.reduction = reduction
+        self.groups = groups
+
+    def start(self) -> ScoreChunk:
+        """Nothing to prepare."""
+        return self._score
+
+    def _score(self, tokens_GH: Tensor, *vectors_PH: Tensor) -> Tensor:
+        outputs = (run_expert(self.experts, index, tokens_GH) for index in range(num_local_experts(self.experts)))
+        local = [self.reduction(self.groups.sum_shards(output_GH), *vectors_PH) for output_GH in outputs]
+        return torch.stack(local, dim=-1)
 
 
 def score_tokens(
@@ -26,6 +62,8 @@ def score_tokens(
     groups: ExpertGroups,
     chunk_tokens: int,
     *vectors_TH: Tensor,
+    scorer: Scorer | None = None,
+    overlap: bool = True,
 ) -> Tensor:
     """Scores of all experts for this rank's tokens.
 
@@ -35,13 +73,17 @@ def score_tokens(
         reduction: a response, or any other reduction of raw expert outputs to scalars.
         chunk_tokens: tokens of each rank that are gathered and scored at a time.
         vectors_TH: one vector per token for a reduction that needs it, such as `y . v`.
+        scorer: another way to get what `experts` and `reduction` say; the modules themselves by default.
+        overlap: gather the next chunk while this one is scored. The result is the same, bit for bit.
     Returns:
         fp32 [T, E], experts in global order, without gradient.
     """
     with torch.no_grad():
-        padded = padded_chunks(groups, chunk_tokens, tokens_TH, *vectors_TH)
-        chunks = [_score_chunk(experts, reduction, groups, *chunk) for chunk in padded]
-        return torch.cat(chunks)[: tokens_TH.shape[0]]
+        score = (scorer or PlainScorer(experts, reduction, groups)).start()
+        chunks = padded_chunks(groups, chunk_tokens, tokens_TH, *vectors_TH)
+        gathered = _gathered(groups, chunks, overlap)
+        scores = [groups.send_home(score(tokens_GH, *vectors_PH)) for tokens_GH, *vectors_PH in gathered]
+        return torch.cat(scores)[: tokens_TH.shape[0]]
 
 
 def padded_chunks(groups: ExpertGroups, chunk_tokens: int, *values_TH: Tensor) -> list[tuple[Tensor, ...]]:
@@ -52,14 +94,28 @@ def padded_chunks(groups: ExpertGroups, chunk_tokens: int, *values_TH: Tensor) -
     return list(zip(*(values.split(chunk_tokens) for values in padded)))
 
 
-def _score_chunk(
-    experts: torch.nn.Module, reduction: Reduction, groups: ExpertGroups, tokens_TH: Tensor, *vectors_TH: Tensor
-) -> Tensor:
-    tokens_GH = groups.gather_tokens(tokens_TH)
-    vectors_PH = [groups.gather_position(vectors) for vectors in vectors_TH]
-    outputs = (run_expert(experts, index, tokens_GH) for index in range(num_local_experts(experts)))
-    local = [reduction(groups.sum_shards(output_GH), *vectors_PH) for output_GH in outputs]
-    return groups.send_home(torch.stack(local, dim=-1))
+def _gathered(groups: ExpertGroups, chunks: list[tuple[Tensor, ...]], overlap: bool) -> Iterator[list[Tensor]]:
+    """Tokens [G, H] and vectors [P, H] of each chunk.
+
+    A chunk's gathering starts when the one before it is there, so no more than two are held. NCCL runs it on a stream
+    of its own; all ranks start and score in the same order, so collectives meet in the same order everywhere.
+    """
+    ahead = _start_gathering(groups, chunks[0])
+    for following in [*chunks[1:], None]:
+        here = [gathering.wait() for gathering in ahead]
+        if following is None:
+            yield here
+        elif overlap:
+            ahead = _start_gathering(groups, following)
+            yield here
+        else:
+            yield here
+            ahead = _start_gathering(groups, following)
+
+
+def _start_gathering(groups: ExpertGroups, chunk: tuple[Tensor, ...]) -> list[Gathering]:
+    tokens_TH, *vectors_TH = chunk
+    return [groups.start_gather_tokens(tokens_TH), *(groups.start_gather_position(v) for v in vectors_TH)]
 
 
 def num_local_experts(experts: torch.nn.Module) -> int:

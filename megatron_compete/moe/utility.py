@@ -17,9 +17,8 @@ from torch.autograd.function import once_differentiable
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.expert_group import ExpertGroups
 from megatron_compete.moe.metrics import CompetitionMetrics, metrics_due
-from megatron_compete.moe.precision import scoring_precision
 from megatron_compete.moe.router import CompeteRouter
-from megatron_compete.moe.scoring import score_tokens
+from megatron_compete.moe.scoring_pass import ScoringPass
 from megatron_compete.routing.losses import token_mean
 from megatron_compete.routing.utility import dense_router_gradient, utility
 from megatron_compete.routing.winners import choose_winners, overlap
@@ -56,10 +55,8 @@ class UtilityCompetition:
         groups: ExpertGroups,
     ) -> None:
         self.config = config
-        self.experts = experts
         self.router = router
-        self.groups = groups
-        self.chunk_tokens = compete.score_chunk_tokens
+        self.score = ScoringPass(compete, config, experts, groups, utility)
         self.replaces_sparse = compete.utility_gradient == "dense"
         self.scale = config.moe_router_topk_scaling_factor or 1.0
 
@@ -85,8 +82,7 @@ class UtilityCompetition:
             hidden_states, grad_output: the layer's input, and the gradient of its output, both [S, B, H].
         """
         tokens_TH, gradients_TH = (values.reshape(-1, values.shape[-1]) for values in (hidden_states, grad_output))
-        with scoring_precision(self.config):
-            return score_tokens(tokens_TH, self.experts, utility, self.groups, self.chunk_tokens, gradients_TH)
+        return self.score(tokens_TH, gradients_TH)
 
     def logit_gradient(self, probs_TE: Tensor, utilities_TE: Tensor, routing_map_TE: Tensor) -> Tensor:
         """Gradient of the logits [T, E]: of all experts, or of those that were not selected beside the sparse one."""

@@ -7,6 +7,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_compete.config import CompeteConfig, flag_of
 from megatron_compete.errors import CompeteError
+from megatron_compete.moe.kernels.choice import check_score_kernel
 from megatron_compete.routing.responses import RESPONSES
 
 
@@ -48,6 +49,7 @@ def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:
         )
     if compete.response not in RESPONSES:
         raise CompeteError(f"{flag_of('response')} {compete.response} is unknown: choose from {', '.join(RESPONSES)}")
+    check_score_kernel(compete.score_kernel, config, RESPONSES[compete.response])
     if compete.response_gradients == "all" and config.gradient_accumulation_fusion:
         raise CompeteError(
             "--compete-response-gradients all returns expert gradients to autograd, and Megatron's fused accumulation "

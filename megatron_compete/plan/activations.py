@@ -196,13 +196,15 @@ def competing_activations(job: Job) -> KeptActivations:
 
 
 def scoring_memory(job: Job) -> float:
-    """What the scoring pass of one layer holds at a time, `moe/scoring.py`: a chunk's gathered tokens and one expert."""
+    """What the scoring pass of one layer holds at a time, `moe/scoring.py`: a chunk's gathered tokens, the next
+    chunk's on their way, and one expert."""
     assert job.compete is not None
     config, sizes, size = job.transformer, job.sizes, job.element_bytes
     chunk, group = min(job.compete.score_chunk_tokens, job.sharded_tokens), sizes.ep * sizes.etp
     matrices = 2 if config.gated_linear_unit else 1
     ffn, experts = job.expert_ffn / sizes.etp, (config.num_moe_experts or 0) / sizes.ep
-    tokens = config.hidden_size * size if group > 1 else 0
+    chunks = min(2, -(-job.sharded_tokens // chunk))
+    tokens = config.hidden_size * size * chunks if group > 1 else 0
     running = max((matrices + 1) * ffn, ffn + config.hidden_size) * size
     casts = FP32 if size == FP32 else 2 * FP32
     if job.by_utility:  # the product of two factors, and the gathered gradients

@@ -31,7 +31,7 @@ def winners_chosen(overrides: dict[str, Any], name: str) -> tuple[int, list[Tens
     )
     passes, routed = [], []
     score, to_map = layer_module.score_tokens, layer_module.winners_map
-    layer_module.score_tokens = lambda *a: passes.append(1) or score(*a)
+    layer_module.score_tokens = lambda *a, **k: passes.append(1) or score(*a, **k)
     layer_module.winners_map = lambda winners, experts: routed.append(winners) or to_map(winners, experts)
     try:
         result = train_step(layer, Layout(), random_batch(Layout(), SEQUENCE, BATCH, microbatches=3))

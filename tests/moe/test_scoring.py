@@ -1,5 +1,6 @@
 """The scoring pass: what it sends and what it keeps."""
 
+import pytest
 import torch
 
 from megatron_compete.config import CompeteConfig
@@ -39,9 +40,9 @@ def _count_sent_bytes() -> list[int]:
     def count(tensor: torch.Tensor, group: torch.distributed.ProcessGroup, share: float) -> None:
         sent.append(int(tensor.nbytes * (group.size() - 1) * share))
 
-    def counted_gather(output, input, group):  # type: ignore[no-untyped-def]
+    def counted_gather(output, input, group, async_op):  # type: ignore[no-untyped-def]
         count(input, group, 1.0)
-        return gather(output, input, group=group)
+        return gather(output, input, group=group, async_op=async_op)
 
     def counted_all_to_all(output, input, group):  # type: ignore[no-untyped-def]
         count(input, group, 1 / group.size())
@@ -67,3 +68,53 @@ def test_sends_tokens_once_and_scalars_back_and_holds_one_chunk_of_outputs() -> 
         scalars_home = TOKENS * EXPERTS // 2 * 4
         assert sent == tokens_out + scalars_home
         assert largest == 2 * chunk * HIDDEN
+
+
+def overlapped_and_not(layout: Layout) -> None:
+    """The same bits with and without the next chunk on its way, of ranks with different numbers of tokens."""
+    layouts.initialize(layout)
+    layer = layouts.build_layer(layout, Weights.random(EXPERTS, HIDDEN, FFN), CompeteConfig())
+    rank = torch.distributed.get_rank()
+    random = torch.Generator().manual_seed(rank)
+    tokens, vectors = torch.randn(2, (TOKENS, 7, 0, 3)[rank], HIDDEN, generator=random)
+    under_way: list[int] = []
+
+    def projection(outputs: torch.Tensor, vectors_PH: torch.Tensor) -> torch.Tensor:
+        under_way.append(started[0] - finished[0])
+        return (outputs * vectors_PH).sum(-1)
+
+    started, finished = _count_gatherings()
+    arguments = (tokens, layer.experts, projection, layer.groups, 4, vectors)
+    apart = score_tokens(*arguments, overlap=False)
+    assert set(under_way) == {0} and started == finished
+    under_way.clear()
+    assert torch.equal(score_tokens(*arguments), apart)
+    collectives = 1 + (layer.groups.expert.size() > 1)  # tokens, and vectors if other ranks have any
+    of_chunks = [under_way[first] for first in range(0, len(under_way), EXPERTS // layout.ep)]
+    assert of_chunks == [collectives, collectives, 0] and started == finished
+
+
+def _count_gatherings() -> tuple[list[int], list[int]]:
+    """How many all-gathers have been started, and how many awaited."""
+    started, finished = [0], [0]
+    gather = torch.distributed.all_gather_into_tensor
+
+    class Counted:
+        def __init__(self, work: torch.distributed.Work) -> None:
+            self.work = work
+
+        def wait(self) -> None:
+            finished[0] += 1
+            self.work.wait()
+
+    def counted(output, input, group, async_op):  # type: ignore[no-untyped-def]
+        started[0] += 1
+        return Counted(gather(output, input, group=group, async_op=async_op))
+
+    torch.distributed.all_gather_into_tensor = counted
+    return started, finished
+
+
+@pytest.mark.parametrize("layout", [Layout(world=4, ep=4), Layout(world=4, ep=2, etp=2)], ids=str)
+def test_gathering_ahead_changes_no_bit(layout: Layout) -> None:
+    run_ranks(4, overlapped_and_not, layout)
