@@ -129,7 +129,7 @@ class CompeteMoELayer(MoELayer):
         pass. Microbatches come back in the order they went, so the first pass leaves its winners in a queue and the
         second takes them from there: one scoring pass, and no rounding flip between the two.
         """
-        logits = self.router.gating(hidden_states)
+        logits = self.router(hidden_states, logits_only=True)
         step = self.competition.current_step()
         recomputes = torch.is_grad_enabled() and len(self._first_pass) > 0
         if recomputes:
@@ -137,7 +137,7 @@ class CompeteMoELayer(MoELayer):
             assert outcome.step == step, f"winners of step {outcome.step} left over at step {step}"
             return outcome
         tokens_TH = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
-        with scoring_precision(self.config):
+        with scoring_precision(self.config, self.experts):
             responses_TE = score_tokens(
                 tokens_TH, self.experts, self.response, self.groups, self.competition.config.score_chunk_tokens
             )

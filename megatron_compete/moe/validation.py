@@ -30,11 +30,19 @@ REFUSALS = (
     Refusal("--moe-router-load-balancing-type", lambda c: _names(c.moe_router_load_balancing_type, "sinkhorn", "quantile_balancing"), "these pick experts by other means than the router's probabilities"),
     Refusal("--moe-enable-routing-replay", lambda c: c.moe_enable_routing_replay, "the replayed experts are not the winners"),
     Refusal("--fp4-format", lambda c: c.fp4, "the scoring pass does not pad its tokens"),
+    Refusal("--te-precision-config-file", lambda c: c.quant_recipe is not None, "modules with a precision of their own would score in it"),
+    Refusal("--use-transformer-engine-op-fuser", lambda c: c.use_transformer_engine_op_fuser, "not yet proven with the scoring pass"),
+    Refusal("--moe-flex-dispatcher-backend", lambda c: c.fp8 and _pads_in_dispatcher(c), "under FP8 these experts leave padding to that dispatcher, and a competing step uses another"),
 )  # fmt: skip
 
 
 def _names(value: str | list[str], *refused: str) -> bool:
     return any(name in refused for name in ([value] if isinstance(value, str) else value))
+
+
+def _pads_in_dispatcher(config: TransformerConfig) -> bool:
+    """Upstream: `moe_utils.skip_routed_expert_padding`."""
+    return config.moe_token_dispatcher_type == "flex" and config.moe_flex_dispatcher_backend in ("hybridep", "ncclep")
 
 
 def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:
@@ -52,6 +60,11 @@ def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:
         raise CompeteError(
             "--compete-response-gradients all returns expert gradients to autograd, and Megatron's fused accumulation "
             "bypasses it: give --no-gradient-accumulation-fusion"
+        )
+    if compete.response_gradients == "all" and config.fp8_param:
+        raise CompeteError(
+            "--compete-response-gradients all sums expert gradients like the parameters, which --fp8-param-gather "
+            "keeps in FP8: leave one of the two out"
         )
     for refusal in REFUSALS:
         if refusal.applies(config):

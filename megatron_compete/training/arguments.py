@@ -11,10 +11,16 @@ from megatron_compete.config import CompeteConfig, flag_of
 from megatron_compete.errors import CompeteError
 from megatron_compete.routing.responses import RESPONSES
 from megatron_compete.runtime import cpu
+from megatron_compete.runtime.fusions import installed
 
 PREFIX = "compete_"
 EVAL_INTERVAL = 1000
 """Megatron's default of None makes its dataset sizes a division by None."""
+
+GRADIENT_FUSION = "fused_weight_gradient_mlp_cuda"
+"""apex's extension; Megatron's output layer asks for it wherever weight gradients are accumulated by the GEMM."""
+SOFTMAX_FUSION = "scaled_upper_triang_masked_softmax_cuda"
+"""Kernel of Megatron's local attention in half precision."""
 
 
 class CompeteArgumentGroup(ArgumentGroupFactory):
@@ -75,7 +81,10 @@ def parse_arguments() -> argparse.Namespace:
     Raises:
         CompeteError: in one line, for what Megatron would trip over later or with a traceback.
     """
-    check_arguments(parse_args(add_arguments))
+    args = parse_args(add_arguments)
+    check_arguments(args)
+    if not cpu.is_needed():
+        check_installed(args)
     try:
         return parse_and_validate_args(add_arguments)
     except AssertionError as error:
@@ -111,3 +120,18 @@ def _check_on_cpu(args: argparse.Namespace) -> None:
         given = getattr(args, name)
         if given != value:
             raise CompeteError(f"{name} = {given} needs CUDA, and this host has none: leave it out to train on CPU")
+
+
+def check_installed(args: argparse.Namespace) -> None:
+    """Raise a `CompeteError` for a CUDA package that these arguments need and this host lacks.
+
+    Megatron would end in a traceback while it builds the model.
+    """
+    local_attention = args.transformer_impl == "local" and args.masked_softmax_fusion and (args.bf16 or args.fp16)
+    for needed, module, way_out in (
+        (args.transformer_impl == "transformer_engine", "transformer_engine", "--transformer-impl local"),
+        (args.gradient_accumulation_fusion, GRADIENT_FUSION, "--no-gradient-accumulation-fusion"),
+        (local_attention, SOFTMAX_FUSION, "--no-masked-softmax-fusion"),
+    ):
+        if needed and not installed(module):
+            raise CompeteError(f"Megatron's default needs the module {module}: install it, or give {way_out}")
