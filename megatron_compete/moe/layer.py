@@ -54,7 +54,7 @@ class CompeteMoELayer(MoELayer):
     ) -> None:
         groups = pg_collection or get_default_pg_collection()
         assert submodules is not None
-        super().__init__(config, _with_compete_router(submodules, competition), layer_number, groups, is_mtp_layer, name)  # fmt: skip
+        super().__init__(config, with_compete_router(submodules, competition), layer_number, groups, is_mtp_layer, name)  # fmt: skip
         self.competition = competition
         self.response = RESPONSES[competition.config.response]
         self.groups = ExpertGroups.of(groups)
@@ -166,7 +166,8 @@ class CompeteMoELayer(MoELayer):
         return by_token.view(-1, num_winners, rows.shape[-1])
 
 
-def _with_compete_router(submodules: MoESubmodules, competition: Competition) -> MoESubmodules:
+def with_compete_router(submodules: MoESubmodules, competition: Competition) -> MoESubmodules:
+    """`submodules` with the router of `moe/router.py`."""
     if submodules.router is not TopKRouter:
         raise CompeteError(f"competition extends Megatron's TopKRouter, and this layer's router is {submodules.router}")
     coeff = competition.config.router_balance_coeff if competition.config.enabled else 0.0

@@ -13,7 +13,7 @@ from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.precision import scoring_precision
 from tests.moe.layouts import Layout, transformer_config
 
-HIDDEN, FFN, EXPERTS, TOKENS = 64, 128, 8, 48
+HIDDEN, FFN, EXPERTS, TOKENS = 128, 128, 8, 48
 RECIPES = ("delayed", "tensorwise", "blockwise")
 STRONG = CompeteConfig(rate=1.0, max_active_layers=1, distill_coeff=0.7, diversity_coeff=0.5, score_chunk_tokens=20)
 
