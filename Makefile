@@ -1,13 +1,14 @@
 # Two commands on a fresh machine: make demo, make test. Each sets up .venv first.
 PY := .venv/bin/python
 
-.PHONY: help setup demo test test-slow benchmark benchmark-preprocess lint format clean
+.PHONY: help setup demo test test-slow benchmark benchmark-gpu benchmark-preprocess lint format clean
 
 help:
 	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
 	@echo "make test    all tests that need no GPU"
 	@echo "make test-slow  200 steps against one rank; 100 MB preprocessed in every way"
 	@echo "make benchmark  what a competing step costs"
+	@echo "make benchmark-gpu  everything that one GPU can tell, in nine minutes (runs/gpu)"
 	@echo "make benchmark-preprocess  preprocessing beside Megatron-LM's loop"
 	@echo "make lint    ruff, formatting, mypy"
 	@echo "make setup   create .venv only; the others do this first"
@@ -26,6 +27,9 @@ test-slow: setup
 
 benchmark: setup
 	@$(PY) benchmarks/competition_step.py
+
+benchmark-gpu: setup
+	@PYTHON=$(PY) bash benchmarks/gpu_suite.sh runs/gpu
 
 benchmark-preprocess: setup
 	@$(PY) benchmarks/preprocess.py

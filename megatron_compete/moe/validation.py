@@ -66,6 +66,12 @@ def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:
             "--compete-response-gradients all sums expert gradients like the parameters, which --fp8-param-gather "
             "keeps in FP8: leave one of the two out"
         )
+    recomputed = config.recompute_modules if config.recompute_granularity == "selective" else None
+    if compete.response_gradients == "all" and "moe_act" in (recomputed or ()):
+        raise CompeteError(
+            "--compete-response-gradients all asks autograd for expert gradients, which Megatron's recomputed "
+            "activations refuse: leave moe_act out of --recompute-modules"
+        )
     for refusal in REFUSALS:
         if refusal.applies(config):
             raise CompeteError(

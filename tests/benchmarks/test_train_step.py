@@ -64,6 +64,36 @@ def test_script_writes_its_measurement(tmp_path: Path) -> None:
     assert "what it adds to top-K" in done.stdout
 
 
+def test_the_154m_recipe_fits_one_gpu_in_bf16_and_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Megatron's checks pass for every model of the rotation, as on a host with a GPU."""
+    from argparse import Namespace
+
+    from megatron.training.arguments import parse_args, validate_args
+
+    from benchmarks.train_step import ROOT as HERE
+    from benchmarks.train_step import trainer_arguments
+    from benchmarks.train_variants import VARIANTS, arguments_of
+    from megatron_compete.plan.pretend import pretended_gpu
+    from megatron_compete.training.arguments import add_arguments, compete_config_from_args
+    from megatron_compete.training.pretrain import transformer_config
+
+    with pretended_gpu():
+        tokens = trainer_arguments(Namespace(recipe=HERE / "examples/competesmoe_154m.yaml"), [])
+        assert "--no-gradient-accumulation-fusion" in tokens  # no apex here
+        monkeypatch.setattr(sys, "argv", ["train_step", *tokens, "--train-iters", "100"])
+        args = parse_args(add_arguments)
+        args.rank, args.world_size = 0, 1
+        validate_args(args)
+        assert args.global_batch_size == args.micro_batch_size and args.moe_grouped_gemm and args.bf16
+        for fp8 in (None, "delayed", "tensorwise", "blockwise"):
+            for variant in VARIANTS:
+                changed = arguments_of(args, variant, fp8)
+                config = transformer_config(changed)
+                assert (config.fp8_recipe if config.fp8 else None) == fp8
+                assert config.moe_aux_loss_coeff == (0.01 if variant in ("topk", "rate0") else 0.0)
+                assert compete_config_from_args(changed).rate == (0.0 if variant == "rate0" else 0.07)
+
+
 def layers_agree() -> bool:
     """The naive layer of a model equals ours at a competing step, and Megatron's at a normal one."""
     import torch

@@ -19,9 +19,14 @@ warnings.simplefilter("ignore")
 os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
+calls: list[tuple[bool, bool]] = []
+"""Of each grouped GEMM: whether it has gradients, and whether it casts the weights to FP8 anew."""
+
+
 def grouped_linear(module: Any, tokens_PH: Tensor, counts_E: list[int], is_first_microbatch: bool | None) -> Tensor:
     """`transformer_engine.pytorch.GroupedLinear.forward` without its kernel; fp32, no bias."""
     assert isinstance(counts_E, list) and len(counts_E) == module.num_gemms, counts_E
+    calls.append((torch.is_grad_enabled(), bool(is_first_microbatch)))
     parts = tokens_PH.split(counts_E)
     return torch.cat([part @ getattr(module, f"weight{i}").T for i, part in enumerate(parts)])
 
@@ -33,6 +38,8 @@ def stand_in_for_kernels() -> None:
 
     torch.cuda.is_available = lambda: True
     te.GroupedLinear.forward = grouped_linear
+    te.Fp8Padding.forward = lambda self, rows, counts: (rows, counts)
+    te.Fp8Unpadding.forward = lambda self, rows, counts: rows
     moe_utils.te_general_gemm = None  # Megatron then multiplies the router's inputs with torch
 
 
@@ -83,8 +90,12 @@ def _function(builder: Any) -> Any:
     return builder.func if isinstance(builder, functools.partial) else None
 
 
-def check_grouped_experts(gradients: str) -> None:
-    """A competing step with TEGroupedMLP equals the one with SequentialMLP: output and every gradient, fp32."""
+def check_grouped_experts(gradients: str, **overrides: Any) -> None:
+    """A competing step with TEGroupedMLP equals the one with SequentialMLP: output and every gradient, fp32.
+
+    `overrides` are Megatron's settings of the first; with fused permutation, which has no stand-in, competing steps
+    must do without.
+    """
     from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
     from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 
@@ -99,7 +110,9 @@ def check_grouped_experts(gradients: str) -> None:
         response_gradients=gradients, score_chunk_tokens=5,
     )  # fmt: skip
     sequential = layouts.build_layer(Layout(), Weights.random(EXPERTS, HIDDEN, FFN), config)
-    transformer = layouts.transformer_config(Layout(), moe_grouped_gemm=True, transformer_impl="transformer_engine")
+    transformer = layouts.transformer_config(
+        Layout(), moe_grouped_gemm=True, transformer_impl="transformer_engine", **overrides
+    )
     spec = get_moe_module_spec(use_te=True, num_experts=EXPERTS, moe_grouped_gemm=True)
     grouped = CompeteMoELayer(
         transformer, spec.keywords["submodules"], pg_collection=get_default_pg_collection(),
@@ -125,6 +138,39 @@ def check_grouped_experts(gradients: str) -> None:
         assert (one - other).abs().max() <= 1e-5 * one.abs().max() > 0
 
 
+def check_weights_are_cast_by_the_winners_pass() -> None:
+    """With FP8 the first pass with gradients casts the weights, though a scoring pass came before it."""
+    from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
+    from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+
+    from megatron_compete.config import CompeteConfig
+    from megatron_compete.moe.competition import Competition
+    from megatron_compete.moe.layer import CompeteMoELayer
+    from tests.moe import layouts
+    from tests.moe.layouts import BATCH, EXPERTS, HIDDEN, SEQUENCE, Layout
+
+    transformer = layouts.transformer_config(
+        Layout(), moe_grouped_gemm=True, transformer_impl="transformer_engine", fp8="hybrid"
+    )
+    spec = get_moe_module_spec(use_te=True, num_experts=EXPERTS, moe_grouped_gemm=True)
+    layer = CompeteMoELayer(
+        transformer, spec.keywords["submodules"], pg_collection=get_default_pg_collection(),
+        competition=Competition(CompeteConfig(rate=1.0, max_active_layers=1), (1,), current_step=lambda: 0),
+    )  # fmt: skip
+    layer.set_layer_number(1)
+    layer.train()
+    tokens = torch.randn(SEQUENCE, BATCH, HIDDEN)
+    for first in (True, False):
+        calls.clear()
+        layer(tokens)
+        assert [cast for has_gradient, cast in calls if has_gradient] == [first, first]
+        assert any(not has_gradient for has_gradient, _ in calls)
+    layer.set_is_first_microbatch()
+    calls.clear()
+    layer(tokens)
+    assert [cast for has_gradient, cast in calls if has_gradient] == [True, True]
+
+
 def main() -> None:
     from megatron_compete.runtime import cpu
     from tests.moe.layouts import Layout, initialize
@@ -138,6 +184,9 @@ def main() -> None:
     stand_in_for_kernels()
     for gradients in ("winners", "all"):
         check_grouped_experts(gradients)
+    check_grouped_experts("winners", recompute_granularity="selective", recompute_modules=["moe_act"])
+    check_grouped_experts("winners", moe_permute_fusion=True)
+    check_weights_are_cast_by_the_winners_pass()
     print("all checks passed")
     sys.stdout.flush()
     os._exit(0)  # Transformer Engine's and torch's exit handlers would ask for the device

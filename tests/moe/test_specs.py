@@ -86,6 +86,16 @@ def test_deepep_pads_fp8_tokens_in_the_experts_and_is_allowed() -> None:
         check_supported(config, CompeteConfig(response_gradients="all"))
 
 
+def test_gradients_for_all_responses_need_activations_that_are_kept() -> None:
+    from megatron_compete.moe.validation import check_supported
+
+    config = transformer_config(Layout())
+    config.recompute_granularity, config.recompute_modules = "selective", ["moe_act"]
+    check_supported(config, CompeteConfig())
+    with pytest.raises(CompeteError, match="leave moe_act out of --recompute-modules"):
+        check_supported(config, CompeteConfig(response_gradients="all"))
+
+
 def test_every_refusal_reads_a_real_setting() -> None:
     """A flag that Megatron renames must not turn its refusal into an error or a silence."""
     from megatron_compete.moe.validation import REFUSALS
