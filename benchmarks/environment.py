@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 PACKAGES = ("torch", "triton", "megatron-core", "transformer-engine", "transformer-engine-torch", "numpy", "pytest")
 NEEDED = (
     "torch", "triton", "megatron", "transformer_engine", "yaml", "rich", "tensorboard", "psutil", "sentencepiece",
-    "transformers", "pytest", "pytest_timeout", "einops", "onnxscript",
+    "transformers", "pytest", "pytest_timeout", "hypothesis", "einops", "onnxscript",
 )  # fmt: skip
 """Modules that the parts of `gpu_suite.sh` import; the last two are Transformer Engine's."""
 DEVICE_FIELDS = "name,driver_version,memory.total,power.limit,clocks.max.sm,clocks.sm,temperature.gpu"

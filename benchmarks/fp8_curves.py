@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--runs", nargs="+", choices=RUNS, help="the first is what the others are compared with")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds until a run is ended (default 600)")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds until runs are ended (default 600)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write losses and differences")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the curves (matplotlib)")
     parser.add_argument("--logs", type=Path, metavar="DIR", help="keep what the trainers printed")
@@ -115,7 +116,7 @@ def train_all(arguments: argparse.Namespace, runs: list[str], extra: list[str], 
     write_bytes_dataset(data)
     logs = arguments.logs or folder
     logs.mkdir(parents=True, exist_ok=True)
-    started = []
+    started, deadline = [], time.monotonic() + arguments.timeout
     for run in runs:
         own = folder / run
         log = logs / f"{run}.log"
@@ -127,9 +128,9 @@ def train_all(arguments: argparse.Namespace, runs: list[str], extra: list[str], 
             process = subprocess.Popen(line, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
         started.append((run, process))
         if not torch.cuda.is_available():
-            _wait(process, arguments.timeout)
+            _wait(process, deadline)
     for _, process in started:
-        _wait(process, arguments.timeout)
+        _wait(process, deadline)
     finished = [run for run, process in started if process.returncode == 0]
     for run in runs:
         if run not in finished:
@@ -137,9 +138,9 @@ def train_all(arguments: argparse.Namespace, runs: list[str], extra: list[str], 
     return {run: _losses(folder / run) for run in finished}
 
 
-def _wait(process: subprocess.Popen, timeout: float) -> None:
+def _wait(process: subprocess.Popen, deadline: float) -> None:
     try:
-        process.wait(timeout)
+        process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -32,6 +32,7 @@ from megatron_compete.moe.metrics import LogIntervals, install_metrics
 from megatron_compete.moe.specs import compete_layer_spec, trainer_step
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.runtime import cpu
+from megatron_compete.runtime.prebuilt import use_prebuilt_helpers
 from megatron_compete.training.arguments import compete_config_from_args, parse_arguments
 from megatron_compete.training.batches import forward_step
 from megatron_compete.training.data_check import check_data
@@ -93,6 +94,7 @@ def train() -> None:
     """Train as `sys.argv` says."""
     args = parse_arguments()
     check_data(args)
+    use_prebuilt_helpers()
     install_optimizer_layout()
     pretrain(
         pretrain_cfg_container_from_args(args, model_config(args)),
