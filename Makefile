@@ -4,7 +4,7 @@ PY := .venv/bin/python
 # Every shell script: by its ending, and the one without.
 SHELL_SCRIPTS = .ci/run $(shell find . -path ./.venv -prune -o -path ./runs -prune -o \( -name '*.sh' -o -name '*.sbatch' \) -print)
 
-.PHONY: help setup demo test test-slow test-faults test-slurm test-docker benchmark benchmark-preprocess lint format clean
+.PHONY: help setup demo test test-slow test-faults test-slurm test-docker benchmark benchmark-gpu benchmark-preprocess lint format clean
 
 help:
 	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-slurm  a job's life on a real Slurm of four nodes on this machine (needs root)"
 	@echo "make test-docker  the container image built by buildah on a stand-in for NVIDIA's (needs root)"
 	@echo "make benchmark  what a competing step costs"
+	@echo "make benchmark-gpu  everything that one GPU can tell, in nine minutes (runs/gpu)"
 	@echo "make benchmark-preprocess  preprocessing beside Megatron-LM's loop"
 	@echo "make lint    ruff, formatting, mypy, shellcheck, hadolint"
 	@echo "make setup   create .venv only; the others do this first"
@@ -41,6 +42,9 @@ test-docker: setup
 
 benchmark: setup
 	@$(PY) benchmarks/competition_step.py
+
+benchmark-gpu: setup
+	@PYTHON=$(PY) bash benchmarks/gpu_suite.sh runs/gpu
 
 benchmark-preprocess: setup
 	@$(PY) benchmarks/preprocess.py

@@ -4,6 +4,7 @@
     python benchmarks/competition_step.py                               # the default table, on gloo ranks of its own
     python benchmarks/competition_step.py --experts 32 --topk 4 --ep 2  # one shape
     torchrun --nproc-per-node 8 benchmarks/competition_step.py --ep 8   # on GPUs, one rank each
+    python benchmarks/competition_step.py --suite models --grouped-gemm # layers of known models, on one GPU
 
 Measured in one run, the three kinds of step taking turns: time, bytes sent and peak memory of the forward and backward
 pass of one MoE layer. Before that the two competing steps are compared in fp32.
@@ -21,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.cases import DEFAULT_CASES, Case
+from benchmarks.cases import ACTIVATIONS, SUITES, Case
 from benchmarks.ranks import (
     DTYPES,
     Settings,
@@ -37,7 +38,9 @@ from megatron_compete.errors import CompeteError, run_command
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for field in fields(Case):
-        parser.add_argument(f"--{field.name}", type=int, help=f"measure one shape; the others as in {Case()!r}")
+        kind: dict[str, Any] = {"choices": ACTIVATIONS} if field.name == "activation" else {"type": int}
+        parser.add_argument(f"--{field.name}", help=f"measure one shape; the others as in {Case()!r}", **kind)
+    parser.add_argument("--suite", choices=SUITES, default="default", help="which table, where no shape is given")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds (default 5)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: fp32 on a CPU, bf16 on GPUs")
     parser.add_argument("--grouped-gemm", action="store_true", help="Transformer Engine's grouped experts (GPUs)")
@@ -53,13 +56,13 @@ def chosen_cases(arguments: argparse.Namespace) -> list[Case]:
     """
     given = {f.name: getattr(arguments, f.name) for f in fields(Case) if getattr(arguments, f.name) is not None}
     case = Case(**given)
-    if min(vars(case).values()) < 1 or arguments.repeats < 1:
+    if min(value for value in vars(case).values() if isinstance(value, int)) < 1 or arguments.repeats < 1:
         raise CompeteError("sizes and --repeats must be 1 or more")
     if case.topk > case.experts:
         raise CompeteError(f"--topk {case.topk} is more than --experts {case.experts}: lower it")
     if case.experts % case.ep:
         raise CompeteError(f"--experts {case.experts} do not divide over --ep {case.ep}: change one")
-    return [case] if given else list(DEFAULT_CASES)
+    return [case] if given else list(SUITES[arguments.suite])
 
 
 def measure(cases: list[Case], settings: Settings) -> list[dict[str, Any]]:

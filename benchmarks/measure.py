@@ -14,6 +14,9 @@ from benchmarks.memory import PeakMemory
 from benchmarks.traffic import count
 from benchmarks.variants import Batch, build_variants, check_equal, device, make_batch, run_step
 
+BATCHES = 3
+"""Inputs that take turns."""
+
 RATIOS = (("competing", "normal"), ("naive", "competing"))
 """Which variant is divided by which."""
 
@@ -22,24 +25,39 @@ def measure_case(case: Case, repeats: int, dtype: torch.dtype, grouped_gemm: boo
     """The whole measurement of one case; every rank calls it and gets the same result.
 
     Returns:
-        `case`, `steps` (per variant: ms, cpu_ms, ms_all, gflop, and in bytes sent_forward, sent_backward, peak) and
-        `time_ratios` (per pair of `RATIOS`, the median of the ratios within a repeat).
+        `case`, `steps` (per variant: ms, cpu_ms, ms_all, gflop, and in bytes sent_forward, sent_backward, peak; one
+        that needs more memory than there is left out) and `time_ratios` (per pair of `RATIOS`, the median of the
+        ratios within a repeat).
     """
-    exact, batch = build_variants(case, torch.float32, grouped_gemm), make_batch(case, torch.float32)
-    check_equal(exact, batch)
-    layers = exact
-    if dtype != torch.float32:
-        del exact, layers
-        layers, batch = build_variants(case, dtype, grouped_gemm), make_batch(case, dtype)
-    steps: dict[str, dict[str, Any]] = {
-        name: _traffic(layer, batch) | {"peak": _peak(layer, batch)} for name, layer in layers.items()
-    }
-    times, cpu_times = _times(layers, batch, repeats)
+    small = case.for_check()
+    check_equal(build_variants(small, torch.float32, grouped_gemm), make_batch(small, torch.float32))
+    layers = build_variants(case, dtype, grouped_gemm)
+    batches = [make_batch(case, dtype, seed) for seed in range(BATCHES)]
+    steps = {name: found for name, layer in layers.items() if (found := _bytes(layer, batches[0])) is not None}
+    times, cpu_times = _times({name: layers[name] for name in steps}, batches, repeats)
     for name, step in steps.items():
         step |= {"ms": median(times[name]), "cpu_ms": median(cpu_times[name]), "ms_all": times[name]}
         step["gflop"] = case.gflop()[name]
-    ratios = {f"{above}/{below}": median(a / b for a, b in zip(times[above], times[below])) for above, below in RATIOS}
+    ratios = {
+        f"{above}/{below}": median(a / b for a, b in zip(times[above], times[below]))
+        for above, below in RATIOS
+        if above in steps and below in steps
+    }
     return {"case": asdict(case), "steps": steps, "time_ratios": ratios}
+
+
+def _bytes(layer: MoELayer, batch: Batch) -> dict[str, Any] | None:
+    """Bytes sent and bytes alive in a step; None where the device has not enough of them, on whatever rank."""
+    try:
+        found = _traffic(layer, batch) | {"peak": _peak(layer, batch)}
+    except torch.OutOfMemoryError:
+        if dist.get_world_size() > 1:  # the others wait in a collective
+            raise
+        found = None
+    if found is None:
+        batch.tokens.grad = None
+        torch.cuda.empty_cache()
+    return found
 
 
 def _over_ranks(value: Any) -> list[Any]:
@@ -70,17 +88,18 @@ Times = dict[str, list[float]]
 """Milliseconds of each repeat, by variant."""
 
 
-def _times(layers: dict[str, MoELayer], batch: Batch, repeats: int) -> tuple[Times, Times]:
+def _times(layers: dict[str, MoELayer], batches: list[Batch], repeats: int) -> tuple[Times, Times]:
     """Elapsed and processor time, of the rank that took most.
 
-    The variants take turns within a repeat, and who begins rotates, so that noise of the machine hits all alike.
+    The variants take turns within a repeat, and who begins rotates, so that noise of the machine hits all alike; so do
+    the inputs, so that none is still in a cache.
     """
     names = list(layers)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for repeat in range(repeats):
         first = repeat % len(names)
         for name in names[first:] + names[:first]:
-            taken[name].append(_time_once(layers[name], batch))
+            taken[name].append(_time_once(layers[name], batches[repeat % len(batches)]))
     elapsed, cpu = ({name: [both[which] for both in all_] for name, all_ in taken.items()} for which in (0, 1))
     return _slowest_rank(elapsed), _slowest_rank(cpu)
 

@@ -10,12 +10,14 @@ import copy
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
-from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, get_default_pg_collection
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_compete.config import CompeteConfig
+from megatron_compete.moe.competition import Competition
+from megatron_compete.moe.layer import with_compete_router
 from megatron_compete.routing.losses import DISTILLATIONS, distillation_target, diversity_loss, entropy_balance_loss
 from megatron_compete.routing.responses import RESPONSES
 from megatron_compete.routing.winners import choose_winners, competition_weights
@@ -81,3 +83,48 @@ class NaiveCompeteLayer(MoELayer):
             + coeff.diversity_coeff * diversity_loss(rows_TKH)
             + coeff.response_balance_coeff * entropy_balance_loss(responses_TE.softmax(dim=-1))
         )
+
+
+class ScheduledNaiveLayer(NaiveCompeteLayer):
+    """The naive layer in a model: dense at the steps that the schedule names, Megatron's at all others.
+
+    Args:
+        competition: as of `CompeteMoELayer`, whose other arguments these are too.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: MoESubmodules | None = None,
+        layer_number: int | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        is_mtp_layer: bool = False,
+        name: str | None = None,
+        *,
+        competition: Competition,
+    ) -> None:
+        assert submodules is not None and not is_mtp_layer
+        groups = pg_collection or get_default_pg_collection()
+        super().__init__(config, with_compete_router(submodules, competition), groups, competition.config)
+        if layer_number is not None:
+            self.set_layer_number(layer_number)
+        self.competition = competition
+        self._dense_dispatcher = self.token_dispatcher
+        self._normal_dispatcher = MoEAlltoAllTokenDispatcher(
+            self.num_local_experts, self.local_expert_indices, config=config, pg_collection=groups
+        )
+        self._dense = False
+
+    def route(self, hidden_states: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Dense or by the router."""
+        self._dense = self.training and self.competition.is_active(self.layer_number)
+        self.token_dispatcher = self._dense_dispatcher if self._dense else self._normal_dispatcher
+        if self._dense:
+            return super().route(hidden_states, padding_mask)
+        return MoELayer.route(self, hidden_states, padding_mask)
+
+    def postprocess(self, output: Tensor, shared_expert_output: Tensor | None) -> Tensor:
+        """The counterpart of `route`."""
+        if self._dense:
+            return super().postprocess(output, shared_expert_output)
+        return MoELayer.postprocess(self, output, shared_expert_output)

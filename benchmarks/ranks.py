@@ -37,7 +37,7 @@ def measure_on_cpu(cases: list[Case], settings: Settings) -> list[dict[str, Any]
     world = cases[0].ep
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder, "results.json")
-        arguments = (world, _free_port(), cases, settings, found)
+        arguments = (world, free_port(), cases, settings, found)
         torch.multiprocessing.spawn(_cpu_rank, arguments, nprocs=world)
         return json.loads(found.read_text())
 
@@ -51,6 +51,7 @@ def measure_here(cases: list[Case], settings: Settings) -> list[dict[str, Any]]:
 
         cpu.activate()
     from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
     from benchmarks.measure import measure_case
 
@@ -58,6 +59,8 @@ def measure_here(cases: list[Case], settings: Settings) -> list[dict[str, Any]]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     parallel_state.initialize_model_parallel(expert_model_parallel_size=cases[0].ep)
+    if torch.cuda.is_available():
+        model_parallel_cuda_manual_seed(1)
     dtype = DTYPES[settings.dtype]
     try:
         return [measure_case(case, settings.repeats, dtype, settings.grouped_gemm) for case in cases]
@@ -67,7 +70,7 @@ def measure_here(cases: list[Case], settings: Settings) -> list[dict[str, Any]]:
 
 def be_the_only_rank() -> None:
     """Set what torchrun would set for a job of one rank."""
-    _set_rank(0, 1, _free_port())
+    _set_rank(0, 1, free_port())
 
 
 def cpu_threads(world: int) -> int:
@@ -90,7 +93,8 @@ def _set_rank(rank: int, world: int, port: int) -> None:
     )  # fmt: skip
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])

@@ -78,6 +78,10 @@ def _format(ratio: float | None) -> str:
 
 def write_json(path: Path, results: list[dict[str, Any]], settings: Settings) -> None:
     """Everything that was measured, bytes and milliseconds, each repeat's time included."""
-    report = {"hardware": hardware(), "settings": settings.__dict__, "cases": results}
+    write_report(path, {"hardware": hardware(), "settings": settings.__dict__, "cases": results})
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """`report` as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")

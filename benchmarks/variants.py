@@ -38,13 +38,15 @@ def device() -> torch.device:
 
 
 def transformer_config(case: Case, dtype: torch.dtype, grouped_gemm: bool) -> TransformerConfig:
-    """Megatron's configuration of one layer with gated SiLU experts and no balance loss of Megatron's."""
+    """Megatron's configuration of one layer of the case, without a balance loss of Megatron's."""
+    gated = case.activation == "swiglu"
     settings: dict[str, Any] = dict(
         num_layers=1, hidden_size=case.hidden, num_attention_heads=1, ffn_hidden_size=case.ffn,
         moe_ffn_hidden_size=case.ffn, num_moe_experts=case.experts, moe_router_topk=case.topk,
         moe_router_load_balancing_type="none", moe_aux_loss_coeff=0.0, moe_token_dispatcher_type="alltoall",
-        moe_grouped_gemm=grouped_gemm, add_bias_linear=False, gated_linear_unit=True, activation_func=F.silu,
-        bias_activation_fusion=False, gradient_accumulation_fusion=False, use_cpu_initialization=True,
+        moe_grouped_gemm=grouped_gemm, add_bias_linear=False, gated_linear_unit=gated,
+        activation_func=F.silu if gated else F.relu, bias_activation_fusion=False, gradient_accumulation_fusion=False,
+        use_cpu_initialization=not torch.cuda.is_available(), perform_initialization=False,
         expert_model_parallel_size=case.ep, bf16=dtype == torch.bfloat16, params_dtype=dtype,
         moe_router_dtype="fp32",
     )  # fmt: skip
@@ -88,9 +90,10 @@ def _spread_weights(layer: MoELayer) -> None:
     """
     with torch.no_grad():
         for part, seed in ((layer.router, 0), (layer.experts, 1 + torch.distributed.get_rank())):
-            random = torch.Generator().manual_seed(seed)
+            random = torch.Generator(device()).manual_seed(seed)
             for weight in part.parameters():
-                weight.copy_(torch.randn(weight.shape, generator=random) / weight.shape[-1] ** 0.5)
+                drawn = torch.randn(weight.shape, generator=random, device=device())
+                weight.copy_(drawn / weight.shape[-1] ** 0.5)
 
 
 def _place(layer: MoELayer) -> None:
@@ -101,9 +104,9 @@ def _place(layer: MoELayer) -> None:
         parameter.grad = torch.zeros_like(parameter)
 
 
-def make_batch(case: Case, dtype: torch.dtype) -> Batch:
+def make_batch(case: Case, dtype: torch.dtype, seed: int = 0) -> Batch:
     """This rank's tokens, of unit scale."""
-    random = torch.Generator().manual_seed(100 + torch.distributed.get_rank())
+    random = torch.Generator().manual_seed(100 + torch.distributed.get_rank() + 1000 * seed)
     tokens, cotangent = torch.randn(2, case.tokens, 1, case.hidden, generator=random).to(device(), dtype)
     return Batch(tokens.requires_grad_(), cotangent)
 

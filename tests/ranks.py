@@ -1,6 +1,7 @@
 """Run a function on several gloo ranks, forked from a server process that has imported Megatron once."""
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import socket
 import sys
@@ -10,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -23,6 +25,8 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     `function` must be importable (module level). Returns each rank's result. A rank that fails, or that is not done
     after `timeout` seconds, fails the test with its output; the others are ended.
     """
+    with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):  # these ranks are CPU ranks, whatever the host has
+        multiprocessing.forkserver.ensure_running()
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
         processes = [

@@ -79,6 +79,13 @@ def write_stdlib_corpus(folder: str, max_bytes: int | None = None) -> StdlibCorp
     return _write(folder, train, heldout, skipped)
 
 
+def stdlib_texts() -> Iterator[str]:
+    """The library's modules, in an order drawn by their paths, so that any first part is a cross-section."""
+    modules, _ = _read_modules(sysconfig.get_path("stdlib"))
+    for module in sorted(modules, key=lambda module: module.draw("choice")):
+        yield module.text
+
+
 def _read_modules(root: str) -> tuple[list[_Module], int]:
     modules, skipped = [], 0
     for path in _module_files(root):

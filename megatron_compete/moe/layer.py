@@ -55,7 +55,7 @@ class CompeteMoELayer(MoELayer):
     ) -> None:
         groups = pg_collection or get_default_pg_collection()
         assert submodules is not None
-        super().__init__(config, _with_compete_router(submodules, competition), layer_number, groups, is_mtp_layer, name)  # fmt: skip
+        super().__init__(config, with_compete_router(submodules, competition), layer_number, groups, is_mtp_layer, name)  # fmt: skip
         self.competition = competition
         self.response = RESPONSES[competition.config.response]
         self.groups = ExpertGroups.of(groups)
@@ -150,7 +150,7 @@ class CompeteMoELayer(MoELayer):
         pass. Microbatches come back in the order they went, so the first pass leaves its winners in a queue and the
         second takes them from there: one scoring pass, and no rounding flip between the two.
         """
-        logits = self.router.gating(hidden_states)
+        logits = self.router(hidden_states, logits_only=True)
         step = self.competition.current_step()
         recomputes = torch.is_grad_enabled() and len(self._first_pass) > 0
         if recomputes:
@@ -184,7 +184,8 @@ class CompeteMoELayer(MoELayer):
         return by_token.view(-1, num_winners, rows.shape[-1])
 
 
-def _with_compete_router(submodules: MoESubmodules, competition: Competition) -> MoESubmodules:
+def with_compete_router(submodules: MoESubmodules, competition: Competition) -> MoESubmodules:
+    """`submodules` with the router of `moe/router.py`."""
     if submodules.router is not TopKRouter:
         raise CompeteError(f"competition extends Megatron's TopKRouter, and this layer's router is {submodules.router}")
     coeff = competition.config.router_balance_coeff if competition.config.enabled else 0.0

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -48,8 +49,15 @@ class CompeteRouter(TopKRouter):
         dtype = {"fp32": torch.float32, "fp64": torch.float64}.get(self.config.moe_router_dtype, input.dtype)
         return torch.nn.functional.linear(input.to(dtype), self.weight.to(dtype))
 
-    def forward(self, input: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `TopKRouter.forward`: router inputs [S, B, H] to probabilities and routing map, both [T, E]."""
+    def forward(self, input: Tensor, padding_mask: Tensor | None = None, logits_only: bool = False) -> Any:
+        """As `TopKRouter.forward`: router inputs [S, B, H] to probabilities and routing map, both [T, E].
+
+        Args:
+            logits_only: just the logits [S, B, E], for a competing step. Asked for here and not by `gating`, because
+                `--overlap-param-gather` waits for a module's weights in hooks of its call.
+        """
+        if logits_only:
+            return self.gating(input)
         self.observe_inputs(input, padding_mask)
         return super().forward(input, padding_mask)
 

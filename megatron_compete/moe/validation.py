@@ -9,6 +9,7 @@ from megatron_compete.config import CompeteConfig, flag_of
 from megatron_compete.errors import CompeteError
 from megatron_compete.moe.kernels.choice import check_score_kernel
 from megatron_compete.routing.responses import RESPONSES
+from megatron_compete.routing.utility import utility
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,19 @@ REFUSALS = (
     Refusal("--moe-router-load-balancing-type", lambda c: _names(c.moe_router_load_balancing_type, "sinkhorn", "quantile_balancing"), "these pick experts by other means than the router's probabilities"),
     Refusal("--moe-enable-routing-replay", lambda c: c.moe_enable_routing_replay, "the replayed experts are not those of this step"),
     Refusal("--fp4-format", lambda c: c.fp4, "the scoring pass does not pad its tokens"),
+    Refusal("--te-precision-config-file", lambda c: c.quant_recipe is not None, "modules with a precision of their own would score in it"),
+    Refusal("--use-transformer-engine-op-fuser", lambda c: c.use_transformer_engine_op_fuser, "not yet proven with the scoring pass"),
+    Refusal("--moe-flex-dispatcher-backend", lambda c: c.fp8 and _pads_in_dispatcher(c), "under FP8 these experts leave padding to that dispatcher, and a competing step uses another"),
 )  # fmt: skip
 
 
 def _names(value: str | list[str], *refused: str) -> bool:
     return any(name in refused for name in ([value] if isinstance(value, str) else value))
+
+
+def _pads_in_dispatcher(config: TransformerConfig) -> bool:
+    """Upstream: `moe_utils.skip_routed_expert_padding`."""
+    return config.moe_token_dispatcher_type == "flex" and config.moe_flex_dispatcher_backend in ("hybridep", "ncclep")
 
 
 def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:
@@ -49,11 +58,24 @@ def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:
         )
     if compete.response not in RESPONSES:
         raise CompeteError(f"{flag_of('response')} {compete.response} is unknown: choose from {', '.join(RESPONSES)}")
-    check_score_kernel(compete.score_kernel, config, RESPONSES[compete.response])
+    check_score_kernel(
+        compete.score_kernel, config, utility if compete.kind == "utility" else RESPONSES[compete.response]
+    )
     if compete.response_gradients == "all" and config.gradient_accumulation_fusion:
         raise CompeteError(
             "--compete-response-gradients all returns expert gradients to autograd, and Megatron's fused accumulation "
             "bypasses it: give --no-gradient-accumulation-fusion"
+        )
+    if compete.response_gradients == "all" and config.fp8_param:
+        raise CompeteError(
+            "--compete-response-gradients all sums expert gradients like the parameters, which --fp8-param-gather "
+            "keeps in FP8: leave one of the two out"
+        )
+    recomputed = config.recompute_modules if config.recompute_granularity == "selective" else None
+    if compete.response_gradients == "all" and "moe_act" in (recomputed or ()):
+        raise CompeteError(
+            "--compete-response-gradients all asks autograd for expert gradients, which Megatron's recomputed "
+            "activations refuse: leave moe_act out of --recompute-modules"
         )
     if compete.kind == "utility":
         _check_utility(config, compete)

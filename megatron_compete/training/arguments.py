@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 from typing import Any, NoReturn
 
 from megatron.training.argument_utils import ArgumentGroupFactory
@@ -18,6 +19,10 @@ EVAL_INTERVAL = 1000
 
 STUCK_TIMEOUT = 1800.0
 """Seconds. Below it lie a step, the optimizer's part included, and the time between two microbatches."""
+GRADIENT_FUSION = "fused_weight_gradient_mlp_cuda"
+"""apex's extension; Megatron's output layer asks for it wherever weight gradients are accumulated by the GEMM."""
+SOFTMAX_FUSION = "scaled_upper_triang_masked_softmax_cuda"
+"""Kernel of Megatron's local attention in half precision."""
 
 
 class CompeteArgumentGroup(ArgumentGroupFactory):
@@ -98,7 +103,10 @@ def parse_arguments() -> argparse.Namespace:
     Raises:
         CompeteError: in one line, for what Megatron would trip over later or with a traceback.
     """
-    check_arguments(parse_args(add_arguments))
+    args = parse_args(add_arguments)
+    check_arguments(args)
+    if not cpu.is_needed():
+        check_installed(args)
     try:
         return parse_and_validate_args(add_arguments)
     except AssertionError as error:
@@ -140,3 +148,23 @@ def _check_on_cpu(args: argparse.Namespace) -> None:
         given = getattr(args, name)
         if given != value:
             raise CompeteError(f"{name} = {given} needs CUDA, and this host has none: leave it out to train on CPU")
+
+
+def installed(module: str) -> bool:
+    """Whether the module can be found; it is not imported, since that may need a device."""
+    return importlib.util.find_spec(module) is not None
+
+
+def check_installed(args: argparse.Namespace) -> None:
+    """Raise a `CompeteError` for a CUDA package that these arguments need and this host lacks.
+
+    Megatron would end in a traceback while it builds the model.
+    """
+    local_attention = args.transformer_impl == "local" and args.masked_softmax_fusion and (args.bf16 or args.fp16)
+    for needed, module, way_out in (
+        (args.transformer_impl == "transformer_engine", "transformer_engine", "--transformer-impl local"),
+        (args.gradient_accumulation_fusion, GRADIENT_FUSION, "--no-gradient-accumulation-fusion"),
+        (local_attention, SOFTMAX_FUSION, "--no-masked-softmax-fusion"),
+    ):
+        if needed and not installed(module):
+            raise CompeteError(f"Megatron's default needs the module {module}: install it, or give {way_out}")

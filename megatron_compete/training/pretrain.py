@@ -37,6 +37,7 @@ from megatron_compete.moe.validation import check_supported
 from megatron_compete.runtime import cpu
 from megatron_compete.runtime.launch import environment_defaults
 from megatron_compete.runtime.launch_environment import enter_launch
+from megatron_compete.runtime.prebuilt import use_prebuilt_helpers
 from megatron_compete.training.arguments import compete_config_from_args, parse_arguments
 from megatron_compete.training.batches import forward_step
 from megatron_compete.training.data_check import check_data
@@ -101,6 +102,7 @@ def train() -> None:
     """Train as `sys.argv` says."""
     args = parse_arguments()
     check_data(args)
+    use_prebuilt_helpers()
     install_optimizer_layout()
     config = model_config(args)
     with reliable(config, args), written_progress():

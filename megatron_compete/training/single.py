@@ -17,6 +17,7 @@ from megatron.training.models.gpt import GPTModelBuilder
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.errors import CompeteError
 from megatron_compete.runtime import cpu
+from megatron_compete.runtime.prebuilt import use_prebuilt_helpers
 from megatron_compete.training.arguments import add_arguments
 from megatron_compete.training.pretrain import model_config
 
@@ -70,6 +71,7 @@ def load_model(checkpoint: TorchDistCheckpoint, tokenizer_model: str | None = No
         )
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "0")
+    use_prebuilt_helpers()
     set_global_variables(args)
     initialize_megatron(allow_no_cuda=cpu.is_active())
     fresh, trained = (_build(args) for _ in range(2))

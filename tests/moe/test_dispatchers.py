@@ -8,9 +8,8 @@ import pytest
 from tests.moe import layouts
 from tests.moe.layouts import BATCH, EXPERTS, FFN, HIDDEN, SEQUENCE, SHARED_FFN, Layout
 from tests.moe.reference import Weights
-from tests.moe.steps import check, random_batch
-from tests.moe.test_layouts import CASES, STRONG
-from tests.ranks import run_rank
+from tests.moe.steps import Batch, Case, Result, check, random_batch, train_step
+from tests.moe.test_layouts import CASES
 
 DISPATCHED = [
     Layout(),
@@ -46,16 +45,37 @@ def test_shared_experts(layout: Layout, kind: str) -> None:
     check(layout, random_batch(layout, SEQUENCE, BATCH), CASES, weights, **SHARED[kind])
 
 
-def flex_layer() -> str:
-    from megatron_compete.moe.layer import CompeteMoELayer
+def train_with_flex(
+    layout: Layout, batch: Batch, cases: dict[str, Case], weights: Weights, overrides: dict[str, Any]
+) -> dict[str, Result]:
+    """The steps with Megatron's flex dispatcher replaced by one that can run on a CPU and counts what it combines.
 
-    layouts.initialize(Layout())
-    weights = Weights.random(EXPERTS, HIDDEN, FFN)
-    layer: CompeteMoELayer = layouts.build_layer(Layout(dispatcher="flex"), weights, STRONG, lambda: 0)
-    return type(layer._row_dispatcher).__name__
+    DeepEP, HybridEP and NCCL-EP are CUDA libraries for several ranks: their dispatcher cannot be built here.
+    """
+    from megatron.core.transformer.moe import moe_layer
+    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+
+    combined = []
+
+    class FlexOnCpu(MoEAlltoAllTokenDispatcher):
+        def combine_postprocess(self, rows: Any) -> Any:
+            combined.append(len(rows))
+            return super().combine_postprocess(rows)
+
+    moe_layer.MoEFlexTokenDispatcher = FlexOnCpu
+    layouts.initialize(layout)
+    results = {}
+    for name, case in cases.items():
+        combined.clear()
+        layer = layouts.build_layer(layout, weights, case.config, case.current_step, **overrides)
+        assert type(layer.token_dispatcher) is FlexOnCpu
+        results[name] = train_step(layer, layout, batch)
+        assert bool(combined) == (not case.competes), name
+    return results
 
 
-@pytest.mark.gpu
-def test_flex_dispatcher() -> None:
-    """DeepEP, HybridEP and NCCL-EP are CUDA libraries: Megatron cannot build its flex dispatcher on a CPU."""
-    assert run_rank(flex_layer) == "MoEAlltoAllTokenDispatcher"
+@pytest.mark.parametrize("layout", DISPATCHED[:2], ids=str)
+def test_flex_dispatcher_serves_normal_steps_alone(layout: Layout) -> None:
+    """It sums a token's rows inside its kernel; a competing step needs them apart and uses all-to-all."""
+    layout = dataclasses.replace(layout, dispatcher="flex")
+    check(layout, random_batch(layout, SEQUENCE, BATCH), CASES, on_rank=train_with_flex)

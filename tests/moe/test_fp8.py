@@ -1,5 +1,9 @@
-"""FP8 training through Transformer Engine: scores of bf16, and an untouched history of largest values."""
+"""FP8 training through Transformer Engine: scores of bf16, an untouched history of largest values, fresh weights."""
 
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -9,14 +13,68 @@ from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.precision import scoring_precision
 from tests.moe.layouts import Layout, transformer_config
 
-HIDDEN, FFN, EXPERTS, TOKENS = 64, 128, 8, 48
+HIDDEN, FFN, EXPERTS, TOKENS = 128, 128, 8, 48
 RECIPES = ("delayed", "tensorwise", "blockwise")
 STRONG = CompeteConfig(rate=1.0, max_active_layers=1, distill_coeff=0.7, diversity_coeff=0.5, score_chunk_tokens=20)
 
 
-def test_without_fp8_nothing_changes() -> None:
-    with scoring_precision(transformer_config(Layout())) as nothing:
-        assert nothing is None
+class CachingLinear(torch.nn.Module):
+    """What Megatron's wrapper of a Transformer Engine module does with its flag: any pass takes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_first_microbatch = True
+
+    def forward(self) -> None:
+        self.is_first_microbatch = False
+
+
+@pytest.fixture
+def states(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """A stand-in for Transformer Engine; whether FP8 is enabled, from the outermost autocast to the innermost."""
+    inside: list[bool] = []
+
+    @contextmanager
+    def autocast(enabled: bool) -> Iterator[None]:
+        inside.append(enabled)
+        try:
+            yield
+        finally:
+            inside.pop()
+
+    pytorch = types.ModuleType("transformer_engine.pytorch")
+    pytorch.autocast = autocast  # type: ignore[attr-defined]
+    package = types.ModuleType("transformer_engine")
+    package.pytorch = pytorch  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "transformer_engine", package)
+    monkeypatch.setitem(sys.modules, "transformer_engine.pytorch", pytorch)
+    return inside
+
+
+def test_without_fp8_nothing_changes(states: list[bool]) -> None:
+    linear = CachingLinear()
+    with scoring_precision(transformer_config(Layout()), linear):
+        linear()
+        assert states == []
+    assert not linear.is_first_microbatch
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_scoring_does_not_count_as_the_first_microbatch(states: list[bool], first: bool) -> None:
+    """Else the winners' pass would take the FP8 weights that were cast at the previous step."""
+    config = transformer_config(Layout())
+    config.fp8 = "hybrid"
+    experts = torch.nn.ModuleList([CachingLinear(), torch.nn.Linear(2, 2)])
+    experts[0].is_first_microbatch = first
+    with scoring_precision(config, experts):
+        experts[0]()
+        assert states == [False]
+    assert states == []
+    assert experts[0].is_first_microbatch == first
+    with pytest.raises(RuntimeError), scoring_precision(config, experts):
+        experts[0]()
+        raise RuntimeError
+    assert experts[0].is_first_microbatch == first
 
 
 def build(recipe: str | None) -> Any:
@@ -84,3 +142,30 @@ def test_scoring_leaves_the_history_of_largest_values_alone() -> None:
         before = history.clone()
         layer.route(tokens() * 100)
     assert torch.equal(before, layer.experts.linear_fc1.fp8_meta["scaling_fwd"].amax_history)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_competing_step_runs_on_this_steps_weights(recipe: str) -> None:
+    """After an optimizer step the FP8 copies of the weights are cast anew, also where scoring came first."""
+    pytest.importorskip("transformer_engine")
+    from megatron.core.fp8_utils import get_fp8_context
+
+    layer, inputs = build(recipe), tokens()
+
+    def output() -> torch.Tensor:
+        with get_fp8_context(layer.config):
+            return layer(inputs)[0].detach().float()
+
+    before = output()
+    with torch.no_grad():
+        for parameter in layer.experts.parameters():
+            parameter.mul_(-1)
+    layer.set_is_first_microbatch()
+    after = output()
+    fresh = build(recipe)
+    fresh.load_state_dict(layer.state_dict())
+    with get_fp8_context(fresh.config):
+        expected = fresh(inputs)[0].detach().float()
+    assert (after - expected).norm() < 0.1 * expected.norm()
+    assert (after - before).norm() > 0.5 * before.norm()

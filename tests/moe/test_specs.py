@@ -45,6 +45,14 @@ REFUSED: dict[str, dict[str, Any]] = {
     "--moe-expert-capacity-factor": dict(moe_expert_capacity_factor=1.0, moe_router_load_balancing_type="aux_loss"),
     "--moe-enable-routing-replay": dict(moe_enable_routing_replay=True),
 }
+NEEDS_CUDA: dict[str, dict[str, Any]] = {
+    "--te-precision-config-file": dict(quant_recipe=object()),
+    "--use-transformer-engine-op-fuser": dict(use_transformer_engine_op_fuser=True),
+    "--moe-flex-dispatcher-backend": dict(
+        fp8="hybrid", moe_token_dispatcher_type="flex", moe_flex_dispatcher_backend="hybridep"
+    ),
+}
+"""Settings that Megatron's own configuration accepts only where Transformer Engine is installed."""
 
 
 @pytest.mark.parametrize("flag", REFUSED)
@@ -53,6 +61,39 @@ def test_refusals_name_the_flag(flag: str) -> None:
 
     with pytest.raises(CompeteError, match=f"{flag} does not work with competition routing"):
         check_supported(transformer_config(Layout(), **REFUSED[flag]), CompeteConfig())
+
+
+@pytest.mark.parametrize("flag", NEEDS_CUDA)
+def test_refusals_of_settings_for_cuda(flag: str) -> None:
+    from megatron_compete.moe.validation import check_supported
+
+    config = transformer_config(Layout())
+    for name, value in NEEDS_CUDA[flag].items():
+        assert hasattr(config, name)
+        setattr(config, name, value)
+    with pytest.raises(CompeteError, match=f"{flag} does not work with competition routing"):
+        check_supported(config, CompeteConfig())
+
+
+def test_deepep_pads_fp8_tokens_in_the_experts_and_is_allowed() -> None:
+    from megatron_compete.moe.validation import check_supported
+
+    config = transformer_config(Layout())
+    config.fp8, config.moe_token_dispatcher_type, config.moe_flex_dispatcher_backend = "hybrid", "flex", "deepep"
+    check_supported(config, CompeteConfig())
+    config.fp8_param = True
+    with pytest.raises(CompeteError, match="--fp8-param-gather keeps in FP8"):
+        check_supported(config, CompeteConfig(response_gradients="all"))
+
+
+def test_gradients_for_all_responses_need_activations_that_are_kept() -> None:
+    from megatron_compete.moe.validation import check_supported
+
+    config = transformer_config(Layout())
+    config.recompute_granularity, config.recompute_modules = "selective", ["moe_act"]
+    check_supported(config, CompeteConfig())
+    with pytest.raises(CompeteError, match="leave moe_act out of --recompute-modules"):
+        check_supported(config, CompeteConfig(response_gradients="all"))
 
 
 def test_every_refusal_reads_a_real_setting() -> None:
