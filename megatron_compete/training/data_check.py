@@ -2,9 +2,14 @@
 
 import argparse
 
+from megatron.core.datasets.blended_megatron_dataset_config import (
+    convert_split_vector_to_split_matrix,
+    parse_and_normalize_split,
+)
 from megatron.training import get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split
 
+from megatron_compete.data.index_file import read_index
 from megatron_compete.data.match import check_tokenizer_matches
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.errors import CompeteError
@@ -18,7 +23,7 @@ def data_prefixes(args: argparse.Namespace) -> list[str]:
 
 
 def check_data(args: argparse.Namespace) -> None:
-    """Raise a `CompeteError` for a missing dataset, or one that another tokenizer made."""
+    """Raise a `CompeteError` for a missing dataset, one that another tokenizer made, or an empty part of --split."""
     if args.mock_data:
         return
     prefixes = data_prefixes(args)
@@ -32,3 +37,22 @@ def check_data(args: argparse.Namespace) -> None:
             vocab_size=get_tokenizer().vocab_size,
             tokenizer_options=TokenizerChoice.from_arguments(args).options,
         )
+    blend, _ = get_blend_and_blend_per_split(args)
+    if blend is not None and args.split is not None:
+        for prefix in prefixes:
+            check_split(prefix, args.split)
+
+
+def check_split(prefix: str, split: str) -> None:
+    """Raise a `CompeteError` where a part of `--split` gets none of a dataset's documents.
+
+    Megatron gathers epochs of such a part until they hold enough tokens, which is never
+    (`BlendedMegatronDatasetBuilder._build_megatron_dataset_splits`, `GPTDataset._get_num_epochs`).
+    """
+    documents = read_index(f"{prefix}.idx").sequences
+    matrix = convert_split_vector_to_split_matrix(parse_and_normalize_split(split))
+    for name, bounds in zip(("training", "validation", "test"), matrix):
+        if bounds is not None and round(bounds[0] * documents) >= round(bounds[1] * documents):
+            raise CompeteError(
+                f"--split {split} leaves {name} none of the {documents} documents of {prefix}: give it a larger share, or 0"
+            )

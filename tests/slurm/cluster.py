@@ -133,9 +133,9 @@ class Cluster:
         _wait_until(lambda: self.usable_nodes() == set(self.nodes), 60, lambda: self._daemon_log("slurmctld"))
 
     def start_node(self, node: str) -> None:
-        """Start a node's slurmd, with its own host name and /etc/hosts."""
+        """Start a node's slurmd, with its own host name, /etc/hosts and shared memory (MPI names its segments by job)."""
         (self.folder / "spool" / node).mkdir(parents=True, exist_ok=True)
-        script = 'mount --bind "$3" /etc/hosts && hostname "$1" && exec slurmd -D -N "$1" -f "$2"'
+        script = 'mount --bind "$3" /etc/hosts && mount -t tmpfs tmpfs /dev/shm && hostname "$1" && exec slurmd -D -N "$1" -f "$2"'
         self._start(node, "unshare", "--uts", "--mount", "sh", "-c", script, "sh", node, self.environment["SLURM_CONF"],
                     str(self.folder / "hosts"))  # fmt: skip
 
