@@ -38,6 +38,7 @@ from megatron_compete.training.data_check import check_data
 from megatron_compete.training.datasets import build_datasets
 from megatron_compete.training.flops import install_flops
 from megatron_compete.training.optimizer_layout import install_optimizer_layout
+from megatron_compete.training.probe import install_probe
 from megatron_compete.training.schedule_keeping import check_agreement, keep_schedule
 
 
@@ -94,6 +95,7 @@ def train() -> None:
     args = parse_arguments()
     check_data(args)
     install_optimizer_layout()
+    install_probe(args)
     pretrain(
         pretrain_cfg_container_from_args(args, model_config(args)),
         build_datasets,
