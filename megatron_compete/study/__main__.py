@@ -26,7 +26,9 @@ def parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = argparse.ArgumentParser(prog="python -m megatron_compete.study", description=__doc__, allow_abbrev=False)
     flag = parser.add_argument
-    flag("--config", type=Path, required=True, metavar="FILE", help="the study, see examples/studies/ and docs/study.md")
+    flag(
+        "--config", type=Path, required=True, metavar="FILE", help="the study, see examples/studies/ and docs/study.md"
+    )
     flag("--out", type=Path, metavar="DIR", help="its folder (default: runs/studies/NAME)")
     flag("--jobs", type=int, metavar="N", help="runs at a time (default: the study's jobs, else 1)")
     flag("--only", action="append", default=[], metavar="NAME", help="a variant, or VARIANT/seed-N; may be repeated")
@@ -58,7 +60,9 @@ def run(options: argparse.Namespace) -> None:
     if options.slurm:
         submit(study, runs, options.config, folder)
         return
-    trainer = Trainer(study, folder.absolute(), corpus, _say, options.any_code, not options.cold, options.keep_checkpoints)
+    trainer = Trainer(
+        study, folder.absolute(), corpus, _say, options.any_code, not options.cold, options.keep_checkpoints
+    )
     trainer.train(runs, options.jobs or study.jobs)
     if not options.no_report:
         write_report(study, folder)

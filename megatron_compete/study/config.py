@@ -154,7 +154,7 @@ class _Reader:
         if not isinstance(value, kind) or wrong_bool:
             names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
             self.fail(f"is {value!r}: give a {names}", key)
-        if least is not None and value < least:
+        if least is not None and float(value) < least:
             self.fail(f"is {value}: give {least} or more", key)
         return value
 

@@ -231,4 +231,3 @@ def draw_experts(study: Study, logs: Logs) -> Any:
         bar = figure.colorbar(image, ax=panels, shrink=0.6, extend="max")
         bar.set_label("tokens / mean", fontsize=8)
     return figure
-

@@ -1,12 +1,12 @@
 """The folder of a study, and of each of its runs.
 
-    OUT/
-      study.yaml                  the configuration
-      corpus/                     text, tokenizer, datasets
-      runs/VARIANT/seed-N/        finished.json, probe.jsonl, scalars.csv: the raw logs, a few hundred KB at most
-      runs/VARIANT/seed-N/work/   recipe, output, checkpoints, TensorBoard: only needed until the run is finished
-      superseded/                 runs of other settings that stood in the way
-      report.md, report.html, table.csv, table.md, curves.csv, *.png
+OUT/
+  study.yaml                  the configuration
+  corpus/                     text, tokenizer, datasets
+  runs/VARIANT/seed-N/        finished.json, probe.jsonl, scalars.csv: the raw logs, a few hundred KB at most
+  runs/VARIANT/seed-N/work/   recipe, output, checkpoints, TensorBoard: only needed until the run is finished
+  superseded/                 runs of other settings that stood in the way
+  report.md, report.html, table.csv, table.md, curves.csv, *.png
 """
 
 import fcntl
@@ -86,7 +86,8 @@ class RunFolder:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The file's content, None where there is no file."""
     try:
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
     except FileNotFoundError:
         return None
 

@@ -66,8 +66,8 @@ def runs_of(study: Study) -> list[Run]:
 
 def _start_run(study: Study, name: str, seed: int) -> Run:
     start = study.starts[name]
-    dense = {"num-experts": None, "moe-router-topk": None, "moe-grouped-gemm": None, "router": "topk"}
-    recipe = _recipe(study, seed, start.steps, {**dense, **start.arguments})
+    of_experts = [one for one in study.recipe.arguments if one.startswith(("moe-", "compete-")) or "expert" in one]
+    recipe = _recipe(study, seed, start.steps, dict.fromkeys(of_experts) | {"router": "topk"} | start.arguments)
     return Run(name, seed, start.steps, recipe, is_start=True)
 
 
@@ -144,4 +144,3 @@ def _meaning(source: str) -> str:
 
 def _is_text(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-

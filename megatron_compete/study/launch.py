@@ -96,7 +96,10 @@ def _rank(arguments: list[str], folder: str, parent: Connection) -> None:
     output = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (
+        open(number, "w", buffering=1, closefd=False)  # noqa: SIM115  as long as the process
+        for number in (1, 2)
+    )
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ.update(
         RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
@@ -146,6 +149,3 @@ def prepare_environment() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.update(environment_defaults())
-
-
-

@@ -130,4 +130,6 @@ def write_curves(logs: dict[str, list[RunLog]], path: Path) -> None:
                     seconds = [f"{run.seconds[clock][step]:.3f}" for clock in ("processor", "wall")]
                     values = [run.metrics.get(name, {}).get(step) for name in METRICS]
                     shown = ["" if value is None else f"{value:.6g}" for value in values]
-                    table.writerow([run.variant, run.seed, step, int(run.tokens[step]), *seconds, f"{loss:.6f}", *shown])
+                    table.writerow(
+                        [run.variant, run.seed, step, int(run.tokens[step]), *seconds, f"{loss:.6f}", *shown]
+                    )

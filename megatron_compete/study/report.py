@@ -39,7 +39,9 @@ def write_report(study: Study, folder: Path) -> None:
     logs = read_logs(study, folder)
     rows = rows_of(study, logs)
     if not rows:
-        raise CompeteError(f"{folder} has no finished runs of {study.baseline}: train them first, without --report-only")
+        raise CompeteError(
+            f"{folder} has no finished runs of {study.baseline}: train them first, without --report-only"
+        )
     write_csv(rows, folder / "table.csv")
     write_curves(logs, folder / "curves.csv")
     (folder / "table.md").write_text(markdown_table(rows))
@@ -125,7 +127,7 @@ def html_page(title: str, text: str, folder: Path) -> str:
     body = markdown.markdown(text, extensions=["tables"])
     body = re.sub(r'src="([^":]+\.png)"', lambda found: f'src="{_data_uri(folder / found[1])}"', body)
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f"<!doctype html>\n<html lang=\"en\"><head>{head}</head>\n<body>\n{body}\n</body></html>\n"
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
 def _data_uri(path: Path) -> str:

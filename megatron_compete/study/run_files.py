@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def write_scalars(path: Path, scalars: Scalars, probed: list[int]) -> None:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(["scalar", "step", "mean", "values"])
         for name in names:
-            for before, step in zip(probed, probed[1:]):
+            for before, step in pairwise(probed):
                 values = [value for at, value in sorted(scalars[name].items()) if before < at <= step]
                 if values:
                     table.writerow([name, step, repr(sum(values) / len(values)), len(values)])
@@ -86,7 +87,7 @@ def make_start(folder: RunFolder, study: Study, run: Run) -> None:
     import_checkpoint(Import(folder.work / "checkpoints", folder.upcycled, source="megatron", force=True, upcycling=upcycling))  # fmt: skip
 
 
-def last_words(folder: RunFolder, lines: int = 15) -> str:
+def last_words(folder: RunFolder, lines: int = 3) -> str:
     """The end of a run's output; of bad input its one line."""
     text = folder.log.read_text(errors="replace") if folder.log.exists() else ""
     errors = [line for line in text.splitlines() if line.startswith("error: ")]

@@ -83,5 +83,3 @@ def _sbatch(arguments: list[str]) -> str:
     job = done.stdout.strip().split(";")[0]
     print(f"submitted {job}: {shlex.join(arguments)}")
     return job
-
-

@@ -59,7 +59,9 @@ def check_probe_arguments(args: argparse.Namespace) -> None:
                 "sequences on each rank; use data and expert parallelism"
             )
     if getattr(args, "overlap_param_gather", False):
-        raise CompeteError("--overlap-param-gather with --probe-log: weights are not whole between steps; leave one out")
+        raise CompeteError(
+            "--overlap-param-gather with --probe-log: weights are not whole between steps; leave one out"
+        )
 
 
 def read_sequences(prefix: str, count: int, length: int) -> Tensor:
@@ -112,7 +114,9 @@ class RouterHabits:
 def routers_of(model: torch.nn.Module) -> list[TopKRouter]:
     """The decoder's routers in order of depth."""
     found = [module for module in model.modules() if isinstance(module, TopKRouter)]
-    return sorted((router for router in found if not getattr(router, "is_mtp_layer", False)), key=lambda r: r.layer_number)
+    return sorted(
+        (router for router in found if not getattr(router, "is_mtp_layer", False)), key=lambda r: r.layer_number
+    )
 
 
 @contextmanager
