@@ -62,7 +62,7 @@ def test_a_mistake_is_named(tmp_path: Path, name: str) -> None:
 
 
 def test_variants_without_a_common_seed_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CompeteError, match="variants.paper shares no seed with its baseline 'topk'"):
+    with pytest.raises(CompeteError, match=r"variants\.paper shares no seed with its baseline 'topk'"):
         study_of(tmp_path, finalists={"variants": ["paper"], "seeds": [7]})
 
 
