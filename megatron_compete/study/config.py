@@ -14,25 +14,17 @@
 What the arguments mean is the trainer's business; a study only varies them. `docs/study.md` explains every key.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn
 
 import yaml
 
 from megatron_compete.errors import CompeteError
 from megatron_compete.recipe import LAUNCH_OPTIONS, Recipe, Value, read_recipe
+from megatron_compete.study.config_reader import Arguments, Reader
 
-Arguments = dict[str, Value]
 SOURCES = ("stdlib", "packages")
 CLOCKS = ("processor", "wall")
-
-OWN_ARGUMENTS = (
-    "train-iters", "probe-log", "probe-data", "probe-sequences", "probe-interval", "save", "load", "save-interval",
-    "tensorboard-dir", "data-cache-path",
-)  # fmt: skip
-"""Arguments that a study sets for each of its runs, and that it takes from its own keys."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +102,7 @@ class Study:
     probe_interval: int = 100
     probe_sequences: int = 64
     save_interval: int | None = None
+    """Steps between checkpoints, from which a killed run goes on; None: it begins again."""
     clock: str = "processor"
     jobs: int = 1
     budget_minutes: float | None = None
@@ -122,69 +115,6 @@ class Study:
     def baseline_of(self, variant: str) -> str:
         """The variant that this one is compared with."""
         return self.variants[variant].baseline or self.baseline
-
-
-class _Reader:
-    """Values of one mapping of the file, with errors that name file and key."""
-
-    def __init__(self, path: Path, content: Any, where: str = "") -> None:
-        self.path, self.where = path, where
-        if not isinstance(content, Mapping):
-            self.fail(f"is a {type(content).__name__}, not a mapping of names to values")
-        self.content = dict(content)
-
-    def fail(self, what: str, key: str = "") -> NoReturn:
-        name = ".".join(part for part in (self.where, key) if part)
-        raise CompeteError(f"--config {self.path}: {name or 'the file'} {what}")
-
-    def only(self, *known: str) -> None:
-        """Refuse keys that mean nothing."""
-        for key in self.content:
-            if key not in known:
-                self.fail(f"is no key of a study here: known are {', '.join(known)}", str(key))
-
-    def part(self, key: str) -> "_Reader":
-        return _Reader(self.path, self.content.get(key) or {}, ".".join(filter(None, (self.where, key))))
-
-    def get(self, key: str, kind: type | tuple[type, ...], default: Any = None, least: float | None = None) -> Any:
-        value = self.content.get(key, default)
-        if value is None and default is None:
-            return None
-        wrong_bool = isinstance(value, bool) and kind is not bool
-        if not isinstance(value, kind) or wrong_bool:
-            names = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-            self.fail(f"is {value!r}: give a {names}", key)
-        if least is not None and float(value) < least:
-            self.fail(f"is {value}: give {least} or more", key)
-        return value
-
-    def need(self, key: str, kind: type | tuple[type, ...], least: float | None = None) -> Any:
-        if self.content.get(key) is None:
-            self.fail("is missing", key)
-        return self.get(key, kind, least=least)
-
-    def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
-        value = self.get(key, str, default)
-        if value not in choices:
-            self.fail(f"is {value!r}: choose from {', '.join(choices)}", key)
-        return str(value)
-
-    def seeds(self, key: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
-        values = self.content.get(key, default)
-        if not isinstance(values, list | tuple) or not values or not all(type(value) is int for value in values):
-            self.fail(f"is {values!r}: give a list of whole numbers", key)
-        if len(set(values)) < len(values):
-            self.fail(f"is {values!r}: name each seed once", key)
-        return tuple(values)
-
-    def arguments(self, key: str) -> Arguments:
-        part = self.part(key)
-        for name, value in part.content.items():
-            if not isinstance(value, bool | str | int | float | list | None):
-                part.fail(f"is a {type(value).__name__}: give a scalar or a list", str(name))
-            if name in OWN_ARGUMENTS:
-                part.fail("is set by the study itself: leave it out", str(name))
-        return part.content
 
 
 KEYS = (
@@ -205,7 +135,7 @@ def read_study(path: Path) -> Study:
         raise CompeteError(f"--config {path} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
         raise CompeteError(f"--config {path} is not YAML: {error}") from error
-    reader = _Reader(path, content)
+    reader = Reader(path, content)
     reader.only(*KEYS)
     variants, starts = _variants(reader), _starts(reader)
     probe, finalists, slurm = reader.part("probe"), reader.part("finalists"), reader.part("slurm")
@@ -237,7 +167,7 @@ def read_study(path: Path) -> Study:
     return study
 
 
-def _recipe(reader: _Reader) -> Recipe:
+def _recipe(reader: Reader) -> Recipe:
     file = reader.get("recipe", str)
     recipe = Recipe() if file is None else read_recipe(reader.path.parent / file)
     launch = reader.part("launch")
@@ -247,7 +177,7 @@ def _recipe(reader: _Reader) -> Recipe:
     return recipe
 
 
-def _variants(reader: _Reader) -> dict[str, Variant]:
+def _variants(reader: Reader) -> dict[str, Variant]:
     found = {}
     variants = reader.part("variants")
     for name in variants.content:
@@ -264,7 +194,7 @@ def _variants(reader: _Reader) -> dict[str, Variant]:
     return found
 
 
-def _starts(reader: _Reader) -> dict[str, Start]:
+def _starts(reader: Reader) -> dict[str, Start]:
     found = {}
     starts = reader.part("starts")
     for name in starts.content:
@@ -283,7 +213,7 @@ def _starts(reader: _Reader) -> dict[str, Start]:
     return found
 
 
-def _corpus(reader: _Reader) -> Corpus:
+def _corpus(reader: Reader) -> Corpus:
     part = reader.part("corpus")
     part.only(*(one.name.replace("_", "-") for one in fields(Corpus)))
     corpus = Corpus(
@@ -298,13 +228,13 @@ def _corpus(reader: _Reader) -> Corpus:
     return corpus
 
 
-def _check_name(reader: _Reader, name: str) -> None:
+def _check_name(reader: Reader, name: str) -> None:
     """Names become folders and Slurm's lines."""
     if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
         reader.fail("is no name: use letters, digits, '-', '_' and '.'", name)
 
 
-def _check_names(reader: _Reader, study: Study) -> None:
+def _check_names(reader: Reader, study: Study) -> None:
     if not study.variants:
         reader.fail("is missing or empty: name at least the baseline", "variants")
     known = ", ".join(study.variants)

@@ -14,7 +14,8 @@ from pathlib import Path
 from megatron_compete.data import stdlib_corpus
 from megatron_compete.data.preprocess import main as preprocess
 from megatron_compete.data.tokenizer import main as train_tokenizer
-from megatron_compete.study.config import Corpus, Value
+from megatron_compete.recipe import Value
+from megatron_compete.study.config import Corpus
 
 READY = "corpus.json"
 END_OF_DOCUMENT = "<|end|>"

@@ -36,6 +36,10 @@ def draw_all(study: Study, logs: Logs, rows: Sequence[Row], folder: Path) -> dic
             lambda: draw_differences(rows),
             f"Held-out loss minus the baseline's: mean over seeds and its {CONFIDENCE:.0%} interval. Hollow: the interval holds 0.",
         ),
+        "gaps.png": (
+            lambda: draw_gaps(study, logs),
+            f"Held-out loss minus the baseline's of the same seed, over the steps. {band}",
+        ),
         "loss-steps.png": (
             lambda: draw_losses(study, logs, "steps"),
             f"Held-out loss against steps, each variant (blue) over its baseline (grey), last two thirds. {band}",
@@ -107,11 +111,11 @@ def _wrapped(text: str, width: int = 30) -> str:
     return "\n".join(textwrap.wrap(text, width))
 
 
-def _band(axes: Any, curve: Curve, colour: str, label: str) -> None:
+def _band(axes: Any, curve: Curve, colour: str) -> None:
     """Mean and range over seeds."""
     x, values = curve
     axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.25, linewidth=0)
-    axes.plot(x, values.mean(axis=0), color=colour, linewidth=1.3, label=label)
+    axes.plot(x, values.mean(axis=0), color=colour, linewidth=1.3)
 
 
 def _common(series: Sequence[Series]) -> tuple[list[int], np.ndarray]:
@@ -129,6 +133,36 @@ def loss_curve(runs: Sequence[RunLog], clock: str, over: str) -> Curve:
     return [seconds[step] for step in steps], losses
 
 
+def same_seeds(runs: Sequence[RunLog], like: Sequence[RunLog]) -> list[RunLog]:
+    """The runs whose seeds the others have too; all where none has."""
+    seeds = {run.seed for run in like}
+    return [run for run in runs if run.seed in seeds] or list(runs)
+
+
+def draw_gaps(study: Study, logs: Logs) -> Any:
+    """Each variant's loss minus its baseline's of the same seed, over the steps; None without a pair."""
+    pairs: dict[str, list[Series]] = {}
+    for name, runs in logs.items():
+        baseline = {run.seed: run.loss for run in logs.get(study.baseline_of(name), ())}
+        if study.baseline_of(name) != name and any(run.seed in baseline for run in runs):
+            pairs[name] = [_minus(run.loss, baseline[run.seed]) for run in runs if run.seed in baseline]
+    if not pairs:
+        return None
+    figure, panels = _panels(len(pairs), sharex=True, sharey=True)
+    for axes, (name, gaps) in zip(panels, pairs.items()):
+        steps, values = _common(gaps)
+        axes.axhline(0, color=GREY, linewidth=1)
+        _band(axes, ([float(step) for step in steps], values), BLUE)
+        _finish(axes, study.variants[name].label)
+    figure.supxlabel("steps", fontsize=9)
+    figure.supylabel("loss minus baseline's (nats/token)", fontsize=9)
+    return figure
+
+
+def _minus(one: Series, other: Series) -> Series:
+    return {step: one[step] - other[step] for step in one.keys() & other.keys()}
+
+
 def draw_losses(study: Study, logs: Logs, over: str) -> Any:
     """Each variant over its baseline."""
     names = [name for name in logs if study.baseline_of(name) != name and study.baseline_of(name) in logs]
@@ -136,11 +170,12 @@ def draw_losses(study: Study, logs: Logs, over: str) -> Any:
     figure, panels = _panels(len(names), sharex=over == "steps", sharey=True)
     lowest, highest = math.inf, -math.inf
     for axes, name in zip(panels, names):
-        for shown, colour in ((study.baseline_of(name), GREY), (name, BLUE)):
-            curve = loss_curve(logs[shown], study.clock, over)
+        baseline = same_seeds(logs[study.baseline_of(name)], logs[name])
+        for runs, colour in ((baseline, GREY), (logs[name], BLUE)):
+            curve = loss_curve(runs, study.clock, over)
             first = round(len(curve[0]) * (1 - SHOWN_SHARE))
             lowest, highest = min(lowest, curve[1].min()), max(highest, curve[1][:, first:].max())
-            _band(axes, curve, colour, shown)
+            _band(axes, curve, colour)
         _finish(axes, study.variants[name].label)
     margin = 0.04 * (highest - lowest)
     for axes in panels:
@@ -159,7 +194,7 @@ def draw_metric(study: Study, logs: Logs, colours: Mapping[str, str], label: str
     for axes, name in zip(panels, names):
         for metric, colour in colours.items():
             steps, values = _common([run.metrics[metric] for run in logs[name]])
-            _band(axes, ([float(step) for step in steps], values), colour, metric)
+            _band(axes, ([float(step) for step in steps], values), colour)
         _finish(axes, study.variants[name].label)
         if limits:
             axes.set_ylim(*limits)

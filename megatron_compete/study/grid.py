@@ -68,6 +68,7 @@ def _start_run(study: Study, name: str, seed: int) -> Run:
     start = study.starts[name]
     of_experts = [one for one in study.recipe.arguments if one.startswith(("moe-", "compete-")) or "expert" in one]
     recipe = _recipe(study, seed, start.steps, dict.fromkeys(of_experts) | {"router": "topk"} | start.arguments)
+    recipe.arguments.setdefault("save-interval", start.steps)
     return Run(name, seed, start.steps, recipe, is_start=True)
 
 
@@ -79,8 +80,9 @@ def _recipe(study: Study, seed: int, steps: int, arguments: dict[str, Any]) -> R
         "train-iters": steps,
         "probe-sequences": study.probe_sequences,
         "probe-interval": study.probe_interval,
-        "save-interval": min(study.save_interval or steps, steps),
     })  # fmt: skip
+    if study.save_interval:
+        recipe.arguments["save-interval"] = min(study.save_interval, steps)
     return recipe
 
 

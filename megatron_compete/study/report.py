@@ -74,7 +74,7 @@ def markdown_report(
         habits_table(rows),
         "\n".join(f"- **{name}**: {meaning}" for name, meaning in METRICS.items()),
         "## Figures",
-        *(f"![{caption}]({name})\n\n*{caption}*" for name, caption in figures.items()),
+        *(f"![{name.removesuffix('.png')}]({name})\n\n*{caption}*" for name, caption in figures.items()),
         "## Pairing",
         pairing(study, logs),
     ]

@@ -28,11 +28,11 @@ def placed_recipe(run: Run, folder: RunFolder, corpus: PreparedCorpus, start: Ru
     recipe.arguments |= {
         "probe-log": str(folder.probe_log),
         "probe-data": corpus.heldout,
-        "save": str(work / "checkpoints"),
-        "load": str(work / "checkpoints"),
         "tensorboard-dir": str(work / "tensorboard"),
         "data-cache-path": str(work / "cache"),
     }
+    if "save-interval" in recipe.arguments:
+        recipe.arguments |= {name: str(work / "checkpoints") for name in ("save", "load")}
     if start is not None:
         recipe.arguments["pretrained-checkpoint"] = str(start.upcycled)
     return recipe

@@ -13,7 +13,7 @@ from megatron_compete.study.report import write_report
 from megatron_compete.study.table import rows_of
 from tests.study.fabricated import EXPERTS, LAYERS, study_of, write_logs
 
-FIGURES = {"differences.png", "loss-steps.png", "loss-seconds.png", "agreement.png", "load.png", "habits.png", "experts.png"}  # fmt: skip
+FIGURES = {"differences.png", "gaps.png", "loss-steps.png", "loss-seconds.png", "agreement.png", "load.png", "habits.png", "experts.png"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
