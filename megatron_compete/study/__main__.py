@@ -6,7 +6,6 @@ they are expected to take.
 
 import argparse
 import os
-import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import NoReturn
 
 from megatron_compete.errors import run_command
 from megatron_compete.study.config import Study, read_study
-from megatron_compete.study.corpus import prepare_corpus
+from megatron_compete.study.corpus import PreparedCorpus, is_prepared, prepare_corpus
 from megatron_compete.study.grid import Run, chosen, runs_of
 from megatron_compete.study.launch import prepare_environment
 from megatron_compete.study.report import write_report
@@ -54,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
         show_grid(study, runs, folder, options.jobs or study.jobs)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(options.config, folder / "study.yaml")
+    (folder / "study.yaml").write_bytes(options.config.read_bytes())
     prepare_environment()
     corpus = prepare_corpus(study.corpus, (folder / "corpus").absolute())
     if options.slurm:
@@ -71,7 +70,9 @@ def run(options: argparse.Namespace) -> None:
 
 def show_grid(study: Study, runs: Sequence[Run], folder: Path, jobs: int) -> None:
     """Print the runs and what they are expected to take, as far as finished ones tell."""
-    prepared = prepare_corpus(study.corpus, (folder / "corpus").absolute())
+    place = (folder / "corpus").absolute()
+    has_corpus = study.corpus.train is not None or is_prepared(study.corpus, place)
+    prepared = prepare_corpus(study.corpus, place) if has_corpus else PreparedCorpus("", "", {}, "none yet")
     trainer = Trainer(study, folder.absolute(), prepared, _say)
     left, unknown = 0.0, 0
     for one in runs:

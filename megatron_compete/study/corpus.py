@@ -6,7 +6,6 @@ byte-level tokenizer is one of Hugging Face's with an alphabet of 256 and no mer
 """
 
 import hashlib
-import json
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from megatron_compete.data.preprocess import main as preprocess
 from megatron_compete.data.tokenizer import main as train_tokenizer
 from megatron_compete.recipe import Value
 from megatron_compete.study.config import Corpus
+from megatron_compete.study.folder import read_json, write_json
 
 READY = "corpus.json"
 END_OF_DOCUMENT = "<|end|>"
@@ -47,12 +47,8 @@ def prepare_corpus(corpus: Corpus, folder: Path) -> PreparedCorpus:
     """
     if corpus.train is not None and corpus.heldout is not None:
         return PreparedCorpus(corpus.train, corpus.heldout, {}, digest_of(corpus.train, corpus.heldout))
-    ready = folder / READY
-    settings = {"source": corpus.source, "max-bytes": corpus.max_bytes, "vocab-size": corpus.vocab_size}
-    if ready.is_file():
-        found = json.loads(ready.read_text())
-        if found["settings"] == settings:
-            return PreparedCorpus(**found["prepared"])
+    if (found := _found(corpus, folder)) is not None:
+        return found
     folder.mkdir(parents=True, exist_ok=True)
     _write_text(corpus, folder)
     tokenizer = _make_tokenizer(corpus, folder)
@@ -61,10 +57,22 @@ def prepare_corpus(corpus: Corpus, folder: Path) -> PreparedCorpus:
         preprocess(["--input", str(folder / f"{part}.jsonl"), "--output-prefix", str(folder / part), "--append-eod", *flags])  # fmt: skip
     train, heldout = (str(folder / f"{part}_text_document") for part in PARTS)
     prepared = PreparedCorpus(train, heldout, tokenizer, digest_of(train, heldout))
-    staged = folder / f"{READY}.new"
-    staged.write_text(json.dumps({"settings": settings, "prepared": vars(prepared)}, indent=1))
-    staged.rename(ready)
+    write_json(folder / READY, {"settings": _settings(corpus), "prepared": vars(prepared)})
     return prepared
+
+
+def is_prepared(corpus: Corpus, folder: Path) -> bool:
+    """Whether `folder` holds the corpus that these settings ask for."""
+    return _found(corpus, folder) is not None
+
+
+def _found(corpus: Corpus, folder: Path) -> PreparedCorpus | None:
+    found = read_json(folder / READY)
+    return PreparedCorpus(**found["prepared"]) if found and found["settings"] == _settings(corpus) else None
+
+
+def _settings(corpus: Corpus) -> dict[str, Value]:
+    return {"source": corpus.source, "max-bytes": corpus.max_bytes, "vocab-size": corpus.vocab_size}
 
 
 def digest_of(*prefixes: str) -> str:

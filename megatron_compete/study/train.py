@@ -146,7 +146,11 @@ class Trainer:
             self.say(f"{run.name}: failed, see {folder.log}")
             return
         if run.is_start:
-            run_files.make_start(folder, self.study, run)
+            try:
+                run_files.make_start(folder, self.study, run)
+            except CompeteError as error:
+                failed[run.name] = f"no mixture can be made of it: {error}"
+                return
         seconds = time.monotonic() - done.began
         run_files.finish(run, folder, done.marker | {"job_seconds": None if done.again else round(seconds, 1)})
         if not self.keep_checkpoints:

@@ -14,6 +14,7 @@ import argparse
 import functools
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -95,10 +96,10 @@ class RouterHabits:
     pairs_EE: Tensor | float = 0.0
     maps_TE: list[Tensor] | None = None
 
-    def add(self, logits_TE: Tensor, map_TE: Tensor) -> None:
-        """Take one batch of tokens."""
-        self.entropy += float(router_entropy(logits_TE).sum())
-        self.margin += float(decision_margin(logits_TE, self.top_k).sum())
+    def add(self, logits_TE: Tensor | None, map_TE: Tensor) -> None:
+        """Take one batch of tokens; of a router without logits entropy and margin are not a number."""
+        self.entropy += math.nan if logits_TE is None else float(router_entropy(logits_TE).sum())
+        self.margin += math.nan if logits_TE is None else float(decision_margin(logits_TE, self.top_k).sum())
         self.tokens += len(map_TE)
         map_TE = map_TE.bool().cpu()
         self.pairs_EE = self.pairs_EE + pair_counts(map_TE)
@@ -139,7 +140,7 @@ def _listen(router: TopKRouter, habits: RouterHabits) -> Callable[[], None]:
         return logits[-1]
 
     def add(module: torch.nn.Module, inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
-        habits.add(logits[-1].reshape(-1, logits[-1].shape[-1]), outputs[1])
+        habits.add(logits[-1].reshape(-1, logits[-1].shape[-1]) if logits else None, outputs[1])
         logits.clear()
 
     router.gating = remember

@@ -9,7 +9,7 @@ import pytest
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.study import corpus
 from megatron_compete.study.config import Corpus
-from megatron_compete.study.corpus import digest_of, prepare_corpus, write_byte_tokenizer
+from megatron_compete.study.corpus import digest_of, is_prepared, prepare_corpus, write_byte_tokenizer
 
 TEXT = "def f(x):\n\treturn 'ä€😀' + x  # \x00\x7f  two  spaces\r\n"
 
@@ -25,7 +25,9 @@ def test_a_token_is_a_byte(tmp_path: Path) -> None:
 
 def test_the_corpus_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Corpus(max_bytes=150_000)
+    assert not is_prepared(settings, tmp_path)
     prepared = prepare_corpus(settings, tmp_path)
+    assert is_prepared(settings, tmp_path) and not is_prepared(Corpus(max_bytes=160_000), tmp_path)
     documents = [json.loads(line)["text"] for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     tokens = np.fromfile(f"{prepared.train}.bin", np.uint16)
     assert len(tokens) == sum(len(text.encode()) + 1 for text in documents) <= 150_000 + len(documents)

@@ -13,7 +13,7 @@ from megatron_compete.study import launch, train
 from megatron_compete.study.config import Study
 from megatron_compete.study.corpus import PreparedCorpus
 from megatron_compete.study.folder import RunFolder
-from megatron_compete.study.grid import chosen, runs_of
+from megatron_compete.study.grid import Run, chosen, runs_of
 from megatron_compete.study.train import Trainer
 from tests.study.fabricated import CONTENT, study_of
 
@@ -125,6 +125,18 @@ def test_starts_come_first_and_their_mixture_is_what_a_run_begins_from(tmp_path:
     late = runs_of(study)[-1]
     recipe = train.run_files.placed_recipe(late, RunFolder(tmp_path / "runs/late/seed-1"), CORPUS, RunFolder(tmp_path / "runs/dense/seed-1"))  # fmt: skip
     assert recipe.arguments["pretrained-checkpoint"] == str(tmp_path / "runs/dense/seed-1/work/upcycled")
+
+
+def test_a_model_that_cannot_be_upcycled_fails_alone(tmp_path: Path, jobs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    def refuse(folder: RunFolder, study: Study, run: Run) -> None:
+        raise CompeteError("--top-k 9 is too many")
+
+    monkeypatch.setattr(train.run_files, "make_start", refuse)
+    starts = {"dense": {"steps": 5, "upcycle": {"experts": 8}}}
+    study = study_of(tmp_path, seeds=[1], starts=starts, variants={"late": {"start": "dense"}} | CONTENT["variants"])
+    with pytest.raises(CompeteError, match=r"dense/seed-1: no mixture can be made of it: --top-k 9"):
+        trainer_of(study, tmp_path)[0].train(runs_of(study), jobs=1)
+    assert jobs == ["dense/seed-1", "topk/seed-1", "paper/seed-1", "slow/seed-1"]
 
 
 def test_nothing_is_begun_that_does_not_fit_into_the_budget(tmp_path: Path, jobs: list[str]) -> None:

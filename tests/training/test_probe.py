@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from megatron_compete.errors import CompeteError
-from megatron_compete.training.probe import ProbeLog, check_probe_arguments, read_sequences
+from megatron_compete.training.probe import ProbeLog, RouterHabits, check_probe_arguments, read_sequences
 from tests.data.datasets import write_dataset
 from tests.ranks import run_ranks
 from tests.training.runs import MODEL, losses, train, train_on_rank
@@ -146,3 +146,11 @@ def test_a_checkpoint_between_two_probes_counts_at_the_mean_cost(tmp_path: Path)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 10]
     log.resume(0)
     assert path.read_text() == ""
+
+
+def test_a_router_without_logits_has_its_load_and_no_entropy() -> None:
+    habits = RouterHabits(top_k=1)
+    habits.add(None, torch.tensor([[True, False], [True, False]]))
+    assert np.isnan(habits.entropy) and np.isnan(habits.margin)
+    assert isinstance(habits.pairs_EE, torch.Tensor) and habits.pairs_EE.diagonal().tolist() == [2.0, 0.0]
+    assert habits.chosen().shape == (2, 2)
