@@ -102,6 +102,13 @@ def test_killed_and_resumed_it_is_the_uninterrupted_study(uninterrupted: Path, c
     assert "2 runs, 2 finished, 0 to train" in study(config, tmp_path, "--no-report")
 
 
+def test_a_run_started_as_a_command_is_the_same(uninterrupted: Path, config: Path, tmp_path: Path) -> None:
+    shutil.copytree(uninterrupted / "corpus", tmp_path / "corpus")
+    study(config, tmp_path, "--cold", "--only", RUNS[0], "--no-report")
+    ours, theirs = lines(tmp_path, RUNS[0]), lines(uninterrupted, RUNS[0])
+    assert [(line["loss"], line["choices"]) for line in ours] == [(line["loss"], line["choices"]) for line in theirs]
+
+
 def test_the_report_is_made_of_the_raw_logs_alone(uninterrupted: Path, config: Path, tmp_path: Path) -> None:
     for run in RUNS:
         (tmp_path / "runs" / run).mkdir(parents=True)
