@@ -25,6 +25,7 @@ from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.megatron_writer import FILE_BYTES, Piece, write_release
 from megatron_compete.checkpoint.output import check_output, whole_or_nothing
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
+from megatron_compete.checkpoint.restricted import Opaque
 from megatron_compete.checkpoint.upcycle import LAYER, ROUTER_INITS, Upcycling, upcycle
 from megatron_compete.errors import CompeteError
 
@@ -237,7 +238,8 @@ def megatron_pieces(checkpoint: TorchDistCheckpoint) -> Iterator[Piece]:
 
 
 def _fresh(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's arguments without how far it was and what its competition was."""
+    """A run's arguments without how far it was and what its competition was, and without values whose classes are not
+    loaded here: enums of Megatron's that say nothing about the model, and that could not be written again."""
     counters = (
         "consumed_train_samples",
         "consumed_valid_samples",
@@ -245,7 +247,16 @@ def _fresh(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "iteration",
         "curr_iteration",
     )
-    return {name: value for name, value in arguments.items() if name not in (*counters, "compete_schedule")}
+    dropped = (*counters, "compete_schedule")
+    return {name: value for name, value in arguments.items() if name not in dropped and not _holds_opaque(value)}
+
+
+def _holds_opaque(value: Any) -> bool:
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_holds_opaque, value))
+    if isinstance(value, Mapping):
+        return any(map(_holds_opaque, value.values()))
+    return isinstance(value, Opaque)
 
 
 def _tokenizer_arguments(what: Import, folder: HfFolder) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class _Module:
         return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def write_stdlib_corpus(folder: str, max_bytes: int | None = None) -> StdlibCorpus:
+def write_stdlib_corpus(folder: str, max_bytes: int | None = None, root: str | None = None) -> StdlibCorpus:
     """Write `train.jsonl` and `heldout.jsonl` into `folder`, both sorted by the modules' paths.
 
     The same interpreter always writes the same bytes.
@@ -62,10 +62,11 @@ def write_stdlib_corpus(folder: str, max_bytes: int | None = None) -> StdlibCorp
         folder: made if missing; the two files appear when complete.
         max_bytes: upper bound on the text in both files together; modules are then drawn by a hash of their path, so
             that a small corpus is a cross-section and not the beginning of the alphabet. None takes everything.
+        root: folder of other Python sources to take instead, such as the installed packages'.
     Raises:
         CompeteError: the library has no sources here, or `max_bytes` is too small for one module on either side.
     """
-    root = sysconfig.get_path("stdlib")
+    root = root or sysconfig.get_path("stdlib")
     modules, skipped = _read_modules(root)
     if not modules:
         raise CompeteError(f"no readable Python sources in {root}: this interpreter comes without its library's text")

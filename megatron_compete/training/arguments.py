@@ -12,6 +12,7 @@ from megatron_compete.config import CompeteConfig, flag_of
 from megatron_compete.errors import CompeteError
 from megatron_compete.routing.responses import RESPONSES
 from megatron_compete.runtime import cpu
+from megatron_compete.training.probe import add_probe_arguments, check_probe_arguments
 
 PREFIX = "compete_"
 EVAL_INTERVAL = 1000
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help="ReLU in MLPs and experts (two matrices), as in the authors' models; Megatron has no flag for it.",
     )
     _add_reliability_arguments(parser)
+    add_probe_arguments(parser)
     parser.error = _one_line_error  # type: ignore[method-assign]
     parser.set_defaults(eval_interval=EVAL_INTERVAL)
     if cpu.is_needed():
@@ -116,18 +118,10 @@ def parse_arguments() -> argparse.Namespace:
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise a `CompeteError` for arguments that cannot train; cheap, before any process group exists."""
     compete_config_from_args(args)
-    if args.num_experts is None:
+    if args.num_experts is not None:
+        _check_experts(args)
+    elif args.router != "topk":  # without experts it is a dense model, what an upcycled one starts from
         raise CompeteError("--num-experts is missing: competition routing needs a mixture of experts")
-    if args.moe_router_topk > args.num_experts:
-        raise CompeteError(
-            f"--moe-router-topk {args.moe_router_topk} is more than --num-experts {args.num_experts}: "
-            "lower it or add experts"
-        )
-    if args.num_experts % args.expert_model_parallel_size != 0:
-        raise CompeteError(
-            f"--num-experts {args.num_experts} does not divide over --expert-model-parallel-size "
-            f"{args.expert_model_parallel_size}: make the first a multiple of the second"
-        )
     for other in ("swiglu", "squared_relu", "quick_geglu"):
         if args.relu and getattr(args, other):
             raise CompeteError(f"--relu and --{other.replace('_', '-')} exclude each other: keep one")
@@ -139,8 +133,22 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if args.spec is not None:
         raise CompeteError("--spec is set by this entry: use --router compete or --router topk, or another trainer")
+    check_probe_arguments(args)
     if cpu.is_needed():
         _check_on_cpu(args)
+
+
+def _check_experts(args: argparse.Namespace) -> None:
+    if args.moe_router_topk > args.num_experts:
+        raise CompeteError(
+            f"--moe-router-topk {args.moe_router_topk} is more than --num-experts {args.num_experts}: "
+            "lower it or add experts"
+        )
+    if args.num_experts % args.expert_model_parallel_size != 0:
+        raise CompeteError(
+            f"--num-experts {args.num_experts} does not divide over --expert-model-parallel-size "
+            f"{args.expert_model_parallel_size}: make the first a multiple of the second"
+        )
 
 
 def _check_on_cpu(args: argparse.Namespace) -> None:

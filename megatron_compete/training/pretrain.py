@@ -44,6 +44,7 @@ from megatron_compete.training.data_check import check_data
 from megatron_compete.training.datasets import build_datasets
 from megatron_compete.training.flops import install_flops
 from megatron_compete.training.optimizer_layout import install_optimizer_layout
+from megatron_compete.training.probe import install_probe
 from megatron_compete.training.progress import written_progress
 from megatron_compete.training.reliability import reliable
 from megatron_compete.training.schedule_keeping import check_agreement, keep_schedule
@@ -104,6 +105,7 @@ def train() -> None:
     check_data(args)
     use_prebuilt_helpers()
     install_optimizer_layout()
+    install_probe(args)
     config = model_config(args)
     with reliable(config, args), written_progress():
         pretrain(

@@ -1,0 +1,15 @@
+"""What the warm process imports once; nothing here touches a device."""
+
+import logging
+
+from megatron_compete.runtime.launch import silence_cpu_warnings
+
+silence_cpu_warnings()
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # where there is no CUDA, it says so
+
+import torch  # noqa: E402
+import transformers  # noqa: E402, F401
+
+import megatron_compete.training.pretrain  # noqa: E402, F401  Megatron, its trainer and all of moe/
+
+torch.set_num_threads(1)

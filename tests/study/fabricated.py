@@ -1,0 +1,76 @@
+"""A study folder with the raw logs that runs would have left, without training anything."""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from megatron_compete.routing.habits import pack_choices
+from megatron_compete.study.config import Study, read_study
+from megatron_compete.study.folder import FINISHED, RunFolder, write_json
+
+LAYERS, EXPERTS, TOP_K, REMEMBERED = 2, 8, 2, 32
+
+CONTENT: dict[str, Any] = {
+    "title": "A <study> of nothing",
+    "steps": 40,
+    "seeds": [1, 2, 3],
+    "baseline": "topk",
+    "probe": {"interval": 10},
+    "arguments": {"num-experts": EXPERTS, "moe-router-topk": TOP_K},
+    "variants": {
+        "topk": {"label": "top-K", "arguments": {"router": "topk"}},
+        "paper": {"arguments": {"compete-rate": 0.07}},
+        "slow": {"arguments": {"compete-rate": 1.0}},
+    },
+}
+
+
+def study_of(folder: Path, **changes: Any) -> Study:
+    """A study read from a file in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(CONTENT | changes, sort_keys=False))
+    return read_study(path)
+
+
+def write_logs(study: Study, folder: Path, cost: dict[str, float] | None = None, lead: dict[str, float] | None = None) -> None:  # fmt: skip
+    """Raw logs of all runs: `cost` are seconds a step by variant (1), `lead` is how much lower its losses are (0)."""
+    for variant in study.variants:
+        for seed in study.seeds_of(variant):
+            place = RunFolder(folder / "runs" / variant / f"seed-{seed}")
+            place.path.mkdir(parents=True)
+            lines = [
+                _line(study, variant, seed, step, (cost or {}).get(variant, 1.0), (lead or {}).get(variant, 0.0))
+                for step in range(0, study.steps + 1, study.probe_interval)
+            ]
+            place.probe_log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            scalars = ["scalar,step,mean,values"]
+            if variant != study.baseline:
+                scalars += [f"competition/agreement,{line['step']},{0.5 + line['step'] / 1e4},3" for line in lines[1:]]
+            place.scalars.write_text("\n".join(scalars) + "\n")
+            write_json(place.path / FINISHED, {"digest": "d", "code": "c", "steps": study.steps, "job_seconds": 60.0})
+
+
+def _line(study: Study, variant: str, seed: int, step: int, cost: float, lead: float) -> dict[str, Any]:
+    draw = np.random.default_rng(zlib.crc32(f"{variant} {seed} {step}".encode()))
+    chosen_LNE = torch.zeros(LAYERS, REMEMBERED, EXPERTS, dtype=torch.bool)
+    for token_E in chosen_LNE.flatten(0, 1):
+        token_E[draw.permutation(EXPERTS)[:TOP_K]] = True
+    return {
+        "step": step,
+        "tokens": step * 100,
+        "loss": 4.0 - step / study.steps + 0.01 * seed - lead * (step > 0),
+        "load": draw.integers(10, 50, (LAYERS, EXPERTS)).tolist(),
+        "entropy": [1.5] * LAYERS,
+        "margin": [0.25] * LAYERS,
+        "coactivation": [0.3] * LAYERS,
+        "choices": pack_choices(chosen_LNE),
+        "choices_shape": list(chosen_LNE.shape),
+        "wall_seconds": 2 * cost * step,
+        "processor_seconds": cost * step,
+    } | ({"weights": f"w{seed}"} if step == 0 else {})

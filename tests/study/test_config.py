@@ -1,0 +1,86 @@
+"""Studies as files: what is read, and what is refused with the key's name."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megatron_compete.errors import CompeteError
+from megatron_compete.study.config import read_study
+from tests.study.fabricated import CONTENT, study_of
+
+STUDIES = Path(__file__).resolve().parents[2] / "examples" / "studies"
+
+
+def test_what_is_left_out_has_defaults(tmp_path: Path) -> None:
+    study = study_of(tmp_path, finalists={"variants": ["paper"], "seeds": [1, 2, 3, 4]})
+    assert study.seeds_of("paper") == (1, 2, 3, 4) and study.seeds_of("topk") == (1, 2, 3)
+    assert (study.probe_interval, study.probe_sequences, study.clock, study.jobs) == (10, 64, "processor", 1)
+    assert study.corpus.source == "stdlib" and study.seed_arguments == ("seed", "compete-seed")
+    assert study.variants["paper"].label == "paper" and study.baseline_of("slow") == "topk"
+
+
+def test_arguments_beside_a_recipe_override_it(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("launch: {nproc-per-node: 2}\narguments: {lr: 1.0e-3, num-layers: 4}\n")
+    study = study_of(tmp_path, recipe="base.yaml", arguments={"num-layers": 2})
+    assert study.recipe.launch == {"nproc-per-node": 2}
+    assert study.recipe.arguments == {"lr": 1e-3, "num-layers": 2}
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key": ({"step": 3}, "step is no key of a study here"),
+    "no steps": ({"steps": None}, "steps is missing"),
+    "steps of the wrong kind": ({"steps": "many"}, "steps is 'many': give a int"),
+    "true is no number": ({"steps": True}, "steps is True: give a int"),
+    "too few steps": ({"steps": 0}, "steps is 0: give 1 or more"),
+    "seeds": ({"seeds": [1, "2"]}, "seeds is [1, '2']: give a list of whole numbers"),
+    "a seed twice": ({"seeds": [1, 1]}, "name each seed once"),
+    "baseline": ({"baseline": "smoe"}, "baseline is 'smoe', which is no variant: choose from topk, paper, slow"),
+    "finalists": ({"finalists": {"variants": ["best"]}}, "finalists.variants names 'best'"),
+    "no variants": ({"variants": {}}, "variants is missing or empty"),
+    "variant's key": ({"variants": {"topk": {"args": {}}}}, "variants.topk.args is no key"),
+    "start": ({"variants": {"topk": {"start": "dense"}}}, "variants.topk.start is 'dense': the starts are none"),
+    "folder name": ({"variants": {"top k": {}}}, "variants.top k is no name"),
+    "own argument": ({"arguments": {"save": "x"}}, "arguments.save is set by the study itself"),
+    "nested argument": ({"arguments": {"lr": {"a": 1}}}, "arguments.lr is a dict: give a scalar or a list"),
+    "launch": ({"launch": {"gpus": 1}}, "launch.gpus is no key"),
+    "clock": ({"clock": "sun"}, "clock is 'sun': choose from processor, wall"),
+    "save interval": ({"save-interval": 15}, "save-interval is 15: make it a multiple of probe.interval, 10"),
+    "corpus": ({"corpus": {"train": "a"}}, "corpus names one of train and heldout"),
+    "start without experts": ({"starts": {"dense": {"steps": 1}}}, "starts.dense.upcycle.experts is missing"),
+    "a mapping": ({"probe": [1]}, "probe is a list, not a mapping"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_mistake_is_named(tmp_path: Path, name: str) -> None:
+    changes, says = REFUSED[name]
+    with pytest.raises(CompeteError) as refusal:
+        study_of(tmp_path, **changes)
+    assert says in str(refusal.value) and "study.yaml" in str(refusal.value)
+
+
+def test_variants_without_a_common_seed_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CompeteError, match=r"variants\.paper shares no seed with its baseline 'topk'"):
+        study_of(tmp_path, finalists={"variants": ["paper"], "seeds": [7]})
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(CompeteError, match="cannot be read"):
+        read_study(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(CompeteError, match="is not YAML"):
+        read_study(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("[1]")
+    with pytest.raises(CompeteError, match="the file is a list"):
+        read_study(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_studies_that_ship_are_valid(path: Path) -> None:
+    assert read_study(path).baseline in yaml.safe_load(path.read_text())["variants"]
+
+
+def test_the_fabricated_study_is_valid(tmp_path: Path) -> None:
+    assert list(study_of(tmp_path).variants) == list(CONTENT["variants"])

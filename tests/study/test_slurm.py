@@ -1,0 +1,62 @@
+"""The job arrays, with sbatch stood in for."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_compete.errors import CompeteError
+from megatron_compete.study.config import Study
+from megatron_compete.study.grid import runs_of
+from megatron_compete.study.slurm import submit, write_array
+from tests.study.fabricated import CONTENT, study_of
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return study_of(
+        tmp_path,
+        seeds=[1, 2],
+        starts={"dense": {"steps": 5, "upcycle": {"experts": 8}}},
+        variants=CONTENT["variants"] | {"late": {"start": "dense"}},
+        slurm={"partition": "gpu", "gpus-per-node": 1, "exclusive": True, "at-once": 3},
+    )
+
+
+def test_starts_then_runs_then_the_report(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = tmp_path / "bin/sbatch"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/submitted\nwc -l < {tmp_path}/submitted | tr -d " "\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stand_in.parent}:/usr/bin:/bin")
+    submit(study, runs_of(study), tmp_path / "study.yaml", tmp_path)
+    starts, runs, report = (tmp_path / "submitted").read_text().splitlines()
+    assert "--array=0-1%3 --job-name=study-starts" in starts and "--dependency" not in starts
+    assert "--partition=gpu --gpus-per-node=1 --exclusive" in starts
+    assert "--array=0-7%3" in runs and "--dependency=afterok:1" in runs
+    assert "--dependency=afterany:2" in report and "--report-only" in report
+    assert (tmp_path / "slurm/starts.txt").read_text() == "dense/seed-1\ndense/seed-2\n"
+    assert (tmp_path / "slurm/runs.txt").read_text().splitlines()[3] == "late/seed-1"
+
+
+def test_a_dry_run_submits_nothing(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    monkeypatch.setenv("DRY_RUN", "1")
+    monkeypatch.setenv("PATH", "/nowhere")
+    submit(study, runs_of(study), tmp_path / "study.yaml", tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all(line.startswith("sbatch --parsable ") for line in lines)
+
+
+def test_without_sbatch_the_way_out_is_named(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(CompeteError, match="there is no sbatch here; DRY_RUN=1"):
+        submit(study, runs_of(study), tmp_path / "study.yaml", tmp_path)
+
+
+def test_a_task_trains_its_line_of_the_list(tmp_path: Path) -> None:
+    echo = [sys.executable, "-c", "import sys; print(sys.argv[1:])"]
+    script = write_array(tmp_path, "runs", ["topk/seed-1", "paper/seed-1"], echo)
+    done = subprocess.run(["bash", str(script)], env={"SLURM_ARRAY_TASK_ID": "1", "PATH": "/usr/bin:/bin"}, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(["--only", "paper/seed-1", "--jobs", "1", "--no-report"])
