@@ -65,7 +65,7 @@ class CompetitionMetrics(MoEMetricsTracker):
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
         return LayerSums(metrics, self.competition.layer_numbers, self.num_experts, device)
 
-    def record(self, layer_number: int, num_tokens: int | Tensor, **values: Tensor) -> None:
+    def record_means(self, layer_number: int, num_tokens: int | Tensor, **values: Tensor) -> None:
         """Record one microbatch of a competing layer: means over `num_tokens` tokens, by quantity."""
         for name, value in values.items():
             self.sums.add_mean(layer_number, name, value, num_tokens)
@@ -131,10 +131,10 @@ def metrics_due() -> CompetitionMetrics | None:
 
 
 def record_competition(layer_number: int, num_tokens: int | Tensor, **values: Tensor) -> None:
-    """`CompetitionMetrics.record`, where metrics are due."""
+    """`CompetitionMetrics.record_means`, where metrics are due."""
     metrics = metrics_due()
     if metrics is not None:
-        metrics.record(layer_number, num_tokens, **values)
+        metrics.record_means(layer_number, num_tokens, **values)
 
 
 def record_routing(layer_number: int, probs_TE: Tensor, routing_map_TE: Tensor, valid_T: Tensor | None) -> None:

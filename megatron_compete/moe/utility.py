@@ -101,7 +101,7 @@ class UtilityCompetition:
         its favourite."""
         best_TK = choose_winners(-utilities_TE, self.config.moe_router_topk)
         top1_T = (probs_TE.argmax(dim=-1) == utilities_TE.argmin(dim=-1)).float()
-        metrics.record(
+        metrics.record_means(
             self.router.layer_number,
             len(best_TK) if valid_T is None else valid_T.sum(),
             agreement=token_mean(overlap(routing_map_TE, best_TK), valid_T),

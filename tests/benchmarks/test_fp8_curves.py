@@ -42,6 +42,7 @@ def test_every_run_is_a_command_of_the_trainer(run: str, monkeypatch: pytest.Mon
     }.get(run, (None, "delayed"))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_script_trains_and_compares(tmp_path: Path) -> None:
     script = [sys.executable, "benchmarks/fp8_curves.py", "--steps", "6", "--timeout", "300"]
     paths = ["--json", str(tmp_path / "curves.json"), "--figure", str(tmp_path / "curves.png"), "--logs", str(tmp_path)]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -31,6 +32,7 @@ def megatron_logits(folder: str, tokens: torch.Tensor) -> torch.Tensor:
     return logits(trained, tokens)
 
 
+@pytest.mark.slow
 def test_the_authors_form(tmp_path: Path) -> None:
     arguments = f"{MODEL.replace('--swiglu', '')} {AUTHORS} --save {tmp_path / 'saved'}"
     run_ranks(2, train_on_rank, arguments.split())

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.transformer.moe.moe_logging import MoEMetricsTracker
 from torch import Tensor
 
 from megatron_compete.config import CompeteConfig
@@ -187,3 +188,9 @@ def test_probe_keeps_its_first_tokens_alone() -> None:
     probe = RouterProbe()
     probe.changes(torch.randn(PROBE_TOKENS, 2, 4), None, lambda tokens: tokens[:, 0] > 0, step=1)
     assert probe.tokens is not None and probe.tokens.shape == (PROBE_TOKENS, 1, 4)
+
+
+def test_megatrons_own_metrics_are_recorded_as_ever() -> None:
+    """Its router records balance losses by calling the tracker's methods; none but these may mean something else."""
+    own = {name for name in vars(CompetitionMetrics) if callable(getattr(MoEMetricsTracker, name, None))}
+    assert {name for name in own if not name.startswith("_")} == {"report"}

@@ -26,8 +26,9 @@ def cluster(slurm: Cluster) -> Iterator[Cluster]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """`pytest tests/slurm` means these tests: pytest calls this only where this folder is named."""
-    config.option.markexpr = config.option.markexpr.replace(" and not slurm", "")
+    """`pytest tests/slurm` means these tests; with another path or none they stay deselected."""
+    if any("tests/slurm" in str(argument) for argument in config.invocation_params.args):
+        config.option.markexpr = config.option.markexpr.replace(" and not slurm", "")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -127,6 +127,8 @@ def test_failures_with_progress_between_them_are_not_counted_together(cluster: C
     trainer = """
         if attempt < 4:
             progress(attempt + 1, attempt + 1)
+            if rank != 0:
+                time.sleep(60)  # its end would take rank 0 along before that has written
             sys.exit(1)
         outcome("finished")
     """
