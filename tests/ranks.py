@@ -66,7 +66,7 @@ def _wait(processes: list[Any], folder: Path, deadline: float) -> None:
 def _output(folder: Path, rank: int) -> str:
     path = folder / f"{rank}.log"
     text = path.read_text(errors="replace") if path.exists() else ""
-    return f"--- rank {rank}\n" + "\n".join(text.splitlines()[-40:])
+    return f"--- rank {rank}\n" + "\n".join(text.splitlines()[-80:])
 
 
 def _free_port() -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 SUITE = "trixie"
-MIRROR = "http://deb.debian.org/debian"
 PACKAGES = "python3-minimal,python3-pip,ca-certificates"
 
 STAND_INS = {"torch": "2.12.0a0+standin", "transformer_engine": "2.14.0+standin", "apex": "0.1+standin"}
@@ -91,7 +90,7 @@ def bootstrap(folder: Path) -> Path:
         partial = folder / f"{SUITE}-partial"
         shutil.rmtree(partial, ignore_errors=True)
         subprocess.run(
-            ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(partial), MIRROR],
+            ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(partial)],
             check=True, stdout=subprocess.DEVNULL, timeout=1200,
         )  # fmt: skip
         partial.rename(root)

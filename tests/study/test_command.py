@@ -80,6 +80,7 @@ def test_the_smoke_study_leaves_a_whole_folder(uninterrupted: Path, config: Path
     assert "finished" in study(config, uninterrupted, DRY_RUN="1")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_is_the_uninterrupted_study(uninterrupted: Path, config: Path, tmp_path: Path) -> None:
     shutil.copytree(uninterrupted / "corpus", tmp_path / "corpus")
     first = RunFolder(tmp_path / "runs" / RUNS[0])
@@ -102,6 +103,7 @@ def test_killed_and_resumed_it_is_the_uninterrupted_study(uninterrupted: Path, c
     assert "2 runs, 2 finished, 0 to train" in study(config, tmp_path, "--no-report")
 
 
+@pytest.mark.slow
 def test_a_run_started_as_a_command_is_the_same(uninterrupted: Path, config: Path, tmp_path: Path) -> None:
     shutil.copytree(uninterrupted / "corpus", tmp_path / "corpus")
     study(config, tmp_path, "--cold", "--only", RUNS[0], "--no-report")

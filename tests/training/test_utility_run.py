@@ -58,7 +58,9 @@ LAYOUTS = {
 """Ranks and flags. With a micro batch of 2 and a global batch of 8, gradients accumulate over 2 or 4 microbatches."""
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", ["pp2-ep2", *(pytest.param(name, marks=pytest.mark.slow) for name in list(LAYOUTS)[1:])]
+)
 @pytest.mark.usefixtures("uninterrupted")
 def test_layout_equals_one_rank(name: str, folder: Path) -> None:
     world, flags = LAYOUTS[name]

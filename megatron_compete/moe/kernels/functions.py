@@ -124,6 +124,35 @@ def hidden_tile(
 
 
 @triton.jit
+def fc1_tile(
+    tokens, fc1_table, token_scales, fc1_scales, expert, row, channel, HIDDEN: tl.constexpr, FFN: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, ROUND_GATE: tl.constexpr, PRECISION: tl.constexpr,
+    OPERAND: tl.constexpr, FP8: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """The hidden layer [BLOCK_M, BLOCK_N] of one expert, fp32 between rounding points: fc1 over H, then the activation.
+
+    `row` and `channel` are the tile's tokens and channels, within bounds.
+    """
+    fc1 = tl.multiple_of(tl.load(fc1_table + expert).to(tl.pointer_type(OPERAND)), 16)
+    steps = tl.arange(0, BLOCK_K)
+    a = tokens + row[:, None] * HIDDEN + steps[None, :]
+    b = fc1 + channel[None, :] * HIDDEN + steps[:, None]
+    if GATED:
+        gate, up = product_pair(a, b, b + FFN * HIDDEN, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K, STAGES)
+    else:
+        gate = product(a, b, HIDDEN, BLOCK_M, BLOCK_N, BLOCK_K, STAGES)
+        up = gate
+    if FP8:
+        token_scale = tl.load(token_scales + row)[:, None]
+        scale = fc1_scales + expert * ((1 + GATED) * FFN) + channel
+        gate = gate * token_scale * tl.load(scale)[None, :]
+        if GATED:
+            up = up * token_scale * tl.load(scale + FFN)[None, :]
+    return hidden_tile(gate, up, ACTIVATION, GATED, ROUND_GATE, PRECISION)
+
+
+@triton.jit
 def _multiply(a, b):
     return a * b
 

@@ -13,9 +13,7 @@ from torch import Tensor
 from megatron_compete.moe.kernels.form import ExpertForm
 from megatron_compete.moe.kernels.functions import (
     LARGEST_E4M3,
-    hidden_tile,
-    product,
-    product_pair,
+    fc1_tile,
     rounded,
     tile_of_program,
     tile_response,
@@ -37,28 +35,15 @@ def narrow_kernel(
 ):  # fmt: skip
     """scores[e, t], before `finish`; one program per tile of tokens and expert."""
     tile, expert = tile_of_program(tl.program_id(0), tl.cdiv(num_tokens, BLOCK_T), num_experts, GROUP)
-    fc1 = tl.multiple_of(tl.load(fc1_table + expert).to(tl.pointer_type(OPERAND)), 16)
     fc2 = tl.multiple_of(tl.load(fc2_table + expert).to(tl.pointer_type(OPERAND)), 16)
     rows = tile * BLOCK_T + tl.arange(0, BLOCK_T)
     row = tl.minimum(rows, num_tokens - 1).to(tl.int64)  # what the last tile has too much is computed and dropped
     width = tl.arange(0, BLOCK_F)
     channel = tl.minimum(width, FFN - 1)
-    steps = tl.arange(0, BLOCK_K)
-
-    a = tokens + row[:, None] * HIDDEN + steps[None, :]
-    b = fc1 + channel[None, :] * HIDDEN + steps[:, None]
-    if GATED:
-        gate, up = product_pair(a, b, b + FFN * HIDDEN, HIDDEN, BLOCK_T, BLOCK_F, BLOCK_K, FC1_STAGES)
-    else:
-        gate = product(a, b, HIDDEN, BLOCK_T, BLOCK_F, BLOCK_K, FC1_STAGES)
-        up = gate
-    if FP8:
-        token_scale = tl.load(token_scales + row)[:, None]
-        scale = fc1_scales + expert * ((1 + GATED) * FFN) + channel
-        gate = gate * token_scale * tl.load(scale)[None, :]
-        if GATED:
-            up = up * token_scale * tl.load(scale + FFN)[None, :]
-    hidden = hidden_tile(gate, up, ACTIVATION, GATED, ROUND_GATE, PRECISION)
+    hidden = fc1_tile(
+        tokens, fc1_table, token_scales, fc1_scales, expert, row, channel, HIDDEN, FFN, ACTIVATION, GATED, ROUND_GATE,
+        PRECISION, OPERAND, FP8, BLOCK_T, BLOCK_F, BLOCK_K, FC1_STAGES,
+    )  # fmt: skip
     if FFN != BLOCK_F:
         hidden = tl.where(width[None, :] < FFN, hidden, 0.0)
     if FP8:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from megatron_compete.moe.kernels.form import ExpertForm
 from megatron_compete.moe.kernels.functions import (
-    hidden_tile,
+    fc1_tile,
     product,
-    product_pair,
     rounded,
     tile_of_program,
     tile_response,
@@ -39,27 +38,14 @@ def fc1_kernel(
     num_tiles = tl.cdiv(FFN, BLOCK_N)
     tile, part = tile_of_program(tl.program_id(0), tl.cdiv(num_tokens, BLOCK_T), num_tiles, GROUP)
     expert = first_expert + tl.program_id(1)
-    fc1 = tl.multiple_of(tl.load(fc1_table + expert).to(tl.pointer_type(OPERAND)), 16)
     rows = tile * BLOCK_T + tl.arange(0, BLOCK_T)
     row = tl.minimum(rows, num_tokens - 1).to(tl.int64)
     channels = part * BLOCK_N + tl.arange(0, BLOCK_N)
     channel = tl.minimum(channels, FFN - 1)
-    steps = tl.arange(0, BLOCK_K)
-
-    a = tokens + row[:, None] * HIDDEN + steps[None, :]
-    b = fc1 + channel[None, :] * HIDDEN + steps[:, None]
-    if GATED:
-        gate, up = product_pair(a, b, b + FFN * HIDDEN, HIDDEN, BLOCK_T, BLOCK_N, BLOCK_K, STAGES)
-    else:
-        gate = product(a, b, HIDDEN, BLOCK_T, BLOCK_N, BLOCK_K, STAGES)
-        up = gate
-    if FP8:
-        token_scale = tl.load(token_scales + row)[:, None]
-        scale = fc1_scales + expert * ((1 + GATED) * FFN) + channel
-        gate = gate * token_scale * tl.load(scale)[None, :]
-        if GATED:
-            up = up * token_scale * tl.load(scale + FFN)[None, :]
-    values = hidden_tile(gate, up, ACTIVATION, GATED, ROUND_GATE, PRECISION)
+    values = fc1_tile(
+        tokens, fc1_table, token_scales, fc1_scales, expert, row, channel, HIDDEN, FFN, ACTIVATION, GATED, ROUND_GATE,
+        PRECISION, OPERAND, FP8, BLOCK_T, BLOCK_N, BLOCK_K, STAGES,
+    )  # fmt: skip
     target = (
         hidden + (tl.program_id(1).to(tl.int64) * num_tokens + rows.to(tl.int64))[:, None] * FFN + channels[None, :]
     )
