@@ -9,7 +9,7 @@ SHELL_SCRIPTS = .ci/run $(shell find . -path ./.venv -prune -o -path ./runs -pru
 help:
 	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
 	@echo "make test    all tests that need no GPU"
-	@echo "make test-slow  200 steps against one rank; 100 MB preprocessed in every way"
+	@echo "make test-slow  200 steps against one rank; 100 MB preprocessed in every way; launchers, stops, killed studies"
 	@echo "make test-faults  kills, full disks, stuck ranks and damage in real runs, and what becomes of them"
 	@echo "make test-slurm  a job's life on a real Slurm of four nodes on this machine (needs root)"
 	@echo "make test-docker  the container image built by buildah on a stand-in for NVIDIA's (needs root)"

@@ -9,6 +9,8 @@ from megatron_compete.errors import CompeteError
 from megatron_compete.recipe import Recipe
 from tests.cluster.stand_in import MODEL
 
+pytestmark = pytest.mark.slow
+
 
 def write(tmp_path: Path, **arguments: object) -> Path:
     path = tmp_path / "recipe.yaml"

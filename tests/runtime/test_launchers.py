@@ -13,6 +13,8 @@ import yaml
 from megatron_compete.recipe import parse_overrides
 from tests.training.runs import MODEL
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PRETRAIN = [sys.executable, "-m", "megatron_compete.cli", "pretrain"]
 

@@ -12,6 +12,8 @@ import pytest
 
 from megatron_compete.runtime.run_files import first_failure, read_failures
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 AGENT = "import sys; from megatron_compete.runtime.launch import run_torchrun; run_torchrun(sys.argv[1:])"
 RANK = "tests/runtime/stand_in_rank.py"

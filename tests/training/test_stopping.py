@@ -16,6 +16,8 @@ from megatron_compete.training.progress import last_saved
 from tests.ranks import run_ranks
 from tests.training.runs import MODEL, losses
 
+pytestmark = pytest.mark.slow
+
 PIPELINE = "--pipeline-model-parallel-size 2 --exit-signal-handler --log-interval 2 --train-iters 8"
 
 
