@@ -18,6 +18,7 @@ from megatron_compete.study.grid import Run, chosen, runs_of
 from megatron_compete.study.launch import prepare_environment
 from megatron_compete.study.report import write_report
 from megatron_compete.study.slurm import submit
+from megatron_compete.study.timing import measure
 from megatron_compete.study.train import Trainer
 
 
@@ -36,6 +37,11 @@ def parser() -> argparse.ArgumentParser:
     flag("--cold", action="store_true", help="start every run as a command of its own, never from the warm process")
     flag("--no-report", action="store_true", help="train only")
     flag("--report-only", action="store_true", help="make tables and figures of the raw logs, and train nothing")
+    flag(
+        "--timing-only",
+        action="store_true",
+        help="measure what steps cost, with nothing beside them, and train nothing",
+    )
     flag("--slurm", action="store_true", help="submit the runs as job arrays instead of training here")
     return parser
 
@@ -62,7 +68,11 @@ def run(options: argparse.Namespace) -> None:
     trainer = Trainer(
         study, folder.absolute(), corpus, _say, options.any_code, not options.cold, options.keep_checkpoints
     )
-    trainer.train(runs, options.jobs or study.jobs)
+    if not options.timing_only:
+        trainer.train(runs, options.jobs or study.jobs)
+    if study.timing is not None and (options.timing_only or not options.only):
+        names = [name for name in study.variants if any(one.variant == name for one in runs)]
+        measure(study, names, folder.absolute(), corpus, not options.cold, _say)
     if not options.no_report:
         write_report(study, folder)
         _say(f"report: {folder / 'report.html'}")

@@ -84,6 +84,16 @@ class Slurm:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """How the cost of a step is measured apart from training: see `megatron_compete.study.timing`."""
+
+    steps: int
+    rounds: int
+    skip: int = 10
+    """Steps at the start of a run that do not count."""
+
+
+@dataclass(frozen=True)
 class Study:
     """A validated study."""
 
@@ -107,6 +117,8 @@ class Study:
     jobs: int = 1
     budget_minutes: float | None = None
     slurm: Slurm = field(default_factory=Slurm)
+    timing: Timing | None = None
+    """None: seconds are those of the training runs."""
 
     def seeds_of(self, variant: str) -> tuple[int, ...]:
         """Seeds that a variant is trained with."""
@@ -120,6 +132,7 @@ class Study:
 KEYS = (
     "title", "recipe", "launch", "arguments", "steps", "seeds", "finalists", "baseline", "variants", "starts", "corpus",
     "seed-arguments", "probe", "save-interval", "clock", "jobs", "budget-minutes", "slurm",
+    "timing",
 )  # fmt: skip
 
 
@@ -162,6 +175,7 @@ def read_study(path: Path) -> Study:
         jobs=reader.get("jobs", int, 1, least=1),
         budget_minutes=reader.get("budget-minutes", (int, float), least=0),
         slurm=Slurm({k: v for k, v in slurm.content.items() if k != "at-once"}, slurm.get("at-once", int, least=1)),
+        timing=_timing(reader),
     )
     _check_names(reader, study)
     return study
@@ -211,6 +225,17 @@ def _starts(reader: Reader) -> dict[str, Start]:
         )
         found[str(name)] = Start(str(name), part.need("steps", int, least=1), upcycle, part.arguments("arguments"))
     return found
+
+
+def _timing(reader: Reader) -> Timing | None:
+    if "timing" not in reader.content:
+        return None
+    part = reader.part("timing")
+    part.only("steps", "rounds")
+    timing = Timing(part.need("steps", int, least=1), part.get("rounds", int, 2, least=1))
+    if timing.steps % timing.skip:
+        part.fail(f"is {timing.steps}: make it a multiple of {timing.skip}, the steps that are left out first", "steps")
+    return timing
 
 
 def _corpus(reader: Reader) -> Corpus:

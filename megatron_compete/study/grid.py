@@ -72,6 +72,16 @@ def _start_run(study: Study, name: str, seed: int) -> Run:
     return Run(name, seed, start.steps, recipe, is_start=True)
 
 
+def timed_run(study: Study, variant: str, seed: int) -> Run:
+    """The run that tells what a step of the variant costs: from scratch, because how it began does not matter there."""
+    timing = study.timing
+    assert timing is not None, "the study has no timing"
+    recipe = _recipe(study, seed, timing.skip + timing.steps, study.variants[variant].arguments)
+    recipe.arguments |= {"probe-interval": timing.skip}
+    recipe.arguments.pop("save-interval", None)
+    return Run(variant, seed, timing.skip + timing.steps, recipe)
+
+
 def _recipe(study: Study, seed: int, steps: int, arguments: dict[str, Any]) -> Recipe:
     recipe = copy.deepcopy(study.recipe)
     recipe.arguments.update(arguments)

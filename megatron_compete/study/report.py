@@ -15,6 +15,7 @@ from megatron_compete.study.figures import draw_all
 from megatron_compete.study.logs import METRICS, RunLog, read_logs, write_curves
 from megatron_compete.study.statistics import CONFIDENCE
 from megatron_compete.study.table import Row, habits_table, markdown_table, rows_of, write_csv
+from megatron_compete.study.timing import read_timing, with_timing
 
 CLOCKS = {
     "processor": "processor time (user and system) of the rank's process, over training steps alone",
@@ -37,16 +38,19 @@ def write_report(study: Study, folder: Path) -> None:
     """
     _check_libraries()
     logs = read_logs(study, folder)
+    write_curves(logs, folder / "curves.csv")
+    timing = read_timing(study, folder)
+    timed = logs.keys() <= timing.keys()
+    logs = with_timing(study, logs, timing) if timed else logs
     rows = rows_of(study, logs)
     if not rows:
         raise CompeteError(
             f"{folder} has no finished runs of {study.baseline}: train them first, without --report-only"
         )
     write_csv(rows, folder / "table.csv")
-    write_curves(logs, folder / "curves.csv")
     (folder / "table.md").write_text(markdown_table(rows))
     figures = draw_all(study, logs, rows, folder)
-    text = markdown_report(study, logs, rows, figures)
+    text = markdown_report(study, logs, rows, figures, timed)
     (folder / "report.md").write_text(text)
     (folder / "report.html").write_text(html_page(study.title, text, folder))
 
@@ -60,14 +64,18 @@ def _check_libraries() -> None:
 
 
 def markdown_report(
-    study: Study, logs: Mapping[str, Sequence[RunLog]], rows: Sequence[Row], figures: Mapping[str, str]
+    study: Study, logs: Mapping[str, Sequence[RunLog]], rows: Sequence[Row], figures: Mapping[str, str], timed: bool
 ) -> str:
-    """The report as Markdown; figures lie beside it."""
+    """The report as Markdown; figures lie beside it.
+
+    Args:
+        timed: seconds were measured apart from training.
+    """
     parts = [
         f"# {study.title}",
         _setting(study, logs),
         "## Loss",
-        _how_to_read(study, rows),
+        _how_to_read(study, rows, timed),
         markdown_table(rows),
         "## Routers' habits",
         "At the last probe, means over seeds; saturation half-way.",
@@ -90,13 +98,18 @@ def _setting(study: Study, logs: Mapping[str, Sequence[RunLog]]) -> str:
     return f"{len(logs)} variants, {runs} runs of {study.steps} steps ({per_run:,} tokens each).{share}"
 
 
-def _how_to_read(study: Study, rows: Sequence[Row]) -> str:
+def _how_to_read(study: Study, rows: Sequence[Row], timed: bool) -> str:
     compared = sum(row.variant != row.baseline for row in rows)
+    source = "median over a variant's seeds"
+    if timed and study.timing is not None:
+        source = (
+            f"of {study.timing.steps} steps measured with nothing beside them, median of {study.timing.rounds} rounds"
+        )
     return (
         f"Held-out loss in nats per token: mean ± standard deviation over seeds. Differences are paired by seed, with the "
         f"{CONFIDENCE:.0%} interval of Student's t; negative is better than the baseline. The intervals of {compared} "
         f"variants are not corrected for their number, and an interval that holds 0 says nothing either way. Seconds: "
-        f"{CLOCKS[study.clock]}, median over a variant's seeds; at equal seconds a pair is compared when the faster of "
+        f"{CLOCKS[study.clock]}, {source}; at equal seconds a pair is compared when the faster of "
         "the two is done, between probes by straight line. The last column is the time of all steps relative to the "
         "baseline's."
     )

@@ -39,6 +39,10 @@ def submit(study: Study, runs: list[Run], config: Path, folder: Path) -> None:
             width = f"0-{len(some) - 1}" + (f"%{study.slurm.at_once}" if study.slurm.at_once else "")
             options = [f"--array={width}", f"--job-name={study.name}-{name}", f"--output={place}/%x-%a.log"]
             previous = _sbatch([*options, *_after(previous, "afterok"), *sbatch_options(study.slurm), str(script)])
+    if study.timing is not None:
+        timing = shlex.join([*command, "--timing-only", "--no-report"])
+        options = [f"--job-name={study.name}-timing", f"--output={place}/%x.log", f"--chdir={os.getcwd()}"]
+        previous = _sbatch([*options, *_after(previous, "afterany"), *sbatch_options(study.slurm), f"--wrap={timing}"])
     report = shlex.join([*command, "--report-only"])
     _sbatch([f"--job-name={study.name}-report", f"--output={place}/%x.log", *_after(previous, "afterany"), f"--wrap={report}"])  # fmt: skip
 

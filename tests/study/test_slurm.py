@@ -40,6 +40,19 @@ def test_starts_then_runs_then_the_report(study: Study, tmp_path: Path, monkeypa
     assert (tmp_path / "slurm/runs.txt").read_text().splitlines()[3] == "late/seed-1"
 
 
+def test_steps_are_timed_by_a_job_of_their_own_before_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    monkeypatch.setenv("DRY_RUN", "1")
+    study = study_of(tmp_path, timing={"steps": 20}, slurm={"gpus-per-node": 1})
+    submit(study, runs_of(study), tmp_path / "study.yaml", tmp_path)
+    _, timing, report = capsys.readouterr().out.splitlines()
+    assert (
+        "--timing-only --no-report" in timing
+        and "--gpus-per-node=1" in timing
+        and "--dependency=afterany:JOB" in timing
+    )
+    assert "--report-only" in report and "--dependency=afterany:JOB" in report
+
+
 def test_a_dry_run_submits_nothing(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     monkeypatch.setenv("DRY_RUN", "1")
     monkeypatch.setenv("PATH", "/nowhere")
