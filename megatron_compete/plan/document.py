@@ -151,7 +151,10 @@ def _times(plan: JobPlan) -> dict[str, Any]:
 
 
 def _competition(plan: JobPlan, overhead: Overhead) -> dict[str, Any]:
+    compete = plan.job.compete
     return {
+        "preset": None if compete is None else plan.job.args.compete_preset,
+        "kind": None if compete is None else compete.kind,
         "policy": overhead.policy,
         "rate": overhead.rate,
         "max_active_layers": overhead.max_active,
