@@ -14,6 +14,7 @@ FORMAT = 1
 MODEL_NOTES = (
     "routing is even: every expert gets the mean number of rows, and all microbatches of a step take the same time",
     "a pipeline transfer begins when both stages have posted it; transfers do not slow each other or computation down",
+    "the scoring pass runs Megatron's expert modules; the fused kernels, which move less memory, are not measured yet",
     "policies are simulated at the highest rate, without competition warm-up and rate decay",
     "launch gaps, stragglers, data loading, checkpoints and evaluation are not counted",
 )
