@@ -97,22 +97,23 @@ def describe_preset(args: argparse.Namespace) -> str:
     """The preset of a job and each setting that is not the preset's, in one line.
 
     Args:
-        args: validated. With `--router topk` Megatron's arguments alone count; the competition's have no effect.
+        args: validated. With another router than `--router compete`, Megatron's arguments alone count; the competition's
+            have no effect.
     """
     expected = preset_defaults(args.compete_preset, args.compete_kind)
-    if args.router == "topk":
-        expected = {dest: value for dest, value in expected.items() if not dest.startswith(PREFIX)}
-    else:
+    if args.router == "compete":
         expected = {PREFIX + field.name: field.default for field in fields(CompeteConfig)} | expected
+    else:
+        expected = {dest: value for dest, value in expected.items() if not dest.startswith(PREFIX)}
     others = [
         f"{_flag(dest)} {getattr(args, dest)} (not {value})"
         for dest, value in expected.items()
         if getattr(args, dest) != value
     ]
     exceptions = f", except {', '.join(others)}" if others else ""
-    if args.router == "topk":
-        return f"--router topk with Megatron's settings of --compete-preset {args.compete_preset}{exceptions}"
-    return f"--compete-preset {args.compete_preset}{exceptions}"
+    if args.router == "compete":
+        return f"--compete-preset {args.compete_preset}{exceptions}"
+    return f"--router {args.router} with Megatron's settings of --compete-preset {args.compete_preset}{exceptions}"
 
 
 def _flag(dest: str) -> str:

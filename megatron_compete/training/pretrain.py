@@ -85,7 +85,7 @@ def model_config(args: argparse.Namespace) -> GPTModelConfig:
 
 def say_preset(model: list[MegatronModule], args: argparse.Namespace) -> list[MegatronModule]:
     """Print the preset, and the settings that are not its own; a hook that Megatron calls when the model is built."""
-    if args.router != "topk" or args.compete_preset != DEFAULT:
+    if args.router == "compete" or args.compete_preset != DEFAULT:
         print_rank_0(f"megatron-compete: {describe_preset(args)}")
     return model
 
