@@ -34,13 +34,14 @@ class Case:
         """Work of the experts' matrices per rank and step, in 10^9 operations.
 
         A forward pass counts 1 and a backward pass 2 for each token and expert: a normal step takes 3 K of them, a
-        competing one E more for scoring, the naive one 3 E.
+        competing one E more for scoring, by responses or by utility, the naive one 3 E.
         """
         matrices = 3 if self.activation == "swiglu" else 2
         unit = self.tokens * 2 * matrices * self.hidden * self.ffn / 1e9
         return {
             "normal": 3 * self.topk * unit,
             "competing": (self.experts + 3 * self.topk) * unit,
+            "utility": (self.experts + 3 * self.topk) * unit,
             "naive": 3 * self.experts * unit,
         }
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What a competing step costs beside a normal one, and beside the naive way to compete.
+"""What a competing step costs, by responses and by utility, beside a normal one and beside the naive way to compete.
 
     python benchmarks/competition_step.py                               # the default table, on gloo ranks of its own
     python benchmarks/competition_step.py --experts 32 --topk 4 --ep 2  # one shape
     torchrun --nproc-per-node 8 benchmarks/competition_step.py --ep 8   # on GPUs, one rank each
     python benchmarks/competition_step.py --suite models --grouped-gemm # layers of known models, on one GPU
 
-Measured in one run, the three kinds of step taking turns: time, bytes sent and peak memory of the forward and backward
-pass of one MoE layer. Before that the two competing steps are compared in fp32.
+Measured in one run, the kinds of step taking turns: time, bytes sent and peak memory of the forward and backward pass of
+one MoE layer. Before that both kinds of competing step are compared with their naive forms in fp32.
 """
 
 import argparse

@@ -99,6 +99,7 @@ def targets() -> Iterator[Target]:
     for index, layer in enumerate(LAYERS):
         wanted = 2.5 if index == 0 else None
         yield Target(f"competing layer step over a normal one, {layer}", None, False, "competition_step", lambda r, i=index: layer_ratio(r, i, "competing/normal"))  # fmt: skip
+        yield Target(f"layer step competing by utility over a normal one, {layer}", None, False, "competition_step", lambda r, i=index: layer_ratio(r, i, "utility/normal"))  # fmt: skip
         yield Target(f"naive layer step over ours, {layer}", wanted, True, "competition_step", lambda r, i=index: layer_ratio(r, i, "naive/competing"))  # fmt: skip
         yield Target(f"its peak memory over ours, {layer}", 3.0 if index == 0 else None, True, "competition_step", lambda r, i=index: layer_peak(r, i))  # fmt: skip
     for recipe in FP8_RECIPES:

@@ -17,7 +17,7 @@ from benchmarks.variants import Batch, build_variants, check_equal, device, make
 BATCHES = 3
 """Inputs that take turns."""
 
-RATIOS = (("competing", "normal"), ("naive", "competing"))
+RATIOS = (("competing", "normal"), ("utility", "normal"), ("utility", "competing"), ("naive", "competing"))
 """Which variant is divided by which."""
 
 
@@ -30,7 +30,7 @@ def measure_case(case: Case, repeats: int, dtype: torch.dtype, grouped_gemm: boo
         ratios within a repeat).
     """
     small = case.for_check()
-    check_equal(build_variants(small, torch.float32, grouped_gemm), make_batch(small, torch.float32))
+    check_equal(build_variants(small, torch.float32, grouped_gemm, to_check=True), make_batch(small, torch.float32))
     layers = build_variants(case, dtype, grouped_gemm)
     batches = [make_batch(case, dtype, seed) for seed in range(BATCHES)]
     steps = {name: found for name, layer in layers.items() if (found := _bytes(layer, batches[0])) is not None}

@@ -85,6 +85,27 @@ class NaiveCompeteLayer(MoELayer):
         )
 
 
+class NaiveUtilityLayer(NaiveCompeteLayer):
+    """Competition by utility, densely: the router's K experts give the output, and autograd the router's gradient from
+    all experts' outputs (straight through). What `--compete-kind utility` is compared with before it is measured."""
+
+    def route(self, hidden_states: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Every token to every expert; the router's own weights wait for `postprocess`."""
+        self._weights_TE, _ = self.router(hidden_states)
+        return super().route(hidden_states, padding_mask)
+
+    def postprocess(self, output: Tensor, shared_expert_output: Tensor | None) -> Tensor:
+        """The router's weighted sum, with the gradient of the sum over all experts for the logits."""
+        logits, self._logits = self._logits, None
+        assert logits is not None and shared_expert_output is None
+        rows_TEH = output.view(self.config.num_moe_experts, -1, output.shape[-1]).transpose(0, 1)
+        routed_TH = torch.einsum("te,teh->th", self._weights_TE.detach().to(rows_TEH.dtype), rows_TEH)
+        probs_TE = logits.softmax(dim=-1, dtype=torch.float32)
+        dense_TH = torch.einsum("te,teh->th", probs_TE, rows_TEH.detach().float())
+        straight_TH = routed_TH + (dense_TH - dense_TH.detach()).to(routed_TH.dtype)
+        return straight_TH.view(self.token_dispatcher.hidden_shape)
+
+
 class ScheduledNaiveLayer(NaiveCompeteLayer):
     """The naive layer in a model: dense at the steps that the schedule names, Megatron's at all others.
 

@@ -36,7 +36,7 @@ def _cpu_name() -> str:
 
 
 def print_table(results: list[dict[str, Any]], settings: Settings) -> None:
-    """Three steps and two ratios for each case."""
+    """All steps and ratios of each case."""
     grouped = ", grouped GEMM" if settings.grouped_gemm else ""
     title = f"One MoE layer, {settings.dtype}{grouped}, {settings.repeats} repeats\n{hardware()}"
     table = Table(title=title, title_justify="left", caption=NOTES, caption_justify="left")

@@ -1,4 +1,4 @@
-"""What is compared, and on which shapes: one MoE layer as a normal, a competing and a naively competing step."""
+"""What is compared: one MoE layer at a normal step, at one that competes, by responses or by utility, and at a naive one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +12,21 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.naive import NaiveCompeteLayer
+from benchmarks.naive import NaiveCompeteLayer, NaiveUtilityLayer
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.layer import CompeteMoELayer
 
 TOLERANCE = 1e-4
-"""Largest difference between the two competing steps, in fp32, as a share of the largest value."""
+"""Largest difference between a competing step and its naive form, in fp32, as a share of the largest value."""
 
 TIES = 1e-3
 """Share of tokens that may differ: there the K-th and the next response are equal within rounding."""
+
+BY_UTILITY = CompeteConfig(rate=1.0, max_active_layers=1, kind="utility", router_balance_coeff=0.0)
+"""Without the router's own balance, which the normal step it is compared with has not either."""
+
+NAIVE_UTILITY = "naive utility"
 
 
 @dataclass
@@ -54,13 +59,18 @@ def transformer_config(case: Case, dtype: torch.dtype, grouped_gemm: bool) -> Tr
 
 
 def build_variants(
-    case: Case, dtype: torch.dtype, grouped_gemm: bool = False, compete: CompeteConfig | None = None
+    case: Case,
+    dtype: torch.dtype,
+    grouped_gemm: bool = False,
+    compete: CompeteConfig | None = None,
+    to_check: bool = False,
 ) -> dict[str, MoELayer]:
-    """The three layers with the same weights, and gradient buffers in place.
+    """The layers with the same weights, and gradient buffers in place.
 
     Args:
         grouped_gemm: Transformer Engine's grouped experts in place of one MLP after the other.
-        compete: settings of the competing steps; the authors' by default.
+        compete: settings of the steps that compete by responses; the authors' by default.
+        to_check: with the naive form of the step by utility, which is not measured.
     """
     config, groups = transformer_config(case, dtype, grouped_gemm), get_default_pg_collection()
     spec = get_moe_module_spec(use_te=grouped_gemm, num_experts=case.experts, moe_grouped_gemm=grouped_gemm)
@@ -74,8 +84,11 @@ def build_variants(
     layers = {
         "normal": ours(CompeteConfig(rate=0.0)),
         "competing": ours(compete),
+        "utility": ours(BY_UTILITY),
         "naive": NaiveCompeteLayer(config, submodules, groups, compete),
     }
+    if to_check:
+        layers[NAIVE_UTILITY] = NaiveUtilityLayer(config, submodules, groups, compete)
     _spread_weights(layers["competing"])
     for layer in layers.values():
         layer.load_state_dict(layers["competing"].state_dict())
@@ -119,19 +132,31 @@ def run_step(layer: MoELayer, batch: Batch) -> Tensor:
 
 
 def check_equal(layers: dict[str, MoELayer], batch: Batch) -> None:
-    """Compare output and input gradient of the two competing steps; a benchmark of a wrong thing is worthless.
+    """Compare each competing step with its naive form; a benchmark of a wrong thing is worthless.
 
+    Args:
+        layers: of `build_variants`, `to_check`.
     Raises:
-        AssertionError: they differ in more tokens than can be ties.
+        AssertionError: they differ in more tokens than can be ties, or, by utility, in the router's gradient.
     """
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    for name in ("competing", "naive"):
+    _compare(layers, batch, "competing", "naive")
+    _compare(layers, batch, "utility", NAIVE_UTILITY)
+    ours, naive = (layers[name].router.weight.grad for name in ("utility", NAIVE_UTILITY))
+    apart = (ours - naive).abs().max() / naive.abs().max()
+    assert apart <= TOLERANCE, f"the router's gradient differs by {apart:.1e} between utility and {NAIVE_UTILITY}"
+
+
+def _compare(layers: dict[str, MoELayer], batch: Batch, *names: str) -> None:
+    """Output and input gradient of two layers, token by token."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for name in names:
         batch.tokens.grad = None
+        layers[name].router.weight.grad.zero_()
         output = run_step(layers[name], batch)
         assert batch.tokens.grad is not None
-        found[name] = (output, batch.tokens.grad)
-    for what, ours, naive in zip(("output", "input gradient"), *found.values()):
+        found.append((output, batch.tokens.grad))
+    batch.tokens.grad = None
+    for what, ours, naive in zip(("output", "input gradient"), *found):
         apart_T = (ours - naive).abs().amax(dim=(1, 2)) > TOLERANCE * naive.abs().max()
         share = apart_T.float().mean().item()
-        assert share <= TIES, f"{what} of the competing and the naive step differs in {share:.1%} of the tokens"
-    batch.tokens.grad = None
+        assert share <= TIES, f"{what} of {' and '.join(names)} differs in {share:.1%} of the tokens"

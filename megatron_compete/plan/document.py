@@ -14,6 +14,7 @@ FORMAT = 1
 MODEL_NOTES = (
     "routing is even: every expert gets the mean number of rows, and all microbatches of a step take the same time",
     "a pipeline transfer begins when both stages have posted it; transfers do not slow each other or computation down",
+    "the scoring pass runs Megatron's expert modules; the fused kernels, which move less memory, are not measured yet",
     "policies are simulated at the highest rate, without competition warm-up and rate decay",
     "launch gaps, stragglers, data loading, checkpoints and evaluation are not counted",
 )
@@ -151,7 +152,10 @@ def _times(plan: JobPlan) -> dict[str, Any]:
 
 
 def _competition(plan: JobPlan, overhead: Overhead) -> dict[str, Any]:
+    compete = plan.job.compete
     return {
+        "preset": None if compete is None else plan.job.args.compete_preset,
+        "kind": None if compete is None else compete.kind,
         "policy": overhead.policy,
         "rate": overhead.rate,
         "max_active_layers": overhead.max_active,

@@ -20,7 +20,7 @@ from megatron_compete.errors import CompeteError
 from megatron_compete.recipe import Recipe
 from megatron_compete.study.config import Study
 
-TRAINED_BY = ("config.py", "checkpoint", "moe", "routing", "runtime", "schedule", "training")
+TRAINED_BY = ("config.py", "presets.py", "checkpoint", "moe", "routing", "runtime", "schedule", "training")
 """Parts of this package that can change what a run computes."""
 LIBRARIES = ("megatron-core", "torch", "numpy")
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib.util
+import sys
 from typing import Any, NoReturn
 
 from megatron.training.argument_utils import ArgumentGroupFactory
@@ -10,11 +11,11 @@ from megatron.training.arguments import parse_and_validate_args, parse_args
 
 from megatron_compete.config import CompeteConfig, flag_of
 from megatron_compete.errors import CompeteError
+from megatron_compete.presets import DEFAULT, PREFIX, PRESETS, defaults_asked_for
 from megatron_compete.routing.responses import RESPONSES
 from megatron_compete.runtime import cpu
 from megatron_compete.training.probe import add_probe_arguments, check_probe_arguments
 
-PREFIX = "compete_"
 EVAL_INTERVAL = 1000
 """Megatron's default of None makes its dataset sizes a division by None."""
 
@@ -35,20 +36,30 @@ class CompeteArgumentGroup(ArgumentGroupFactory):
     def _build_argparse_kwargs_from_field(self, attribute: dataclasses.Field[Any]) -> dict[str, Any]:
         keywords = super()._build_argparse_kwargs_from_field(attribute)
         keywords["dest"] = PREFIX + attribute.name
-        keywords["help"] = f"{keywords['help']} (default: {attribute.default})".replace("%", "%%")
+        keywords["help"] = keywords["help"].replace("%", "%%") + " (default: %(default)s)"  # the preset's
         if attribute.name == "response":
             keywords["choices"] = tuple(RESPONSES)
         return keywords
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Megatron's `extra_args_provider`: the competition group, `--router`, and a CPU host's defaults."""
+    """Megatron's `extra_args_provider`: the competition group, `--router`, and the defaults of a preset and a CPU host.
+
+    The preset is read from `sys.argv`, which Megatron parses.
+    """
     group = CompeteArgumentGroup(CompeteConfig).build_group(parser, title="competition")
     group.add_argument(
         "--router",
         choices=("compete", "topk"),
         default="compete",
         help="compete: MoE layers with competition routing; topk: Megatron's own layers, the plain baseline.",
+    )
+    group.add_argument(
+        "--compete-preset",
+        choices=tuple(PRESETS),
+        default=DEFAULT,
+        help="Recipe that the defaults of these flags, and of Megatron's that belong to it, are taken from. paper: arXiv "
+        "2505.13380; recommended: what this project recommends. A flag that is given wins over it.",
     )
     group.add_argument(
         "--compete-override-schedule",
@@ -63,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     _add_reliability_arguments(parser)
     add_probe_arguments(parser)
     parser.error = _one_line_error  # type: ignore[method-assign]
+    parser.set_defaults(**defaults_asked_for(sys.argv[1:]))
     parser.set_defaults(eval_interval=EVAL_INTERVAL)
     if cpu.is_needed():
         parser.set_defaults(**cpu.ARGUMENTS)
@@ -94,9 +106,20 @@ def _one_line_error(message: str) -> NoReturn:
 
 
 def compete_config_from_args(args: argparse.Namespace) -> CompeteConfig:
-    """The competition's settings; a trainer whose parser lacks `--compete-*` gets the defaults."""
+    """The competition's settings; a trainer whose parser lacks `--compete-*` gets the defaults.
+
+    Raises:
+        CompeteError: settings that exclude each other; some may be those of a preset, which is then named.
+    """
     names = (field.name for field in dataclasses.fields(CompeteConfig))
-    return CompeteConfig(**{name: getattr(args, PREFIX + name) for name in names if hasattr(args, PREFIX + name)})
+    given = {name: getattr(args, PREFIX + name) for name in names if hasattr(args, PREFIX + name)}
+    try:
+        return CompeteConfig(**given)
+    except CompeteError as error:
+        preset = getattr(args, "compete_preset", DEFAULT)
+        if preset == DEFAULT:
+            raise
+        raise CompeteError(f"{error} (what is not given is --compete-preset {preset}'s)") from error
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -34,6 +34,7 @@ from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.metrics import LogIntervals, install_metrics
 from megatron_compete.moe.specs import compete_layer_spec, trainer_step
 from megatron_compete.moe.validation import check_supported
+from megatron_compete.presets import DEFAULT, describe_preset
 from megatron_compete.runtime import cpu
 from megatron_compete.runtime.launch import environment_defaults
 from megatron_compete.runtime.launch_environment import enter_launch
@@ -67,6 +68,7 @@ def model_config(args: argparse.Namespace) -> GPTModelConfig:
         CompeteError: settings that exclude competition, or a schedule that cannot be met.
     """
     config = gpt_config_from_args(args, transformer_config(args))
+    config.pre_wrap_hooks.append(functools.partial(say_preset, args=args))
     if args.router == "topk":
         return config
     compete = compete_config_from_args(args)
@@ -79,6 +81,13 @@ def model_config(args: argparse.Namespace) -> GPTModelConfig:
     config.pre_wrap_hooks.append(functools.partial(check_layers, expected=len(competition.layer_numbers)))
     config.pre_wrap_hooks.append(functools.partial(check_agreement, competition=competition))
     return config
+
+
+def say_preset(model: list[MegatronModule], args: argparse.Namespace) -> list[MegatronModule]:
+    """Print the preset, and the settings that are not its own; a hook that Megatron calls when the model is built."""
+    if args.router == "compete" or args.compete_preset != DEFAULT:
+        print_rank_0(f"megatron-compete: {describe_preset(args)}")
+    return model
 
 
 def check_layers(model: list[MegatronModule], expected: int) -> list[MegatronModule]:

@@ -21,41 +21,45 @@ MB = 1_000_000
 
 
 def steps_on_rank(case: Case, compete: CompeteConfig) -> dict[str, dict[str, torch.Tensor]]:
-    """Output and all gradients of both competing steps."""
+    """Output and all gradients of the competing steps and their naive forms, and the output of a normal step."""
     from megatron.core import parallel_state
 
     from benchmarks.variants import build_variants, check_equal, make_batch, run_step
 
     dist.init_process_group("gloo")
     parallel_state.initialize_model_parallel(expert_model_parallel_size=case.ep)
-    layers, batch = build_variants(case, torch.float32, compete=compete), make_batch(case, torch.float32)
-    found = {}
-    for name in ("competing", "naive"):
+    layers = build_variants(case, torch.float32, compete=compete, to_check=True)
+    batch = make_batch(case, torch.float32)
+    found = {"normal": {"output": run_step(layers["normal"], batch)}}
+    for name in ("competing", "naive", "utility", "naive utility"):
         batch.tokens.grad = None
         output = run_step(layers[name], batch)
         assert batch.tokens.grad is not None
         weights = {key: weight.grad.clone() for key, weight in layers[name].named_parameters()}
         found[name] = {"output": output, "tokens": batch.tokens.grad} | weights
     check_equal(layers, batch)
-    with pytest.raises(AssertionError, match="differs in"):
-        check_equal(layers | {"naive": layers["normal"]}, batch)
+    for other in ("naive", "naive utility"):
+        with pytest.raises(AssertionError, match=f"and {other} differs in"):
+            check_equal(layers | {other: layers["normal"]}, batch)
     return found
 
 
 @pytest.mark.parametrize("gradients", ["winners", "all"])
 @pytest.mark.parametrize("ep", [1, 2])
-def test_naive_step_equals_ours(ep: int, gradients: str) -> None:
+def test_naive_steps_equal_ours(ep: int, gradients: str) -> None:
     compete = CompeteConfig(
         rate=1.0, max_active_layers=1, distill_coeff=0.7, diversity_coeff=0.5, response_balance_coeff=0.3,
         response_gradients=gradients,
     )  # fmt: skip
     case = Case(**{**vars(SMALL), "ep": ep})
     for found in run_ranks(ep, steps_on_rank, case, compete):
-        assert found["competing"].keys() == found["naive"].keys()
-        for name, naive in found["naive"].items():
-            apart = (found["competing"][name] - naive).abs().max()
-            assert apart <= 1e-5 * naive.abs().max(), f"{name}: {apart} apart"
-            assert naive.any(), name
+        assert found["utility"]["output"].equal(found["normal"]["output"])
+        for ours, other in (("competing", "naive"), ("utility", "naive utility")):
+            assert found[ours].keys() == found[other].keys()
+            for name, naive in found[other].items():
+                apart = (found[ours][name] - naive).abs().max()
+                assert apart <= 1e-5 * naive.abs().max(), f"{ours}: {name}: {apart} apart"
+                assert naive.any(), name
 
 
 def count_on_rank() -> dict[str, int]:
@@ -159,7 +163,7 @@ def test_script_writes_its_measurement(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/competition_step.py", *sizes, "--repeats=2", f"--json={report}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert "naive/competing" in done.stdout
+    assert all(ratio in done.stdout for ratio in ("naive/competing", "utility/normal", "utility/competing"))
     (case,) = json.loads(report.read_text())["cases"]
     assert case["case"] == vars(SMALL)
     steps = case["steps"]
@@ -169,6 +173,10 @@ def test_script_writes_its_measurement(tmp_path: Path) -> None:
     counts = SMALL.experts * 8
     assert steps["naive"]["sent_forward"] == forward + combine + counts
     assert steps["competing"]["sent_forward"] > steps["normal"]["sent_forward"]
+    assert steps["utility"]["sent_forward"] == steps["normal"]["sent_forward"]  # it scores in the backward pass
+    gathered = 2 * SMALL.tokens * SMALL.hidden * 4  # tokens and output gradients, to the other rank
+    scores = SMALL.tokens * SMALL.experts // 2 * 4
+    assert steps["utility"]["sent_backward"] >= steps["normal"]["sent_backward"] + gathered + scores
 
 
 @pytest.mark.parametrize(

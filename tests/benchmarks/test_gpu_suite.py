@@ -16,7 +16,7 @@ from benchmarks.gpu_summary import MISSING, markdown, read_reports, summary, tar
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = ROOT / "benchmarks/gpu_suite.sh"
-CASE = {"time_ratios": {"competing/normal": 3.0, "naive/competing": 2.6}, "steps": {"naive": {"peak": 70}, "competing": {"peak": 10}}}  # fmt: skip
+CASE = {"time_ratios": {"competing/normal": 3.0, "utility/normal": 2.5, "naive/competing": 2.6}, "steps": {"naive": {"peak": 70}, "competing": {"peak": 10}}}  # fmt: skip
 
 
 def test_it_parses() -> None:
@@ -100,6 +100,7 @@ def test_measured_numbers_stand_beside_the_targets(tmp_path: Path) -> None:
     assert by_name["FP8 scoring over bf16 scoring, wide experts, the worse of two"] == ("1.500x", True)
     assert by_name["154M, mean step at rate 0.07, A_max 3, over stock top-K"] == ("1.070x", True)
     assert by_name["154M, step at rate 0 over stock top-K"] == ("1.030x", False)
+    assert by_name["layer step competing by utility over a normal one, 154M"] == ("2.500x", None)
     assert by_name["naive layer step over ours, 154M"] == ("2.600x", True)
     assert by_name["its peak memory over ours, 154M"] == ("7.000x", True)
     assert by_name["naive layer step over ours, 679M"] == (MISSING, None)

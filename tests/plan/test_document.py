@@ -48,6 +48,7 @@ def test_every_policy_and_limit_is_there_once() -> None:
     competition = document()["competition"]
     settings = [(item["policy"], item["max_active_layers"]) for item in competition["outcomes"]]
     assert len(settings) == len(set(settings)) == 3 * 16
+    assert (competition["preset"], competition["kind"]) == ("paper", "response")
     assert (competition["policy"], competition["max_active_layers"], competition["layers"]) == ("balanced", 2, 16)
     for item in competition["outcomes"]:
         outcome = overhead.of(item["policy"], item["max_active_layers"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_compete import presets
 from megatron_compete.errors import CompeteError
 from megatron_compete.plan.hardware import PRESETS, preset
 from megatron_compete.plan.job import read_job
@@ -81,6 +82,23 @@ def test_what_competition_refuses_is_refused() -> None:
     with pytest.raises(CompeteError, match="--moe-router-score-function does not work with competition"):
         job_of("--moe-router-score-function sigmoid")
     assert job_of("--moe-router-score-function sigmoid --router topk").compete is None
+
+
+def test_a_preset_is_priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"compete_kind": "utility", "compete_rate": 0.1, "moe_aux_loss_coeff": 0.01}
+    monkeypatch.setitem(presets.PRESETS, "useful", settings)
+    recipe = example_recipe("competesmoe_154m")
+    recipe.arguments["compete-preset"] = "useful"
+    job = read_job(recipe)
+    assert job.by_utility and job.transformer.moe_aux_loss_coeff == 0.01
+    assert job.schedule is not None and job.schedule.rate == 0.1
+    recipe.override(["--compete-rate", "0.05", "--compete-max-active-layers", "2"])
+    schedule = read_job(recipe).schedule
+    assert schedule is not None and (schedule.rate, schedule.max_active) == (0.05, 2)
+    settings["compete_rate"] = 0.5
+    recipe.override(["--compete-rate=false"])
+    with pytest.raises(CompeteError, match=r"--compete-max-active-layers 2 is below rate \* layers = 0.5 \* 16"):
+        read_job(recipe)
 
 
 def test_unknown_flags_are_one_line() -> None:
