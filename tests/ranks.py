@@ -25,13 +25,10 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     `function` must be importable (module level). Returns each rank's result. A rank that fails, or that is not done
     after `timeout` seconds, fails the test with its output; the others are ended.
     """
-    with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):  # these ranks are CPU ranks, whatever the host has
-        multiprocessing.forkserver.ensure_running()
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
         processes = [
-            _context.Process(target=_rank_main, args=(rank, world_size, port, folder, function, args))
-            for rank in range(world_size)
+            warm_process(_rank_main, rank, world_size, port, folder, function, args) for rank in range(world_size)
         ]
         for process in processes:
             process.start()
@@ -42,6 +39,13 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
                 process.kill()
                 process.join()
         return [torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in range(world_size)]
+
+
+def warm_process(function: Callable[..., None], *args: Any) -> Any:
+    """A process forked from the server, not yet started, that will call `function(*args)`."""
+    with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):  # these are CPU processes, whatever the host has
+        multiprocessing.forkserver.ensure_running()
+    return _context.Process(target=function, args=args)
 
 
 def run_rank(function: Callable[..., Any], *args: Any, timeout: float = 240.0) -> Any:

@@ -14,12 +14,17 @@ def read_scalars(folder: Path) -> Scalars:
     Raises:
         CompeteError: there are none.
     """
+    scalars = logged_scalars(folder)
+    if not scalars:
+        raise CompeteError(f"no TensorBoard scalars in {folder}: give the folder that --tensorboard-dir named")
+    return scalars
+
+
+def logged_scalars(folder: Path) -> Scalars:
+    """The same of a run that may have logged none: it can be shorter than `--tensorboard-log-interval`."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     if folder.is_dir():
         events.Reload()
-    scalars = {name: {e.step: e.value for e in events.Scalars(name)} for name in events.Tags()["scalars"]}
-    if not scalars:
-        raise CompeteError(f"no TensorBoard scalars in {folder}: give the folder that --tensorboard-dir named")
-    return scalars
+    return {name: {e.step: e.value for e in events.Scalars(name)} for name in events.Tags()["scalars"]}

@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_compete.errors import CompeteError
 from megatron_compete.recipe import Recipe
-from megatron_compete.report.scalars import Scalars, read_scalars
+from megatron_compete.report.scalars import Scalars, logged_scalars
 from megatron_compete.study.config import Study
 from megatron_compete.study.corpus import PreparedCorpus
 from megatron_compete.study.folder import FINISHED, RunFolder, write_json
@@ -57,7 +57,7 @@ def is_complete(run: Run, folder: RunFolder) -> bool:
 
 def finish(run: Run, folder: RunFolder, marker: dict[str, Any]) -> None:
     """Keep what the report needs and mark the run as finished."""
-    scalars = read_scalars(folder.work / "tensorboard")
+    scalars = logged_scalars(folder.work / "tensorboard")
     write_scalars(folder.scalars, scalars, [line["step"] for line in probe_lines(folder)])
     write_json(folder.path / FINISHED, marker | {"arguments": run.recipe.arguments, "steps": run.steps})
 

@@ -10,6 +10,7 @@ from megatron.training import get_args
 
 from megatron_compete.checkpoint.location import TRACKER
 from megatron_compete.training.resume import problems_of, rename_aside, write_tracker
+from megatron_compete.training.save_causes import room
 
 REPLACED = ".replaced"
 """Appended to a whole checkpoint's name while the same iteration is saved once more."""
@@ -31,7 +32,7 @@ def make_room(folder: Path) -> None:
 
 def clear_up(folder: Path) -> str:
     """Remove what a failed save left, if it can be; says what room there was, and what remains to start from."""
-    free = f"{shutil.disk_usage(folder.parent).free / 1e6:.0f} MB were free"
+    free = room(folder.parent)
     shutil.rmtree(folder, ignore_errors=True)
     replaced = folder.with_name(folder.name + REPLACED)
     if replaced.exists() and not folder.exists():

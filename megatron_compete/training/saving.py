@@ -11,7 +11,6 @@ Covered are `torch_dist` checkpoints into `--save`, also with `--async-save`; no
 
 import argparse
 import functools
-import logging
 import queue
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from megatron_compete.errors import CompeteError
 from megatron_compete.training.agreement import describe, on_rank_0, problems_of_ranks
 from megatron_compete.training.resume import iteration_folder
+from megatron_compete.training.save_causes import cause_of_rank, naming_causes
 from megatron_compete.training.save_files import AtomicTracker, TrackerFailed, clear_up, drop_replaced, make_room
 
 FAILED_SAVES = "checkpoint/failed-saves"
@@ -71,27 +71,26 @@ class Guard:
         """Why the newest attempt to save failed; None after one that did not."""
         self._held_back: str | None = None
         self._heard = ""
-        """What rank 0 was told of other ranks' failures: less than they know themselves."""
+        """What rank 0 was told of the ranks whose shards could not be written."""
         self._scheduled: list[int] = []
         self._undo: list[Callable[[], None]] = []
-        self._errors = _WriterErrors()
         self._replace(training, "save_checkpoint", self._save)
         self._replace(training, "maybe_finalize_async_save", self._finalize)
         self._replace(dist_checkpointing, "save", self._save_shards)
-        self._replace(serialization, "save_config", self._save_config)
+        self._replace(serialization, "save_config", self._save_last)
+        self._replace(serialization, "save_integrity_manifest", self._save_last)
+        self._replace(filesystem_async.FileSystemWriterAsync, "get_save_function_and_args", naming_causes)
         self._replace(FileSystemWriter, "finish", self._finish)
         self._replace(checkpointing, "maybe_msc", AtomicTracker(checkpointing.maybe_msc))
         if not args.async_save and filesystem_async._results_queue is None:
             # Megatron starts a process for this queue, which a rank that is killed leaves behind with its memory; a
             # synchronous save's results are put in and taken out by one process.
             self._replace(filesystem_async, "_results_queue", queue.SimpleQueue())
-        logging.getLogger(filesystem_async.__name__).addHandler(self._errors)
 
     def remove(self) -> None:
         """Put Megatron's functions back."""
         while self._undo:
             self._undo.pop()()
-        logging.getLogger(filesystem_async.__name__).removeHandler(self._errors)
 
     def _replace(self, owner: Any, name: str, around: Any) -> None:
         upstream = getattr(owner, name)
@@ -108,7 +107,7 @@ class Guard:
         folder = iteration_folder(Path(self.args.save), iteration)
         problem = None
         self._held_back = None
-        self._errors.seen.clear()
+        self._heard = ""
         try:
             on_rank_0(lambda: make_room(folder))
             upstream(iteration, *args, **named)
@@ -161,8 +160,8 @@ class Guard:
         except OSError as error:
             self._held_back = str(error)
 
-    def _save_config(self, upstream: Callable[..., None], *args: Any, **named: Any) -> None:
-        """Rank 0's `metadata.json`, which makes a checkpoint whole: not without the rest."""
+    def _save_last(self, upstream: Callable[..., None], *args: Any, **named: Any) -> None:
+        """Rank 0's `metadata.json`, which makes a checkpoint whole, and its hashes: not without the rest."""
         if self._held_back is not None:
             return
         try:
@@ -173,8 +172,8 @@ class Guard:
     def _reason(self, error: BaseException) -> str:
         """This rank's part in a failure that all ranks know of, in one line; empty if it has none."""
         if isinstance(error, CheckpointException):
-            self._heard = describe({rank: str(cause[0]) for rank, cause in error.failures.items()})
-            return self._errors.seen[0] if self._errors.seen else ""
+            self._heard = describe({rank: cause_of_rank(failure[0]) for rank, failure in error.failures.items()})
+            return ""
         return str(error) if isinstance(error, SaveFailed) or torch.distributed.get_rank() == 0 else ""
 
     def _conclude(self, iteration: int, problem: str | None) -> None:
@@ -222,15 +221,3 @@ def _bound(around: Callable[..., Any], upstream: Callable[..., Any]) -> Callable
         return around(upstream, *args, **named)
 
     return call
-
-
-class _WriterErrors(logging.Handler):
-    """Keeps what this rank's writers report: Megatron passes on the type of their errors only."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.seen: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if not self.seen:
-            self.seen.append(record.getMessage().rpartition("an error: ")[2])

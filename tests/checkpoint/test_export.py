@@ -67,7 +67,9 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", ["tp2-pp2-ep2", pytest.param("pp2-vpp2", marks=pytest.mark.slow), "etp2"]
+)  # families/test_parity.py has pp2-vpp2 for every family
 def test_the_layout_that_saved_does_not_matter(saved: Saved, exported: Path, tmp_path: Path, layout: str) -> None:
     size, groups = LAYOUTS[layout]
     run_ranks(size, gpt.resave, str(saved[0] / "iter_0000007"), str(tmp_path / "saved"), groups)

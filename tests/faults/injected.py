@@ -157,7 +157,7 @@ def _moment(moment: str) -> tuple[int, Any, str, Callable[[Any], bool]]:
         "first shard": (1, filesystem_async, "_write_item", always),
         "between shards": (1, filesystem_async, "_write_item", lambda args: next(writes) == 5),
         "before .metadata": (0, FileSystemWriter, "finish", always),
-        "before metadata.json": (0, saving.Guard, "_save_config", always),
+        "before metadata.json": (0, saving.Guard, "_save_last", always),
         "before the tracker": (0, save_files, "write_tracker", always),
         "within the tracker": (0, resume.os, "replace", lambda args: str(args[1]).endswith(TRACKER)),
     }[moment]

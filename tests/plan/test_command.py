@@ -8,25 +8,28 @@ from pathlib import Path
 
 import pytest
 
+from megatron_compete.cli import main
 from megatron_compete.plan.command import override_layout
 from megatron_compete.recipe import Recipe
 from tests.plan.planned import ROOT
+from tests.warm import run_warm
 
 SMALL = ("--recipe", "examples/demo.yaml", "--vocab-size", "2000")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "megatron_compete.cli", "plan", *arguments],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, timeout=300,
-    )  # fmt: skip
+    return run_warm(main, "plan", *arguments, cwd=ROOT)
 
 
 def test_json_alone_is_on_stdout_and_overrides_are_in_it(tmp_path: Path) -> None:
     figure = tmp_path / "plan.svg"
-    result = command(
-        *SMALL, "--gpus", "64", "--gpu", "h200", "--pp", "4", "--vp", "2", "--ep", "2", "--num-layers", "16",
-        "--global-batch-size", "256", "--compete-rate", "0.1", "--json", "--figure", str(figure),
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "megatron_compete.cli", "plan", *SMALL, "--gpus", "64", "--gpu", "h200", "--pp", "4",
+            "--vp", "2", "--ep", "2", "--num-layers", "16", "--global-batch-size", "256", "--compete-rate", "0.1",
+            "--json", "--figure", str(figure),
+        ],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0 and result.stderr == ""
     content = json.loads(result.stdout)

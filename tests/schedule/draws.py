@@ -25,8 +25,8 @@ def slots(stages: int, chunks: int = 1, layers: int = 1) -> tuple[Place, ...]:
 
 
 @st.composite
-def schedules(draw: st.DrawFn, most_load: float = 1.0, decays: bool = True) -> CompetitionSchedule:
-    """Any schedule with rate * layers <= most_load * A_max."""
+def schedules(draw: st.DrawFn, most_load: float = 1.0, decays: bool | None = None) -> CompetitionSchedule:
+    """Any schedule with rate * layers <= most_load * A_max; its rate may fall, does not, or does."""
     places = draw(placements())
     layers = len(places)
     policy = draw(st.sampled_from(POLICIES))
@@ -36,7 +36,9 @@ def schedules(draw: st.DrawFn, most_load: float = 1.0, decays: bool = True) -> C
     schedule = CompetitionSchedule(
         layers, rate, max_active, policy, places, seed=draw(st.integers(-5, 2**40)), warmup_steps=draw(st.integers(0, 300))
     )  # fmt: skip
-    if not decays or not draw(st.booleans()):
+    if decays is None:
+        decays = draw(st.booleans())
+    if not decays:
         return schedule
     return dataclasses.replace(
         schedule,

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
+from megatron_compete.study.__main__ import main
 from megatron_compete.study.folder import RunFolder
+from tests.warm import run_warm
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ROOT / "examples" / "studies" / "smoke.yaml"
@@ -30,6 +32,12 @@ def study(*arguments: Any, timeout: float = 500.0, **environment: str) -> str:
     done = subprocess.run(command(*arguments), cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=timeout)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def without_training(config: Path, out: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The same of a command that trains nothing."""
+    flags = ("--config", str(config), "--out", str(out), *flags)
+    return run_warm(main, *flags, cwd=ROOT, environment=os.environ | environment)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +85,8 @@ def test_the_smoke_study_leaves_a_whole_folder(uninterrupted: Path, config: Path
     assert one[-1]["tokens"] == 60 * 4 * 64
     assert 0 < one[1]["processor_seconds"] < one[-1]["processor_seconds"]
     assert (uninterrupted / "report.html").is_file()
-    assert "finished" in study(config, uninterrupted, DRY_RUN="1")
+    shown = without_training(config, uninterrupted, DRY_RUN="1")
+    assert shown.returncode == 0 and "finished" in shown.stdout
 
 
 @pytest.mark.slow
@@ -116,13 +125,13 @@ def test_the_report_is_made_of_the_raw_logs_alone(uninterrupted: Path, config: P
         (tmp_path / "runs" / run).mkdir(parents=True)
         for name in ("finished.json", "probe.jsonl", "scalars.csv"):
             shutil.copy(uninterrupted / "runs" / run / name, tmp_path / "runs" / run / name)
-    study(config, tmp_path, "--report-only")
+    assert without_training(config, tmp_path, "--report-only").returncode == 0
     for name in ("table.csv", "curves.csv", "report.html"):
         assert (tmp_path / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("steps: 0\nseeds: [1]\n")
-    done = subprocess.run(command(tmp_path / "bad.yaml", tmp_path), cwd=ROOT, capture_output=True, text=True)
+    done = without_training(tmp_path / "bad.yaml", tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --config") and len(done.stderr.splitlines()) == 1

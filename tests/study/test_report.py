@@ -69,9 +69,12 @@ def test_the_markdown_names_every_variant_and_figure(folder: Path) -> None:
     assert "the same in every pair" in text and "missing" not in text.split("## Loss")[0]
 
 
-def test_missing_runs_and_unlike_starts_are_said(folder: Path, tmp_path: Path) -> None:
+def test_missing_runs_scalars_and_unlike_starts(folder: Path, tmp_path: Path) -> None:
+    """Runs shorter than `tensorboard-log-interval` log no agreement."""
     study = study_of(tmp_path)
     write_logs(study, tmp_path)
+    for scalars in tmp_path.glob("runs/*/*/scalars.csv"):
+        scalars.write_text("scalar,step,mean,values\n")
     (tmp_path / "runs/slow/seed-2/finished.json").unlink()
     log = RunFolder(tmp_path / "runs/paper/seed-3").probe_log
     log.write_text(log.read_text().replace('"w3"', '"other"'))
@@ -79,7 +82,8 @@ def test_missing_runs_and_unlike_starts_are_said(folder: Path, tmp_path: Path) -
     text = (tmp_path / "report.md").read_text()
     assert "1 of the 9 planned runs are missing" in text
     assert "differ from the baseline's in paper/seed-3." in text
-    assert table(tmp_path)["slow"]["steps-pairs"] == "2"
+    assert table(tmp_path)["slow"]["steps-pairs"] == "2" and table(tmp_path)["slow"]["agreement"] == ""
+    assert "agreement.png" not in text and not (tmp_path / "agreement.png").exists() and "(habits.png)" in text
 
 
 def test_a_study_without_its_baseline_has_no_report(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from megatron_compete.study.config import Study
 from megatron_compete.study.corpus import PreparedCorpus
 from megatron_compete.study.folder import RunFolder
 from megatron_compete.study.grid import Run, chosen, runs_of
+from megatron_compete.study.logs import read_scalar
 from megatron_compete.study.train import Trainer
 from tests.study.fabricated import CONTENT, study_of
 
@@ -49,7 +50,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return Pretence(recipe, folder, code, int(str(recipe.arguments["train-iters"])))
 
     monkeypatch.setattr(launch, "start", start)
-    monkeypatch.setattr(train.run_files, "read_scalars", lambda folder: {"lm loss": {1: 2.0}})
+    monkeypatch.setattr(train.run_files, "logged_scalars", lambda folder: {"lm loss": {1: 2.0}})
     monkeypatch.setattr(train.run_files, "make_start", lambda folder, study, run: folder.upcycled.mkdir())
     return started
 
@@ -149,6 +150,20 @@ def test_nothing_is_begun_that_does_not_fit_into_the_budget(tmp_path: Path, jobs
     trainer.train(runs_of(study), jobs=1)
     assert jobs == ["topk/seed-1"]
     assert said[-1] == "budget of 10 minutes: not begun: paper/seed-1, slow/seed-1"
+
+
+def test_a_run_shorter_than_the_interval_of_the_log_has_no_scalars(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = RunFolder(tmp_path)
+    with SummaryWriter(str(folder.work / "tensorboard")) as writer:
+        writer.add_text("lr", "1e-3", 0)
+    folder.probe_log.write_text('{"step": 0}\n{"step": 40}\n')
+    train.run_files.finish(runs_of(study_of(tmp_path))[0], folder, {"digest": "d"})
+    assert folder.scalars.read_text() == "scalar,step,mean,values\n"
+    assert read_scalar(folder.scalars, "competition/agreement") == {}
+    finished = folder.finished()
+    assert finished is not None and finished["steps"] == 40
 
 
 def test_scalars_are_kept_as_means_between_probes(tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ from tests.training.runs import train
 STEPS, MIDDLE = 6, 3
 
 
-@pytest.mark.parametrize("precision", ["", "--bf16"], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "precision",
+    [pytest.param("", id="fp32", marks=pytest.mark.slow), pytest.param("--bf16", id="bf16")],
+)
 def test_running_statistics_are_resumed(precision: str, tmp_path: Path) -> None:
     common = f"--train-iters {STEPS} --compete-response-centering ema --expert-model-parallel-size 2 {precision}"
     train(2, f"{common} --save {tmp_path}/ckpt --save-interval {MIDDLE} --tensorboard-dir {tmp_path}/whole")

@@ -71,7 +71,11 @@ def run(name: str, world: int, flags: str, folder: Path) -> dict[str, dict[int, 
     return scalars(folder / name)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+SLOW = ("tp2-ep2-etp2", "dp2-distributed-optimizer")
+"""Repeated by others here (experts split no further, experts parallel too) and by the layer's own layouts."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in LAYOUTS])
 @pytest.mark.usefixtures("uninterrupted", "dense_first_checkpoint")
 def test_layout_equals_one_rank(name: str, folder: Path) -> None:
     world, base, flags = LAYOUTS[name]
@@ -93,7 +97,7 @@ STAGES = {"pp1": (1, ""), "pp2": (2, "--pipeline-model-parallel-size 2")}
 """Ranks and flags; with two stages 1F1B has two microbatches in flight on the first."""
 
 
-@pytest.mark.parametrize("stages", STAGES)
+@pytest.mark.parametrize("stages", [pytest.param("pp1", marks=pytest.mark.slow), "pp2"])
 @pytest.mark.parametrize("kind", RECOMPUTE)
 @pytest.mark.usefixtures("uninterrupted")
 def test_recompute_changes_no_bit(kind: str, stages: str, folder: Path) -> None:

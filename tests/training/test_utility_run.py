@@ -72,6 +72,7 @@ def test_layout_equals_one_rank(name: str, folder: Path) -> None:
     assert largest_difference(one["competition/agreement"], many["competition/agreement"]) <= 1e-2
 
 
+@pytest.mark.slow  # tests/moe/test_utility.py has it with two microbatches in flight, test_pretrain.py on two stages
 @pytest.mark.usefixtures("uninterrupted")
 def test_recomputation_changes_no_bit(folder: Path) -> None:
     """Whole layers on two stages, where the first has two microbatches in flight."""
