@@ -30,9 +30,11 @@ class Rival:
     """Fields of `RivalConfig` that have an effect on it."""
 
 
+COSINE = ("temperature", "learn_temperature", "dim")
+
 RIVALS: dict[str, Rival] = {
-    "xmoe": Rival(CosineRouter, check=check_cosine, reads=("temperature", "dim")),
-    "cosine": Rival(PerturbedCosineRouter, check=check_cosine, reads=("temperature", "dim", "perturbation")),
+    "xmoe": Rival(CosineRouter, check=check_cosine, reads=COSINE),
+    "cosine": Rival(PerturbedCosineRouter, check=check_cosine, reads=(*COSINE, "perturbation")),
 }
 """By name of `--router`."""
 

@@ -16,6 +16,9 @@ class RivalConfig:
     temperature: float = 0.3
     """What cosines are divided by (xmoe, cosine)."""
 
+    learn_temperature: bool = False
+    """Learn the temperature, by layer, from there on (xmoe, cosine)."""
+
     dim: int = 0
     """Dimensions in which tokens and experts are compared (xmoe, cosine). 0: half the number of experts."""
 

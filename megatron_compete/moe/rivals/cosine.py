@@ -1,7 +1,9 @@
-"""XMoE's and the perturbed cosine router: Megatron's top-K router with other logits.
+"""XMoE's router and the perturbed cosine router: Megatron's top-K router with other logits.
 
 Score function, top-K, balance losses and z-loss act on these logits as on those of the linear router.
 """
+
+import math
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -19,7 +21,8 @@ class CosineRouter(TopKRouter):
     """XMoE: logits are cosines between a projected token and the experts' embeddings, over a temperature.
 
     `projection` is [D, H]; `weight`, Megatron's name for a router's parameter, holds the embeddings [E, D]. Both are
-    initialised, marked and cast as Megatron's router weight. A cosine has no bias.
+    initialised, marked and cast as Megatron's router weight. `log_temperature` [1], where it is learnt, has no weight
+    decay, like everything in one dimension. A cosine has no bias.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class CosineRouter(TopKRouter):
         dim = routing_dim(config, settings)
         self.weight = torch.nn.Parameter(torch.empty(config.num_moe_experts, dim, dtype=torch.float32))
         self.projection = torch.nn.Parameter(torch.empty(dim, config.hidden_size, dtype=torch.float32))
+        self.log_temperature = torch.nn.Parameter(torch.empty(1)) if settings.learn_temperature else None
         self.bias = None
         self.reset_parameters()
 
@@ -45,12 +49,15 @@ class CosineRouter(TopKRouter):
             return
         if self.config.perform_initialization:
             self.config.init_method(self.projection)
-        self.projection.data = self.projection.data.to(dtype=self.config.params_dtype)
-        setattr(self.projection, "sequence_parallel", self.config.sequence_parallel)  # noqa: B010  as upstream
+        if self.log_temperature is not None:
+            self.log_temperature.data.fill_(math.log(self.settings.temperature))
+        for parameter in self.parameters():  # the weight once more
+            parameter.data = parameter.data.to(dtype=self.config.params_dtype)
+            setattr(parameter, "sequence_parallel", self.config.sequence_parallel)  # noqa: B010  as upstream
 
     def gating(self, input: Tensor) -> Tensor:
         """Router inputs [S, B, H] to logits [S, B, E], in the dtype of Megatron's router; cosines in fp32 or above."""
-        for parameter in (self.weight, self.projection):
+        for parameter in self.parameters():
             parameter.data = parameter.data.to(device=input.device)  # as upstream: initialised on the CPU
         dtype = {"fp32": torch.float32, "fp64": torch.float64}.get(self.config.moe_router_dtype, input.dtype)
         wide = torch.promote_types(dtype, torch.float32)
@@ -59,7 +66,11 @@ class CosineRouter(TopKRouter):
 
     def logits(self, projected: Tensor, experts_ED: Tensor) -> Tensor:
         """Tokens in the routing dimensions [S, B, D] to logits [S, B, E]."""
-        return cosine_logits(projected, experts_ED, self.settings.temperature)
+        return cosine_logits(projected, experts_ED, self.temperature())
+
+    def temperature(self) -> float | Tensor:
+        """As set, or as learnt so far."""
+        return self.settings.temperature if self.log_temperature is None else self.log_temperature.float().exp()
 
 
 class PerturbedCosineRouter(CosineRouter):
@@ -67,7 +78,7 @@ class PerturbedCosineRouter(CosineRouter):
 
     def logits(self, projected: Tensor, experts_ED: Tensor) -> Tensor:
         """Tokens in the routing dimensions [S, B, D] to logits [S, B, E]."""
-        return perturbed_cosine_logits(projected, experts_ED, self.settings.temperature, self.settings.perturbation)
+        return perturbed_cosine_logits(projected, experts_ED, self.temperature(), self.settings.perturbation)
 
 
 def routing_dim(config: TransformerConfig, settings: RivalConfig) -> int:
