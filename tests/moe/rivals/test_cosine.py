@@ -14,9 +14,8 @@ from tests.moe import layouts
 from tests.moe.layouts import BATCH, EXPERTS, FFN, HIDDEN, SEQUENCE, WINNERS, Layout
 from tests.moe.reference import Weights, expert_outputs
 from tests.moe.rivals.layers import build_rival
-from tests.moe.steps import (
-    Batch, Result, assert_close, assert_equal_to_reference, random_batch, reference_step, train_step,
-)  # fmt: skip
+from tests.moe.steps import Batch, Result, assert_close, assert_equal_to_reference, random_batch, reference_step
+from tests.moe.steps import train_step as train_layer
 from tests.ranks import run_rank, run_ranks
 
 DIM = EXPERTS // 2
@@ -68,7 +67,7 @@ def train_on_rank(layout: Layout, batch: Batch) -> dict[str, tuple[Result, Tenso
         weights, projection = given_weights()
         layer = build_rival(layout, name, settings, weights)
         layer.router.projection.data.copy_(projection)
-        result = train_step(layer, layout, batch)
+        result = train_layer(layer, layout, batch)
         learnt = layer.router.log_temperature
         results[name] = result, layer.router.projection.main_grad, None if learnt is None else learnt.main_grad
     return results
@@ -129,6 +128,6 @@ def test_one_dimension_is_refused() -> None:
     from megatron_compete.moe.rivals import check_rival
 
     config = layouts.transformer_config(Layout(), num_moe_experts=3, moe_router_topk=2)
-    with pytest.raises(CompeteError, match="--router-dim 0 with --num-experts 3 .* in 1 dimension: give 2 or more"):
+    with pytest.raises(CompeteError, match=r"--router-dim 0 with --num-experts 3 .* in 1 dimension: give 2 or more"):
         check_rival("xmoe", config, RivalConfig())
     check_rival("xmoe", config, RivalConfig(dim=2))
