@@ -19,6 +19,7 @@ from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.metrics import LogIntervals, install_metrics
 from megatron_compete.moe.rivals import RIVALS, Rival, check_rival
 from megatron_compete.moe.rivals.config import RivalConfig
+from megatron_compete.moe.rivals.step import install_router_step
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.schedule.balanced import Place
 
@@ -60,6 +61,7 @@ def rival_layer_spec(
     """
     transformer: TransformerConfig = model_config.transformer
     check_rival(router, transformer, settings)
+    install_router_step(transformer, RIVALS[router].router)
     return _block_with(transformer, vp_stage, lambda moe: with_rival(moe, router, settings))
 
 

@@ -9,6 +9,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_compete.errors import CompeteError
 from megatron_compete.moe.rivals.config import RivalConfig, flag_of
 from megatron_compete.moe.rivals.cosine import CosineRouter, PerturbedCosineRouter, check_cosine
+from megatron_compete.moe.rivals.remoe import ReMoERouter
+from megatron_compete.moe.rivals.thresholds import ExpertThresholdRouter, USMoERouter
+from megatron_compete.moe.rivals.variable_checks import check_variable
 
 Check = Callable[[TransformerConfig, RivalConfig], None]
 
@@ -31,10 +34,29 @@ class Rival:
 
 
 COSINE = ("temperature", "learn_temperature", "dim")
+THRESHOLD = ("threshold_decay", "threshold_warmup")
 
 RIVALS: dict[str, Rival] = {
     "xmoe": Rival(CosineRouter, check=check_cosine, reads=COSINE),
     "cosine": Rival(PerturbedCosineRouter, check=check_cosine, reads=(*COSINE, "perturbation")),
+    "remoe": Rival(
+        ReMoERouter,
+        variable=True,
+        check=check_variable("remoe", (), "whose own penalty balances the load"),
+        reads=("l1_init", "l1_factor"),
+    ),
+    "usmoe": Rival(
+        USMoERouter,
+        variable=True,
+        check=check_variable("usmoe", ("aux_loss",), "which knows only aux_loss"),
+        reads=("usmoe_alpha", *THRESHOLD),
+    ),
+    "threshold": Rival(
+        ExpertThresholdRouter,
+        variable=True,
+        check=check_variable("threshold", (), "whose thresholds balance the load"),
+        reads=THRESHOLD,
+    ),
 }
 """By name of `--router`."""
 
