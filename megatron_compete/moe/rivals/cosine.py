@@ -58,10 +58,14 @@ class CosineRouter(TopKRouter):
     def gating(self, input: Tensor) -> Tensor:
         """Router inputs [S, B, H] to logits [S, B, E], in the dtype of Megatron's router; cosines in fp32 or above."""
         for parameter in self.parameters():
-            parameter.data = parameter.data.to(device=input.device)  # as upstream: initialised on the CPU
+            if parameter.device != input.device:  # as upstream: initialised on the CPU
+                parameter.data = parameter.data.to(device=input.device)
         dtype = {"fp32": torch.float32, "fp64": torch.float64}.get(self.config.moe_router_dtype, input.dtype)
         wide = torch.promote_types(dtype, torch.float32)
-        projected = router_gating_linear(input, self.projection, None, dtype)
+        if input.numel() > 0:
+            projected = router_gating_linear(input, self.projection, None, dtype)
+        else:  # upstream's reshape leaves no tokens undefined
+            projected = torch.nn.functional.linear(input.to(dtype), self.projection.to(dtype))
         return self.logits(projected.to(wide), self.weight.to(wide)).to(dtype)
 
     def logits(self, projected: Tensor, experts_ED: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ SMALLEST_NORM = 1e-4
 
 
 def cosine_logits(projected_TD: Tensor, experts_ED: Tensor, temperature: float | Tensor) -> Tensor:
-    """Logits of XMoE's router: s_te = cos(W x_t, e_e) / tau (Chi et al. 2022, arXiv 2204.09179, section 3).
+    """Logits of XMoE's router: s_te = cos(W x_t, e_e) / tau (Chi et al. 2022, arXiv 2204.09179).
 
     Args:
         projected_TD: tokens in the routing dimensions, W x; any leading dimensions.

@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_compete.errors import CompeteError
 from megatron_compete.moe.rivals.config import RivalConfig
 from tests.moe import layouts
-from tests.moe.layouts import BATCH, EXPERTS, FFN, HIDDEN, SEQUENCE, WINNERS, Layout
+from tests.moe.layouts import BATCH, EXPERTS, FFN, HIDDEN, SEQUENCE, Layout
 from tests.moe.reference import Weights, expert_outputs
 from tests.moe.rivals.layers import build_rival
 from tests.moe.steps import Batch, Result, assert_close, assert_equal_to_reference, random_batch, reference_step
@@ -105,6 +105,7 @@ def built_routers() -> dict[str, Any]:
         "sharded": sorted(layer.router.sharded_state_dict()),
         "bfloat16": layer.router.gating(inputs.bfloat16()).dtype,
         "fp64": wide.router.gating(inputs).dtype,
+        "none": wide.router.gating(inputs[:0]).shape,
         "bias": wide.router.bias,
         "same": bool((loaded.router.gating(inputs) - wide.router.gating(inputs)).abs().max() < 1e-5),
     }
@@ -121,6 +122,7 @@ def test_parameters_follow_megatrons_router() -> None:
     assert abs(built["temperature"] - 0.3) < 1e-3
     assert built["sharded"] == ["log_temperature", "projection", "weight"]
     assert (built["bfloat16"], built["fp64"], built["bias"]) == (torch.bfloat16, torch.float64, None)
+    assert built["none"] == (0, 2, EXPERTS)
     assert built["same"]
 
 
