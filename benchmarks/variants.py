@@ -42,8 +42,8 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def transformer_config(case: Case, dtype: torch.dtype, grouped_gemm: bool) -> TransformerConfig:
-    """Megatron's configuration of one layer of the case, without a balance loss of Megatron's."""
+def transformer_config(case: Case, dtype: torch.dtype, grouped_gemm: bool, **overrides: Any) -> TransformerConfig:
+    """Megatron's configuration of one layer of the case, without a balance loss of Megatron's but by `overrides`."""
     gated = case.activation == "swiglu"
     settings: dict[str, Any] = dict(
         num_layers=1, hidden_size=case.hidden, num_attention_heads=1, ffn_hidden_size=case.ffn,
@@ -55,7 +55,7 @@ def transformer_config(case: Case, dtype: torch.dtype, grouped_gemm: bool) -> Tr
         expert_model_parallel_size=case.ep, bf16=dtype == torch.bfloat16, params_dtype=dtype,
         moe_router_dtype="fp32",
     )  # fmt: skip
-    return TransformerConfig(**settings)
+    return TransformerConfig(**(settings | overrides))
 
 
 def build_variants(

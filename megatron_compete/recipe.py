@@ -6,6 +6,7 @@
       num-layers: 4
       swiglu: true               # true: the bare flag; false or null: not given
       data-path: [0.5, a, 0.5, b]  # a list: several values
+    base: ../demo.yaml           # optional: a recipe beside this one, whose values stand where this one says nothing
 
 What follows the recipe on a command line overrides it by name.
 """
@@ -22,6 +23,7 @@ from megatron_compete.errors import CompeteError
 
 MODULE = "megatron_compete.training.pretrain"
 SECTIONS = ("launch", "arguments")
+BASE = "base"
 LAUNCH_OPTIONS = (
     "nnodes", "nproc-per-node", "node-rank", "master-addr", "master-port", "rdzv-backend", "rdzv-endpoint", "rdzv-id",
     "max-restarts", "standalone",
@@ -57,15 +59,25 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         CompeteError: the file is missing, is no YAML mapping, or has a section or value of a kind that is not known.
     """
+    return _read(path, ())
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> Recipe:
+    """The recipe over its base; `above` are those that it is the base of."""
+    if path.resolve() in above:
+        raise CompeteError(f"--recipe {path} is its own base: leave one of them out")
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise CompeteError(f"--recipe {path} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
         raise CompeteError(f"--recipe {path} is not YAML: {error}") from error
-    if not isinstance(content, dict) or set(content) - set(SECTIONS):
-        raise CompeteError(f"--recipe {path} needs the sections {' and '.join(SECTIONS)}, and no others")
-    recipe = Recipe(**{section: content.get(section) or {} for section in SECTIONS})
+    if not isinstance(content, dict) or set(content) - {*SECTIONS, BASE}:
+        raise CompeteError(f"--recipe {path} needs the sections {' and '.join(SECTIONS)}, and no others but {BASE}")
+    base = content.get(BASE)
+    recipe = _read(path.parent / str(base), (*above, path.resolve())) if base else Recipe()
+    for section in SECTIONS:
+        getattr(recipe, section).update(content.get(section) or {})
     for name in recipe.launch:
         if name not in LAUNCH_OPTIONS:
             raise CompeteError(f"--recipe {path}: launch option {name!r} is none of {', '.join(LAUNCH_OPTIONS)}")

@@ -54,6 +54,24 @@ def test_overrides_replace_by_name(path: Path) -> None:
     ]
 
 
+def test_a_recipe_stands_over_its_base(path: Path) -> None:
+    over = path.parent / "deeper" / "over.yaml"
+    over.parent.mkdir()
+    over.write_text("base: ../recipe.yaml\nlaunch: {nnodes: 2}\narguments: {lr: 1.0, bf16: true}\n")
+    recipe, base = read_recipe(over), read_recipe(path)
+    assert recipe.launch == base.launch | {"nnodes": 2}
+    assert recipe.arguments == base.arguments | {"lr": 1.0, "bf16": True}
+
+
+def test_a_recipe_that_is_its_own_base_or_has_none_is_refused(path: Path) -> None:
+    path.write_text("base: other.yaml")
+    with pytest.raises(CompeteError, match=r"other\.yaml cannot be read"):
+        read_recipe(path)
+    (path.parent / "other.yaml").write_text("base: recipe.yaml")
+    with pytest.raises(CompeteError, match=r"recipe\.yaml is its own base"):
+        read_recipe(path)
+
+
 def test_negative_numbers_are_values() -> None:
     assert parse_overrides(["--a", "-1", "--b"]) == {"a": "-1", "b": True}
 

@@ -1,7 +1,9 @@
 """Layer specs whose MoE layers compete, for any trainer of Megatron's: --spec megatron_compete.moe.specs compete_layer_spec."""
 
 import copy
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
@@ -15,6 +17,9 @@ from megatron_compete.errors import CompeteError
 from megatron_compete.moe.competition import Competition, layer_places, moe_layer_numbers
 from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.metrics import LogIntervals, install_metrics
+from megatron_compete.moe.rivals import RIVALS, Rival, check_rival
+from megatron_compete.moe.rivals.config import RivalConfig
+from megatron_compete.moe.rivals.step import install_router_step
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.schedule.balanced import Place
 
@@ -35,6 +40,53 @@ def compete_layer_spec(
     transformer: TransformerConfig = model_config.transformer
     competition = competition or _competition_of_trainer(transformer)
     check_supported(transformer, competition.config)
+
+    def competing(moe: functools.partial) -> functools.partial:
+        return functools.partial(CompeteMoELayer, *moe.args, **moe.keywords, competition=competition)
+
+    return _block_with(transformer, vp_stage, competing)
+
+
+def rival_layer_spec(
+    model_config: Any, vp_stage: int | None = None, *, router: str, settings: RivalConfig
+) -> TransformerBlockSubmodules:
+    """Megatron's decoder block spec of this pipeline stage with the routers of its MoE layers replaced by a rival.
+
+    Args:
+        model_config: Megatron's GPTModelConfig (upstream: `megatron.training.models.gpt`).
+        vp_stage: virtual pipeline stage that is being built.
+        router: its name in `RIVALS`.
+    Raises:
+        CompeteError: a setting that excludes this router, or a MoE module that is not Megatron's.
+    """
+    transformer: TransformerConfig = model_config.transformer
+    check_rival(router, transformer, settings)
+    install_router_step(transformer, RIVALS[router].router)
+    return _block_with(transformer, vp_stage, lambda moe: with_rival(moe, router, settings))
+
+
+def with_rival(moe: functools.partial, router: str, settings: RivalConfig) -> functools.partial:
+    """A layer's `MoELayer` builder with the router that `--router` names, and with a dispatcher that suits it."""
+    rival = RIVALS[router]
+    router_builder: Callable[..., Any] = rival.router
+    submodules = dataclasses.replace(
+        moe.keywords["submodules"], router=functools.partial(router_builder, settings=settings)
+    )
+    return functools.partial(_layer_of(rival), *moe.args, **(moe.keywords | {"submodules": submodules}))
+
+
+def _layer_of(rival: Rival) -> Callable[..., Any]:
+    if not rival.variable:
+        return MoELayer
+    from megatron_compete.moe.rivals.layer import VariableMoELayer
+
+    return VariableMoELayer
+
+
+def _block_with(
+    transformer: TransformerConfig, vp_stage: int | None, replace: Callable[[functools.partial], functools.partial]
+) -> TransformerBlockSubmodules:
+    """Megatron's decoder block spec with `replace` applied to every `MoELayer`."""
     block = get_gpt_decoder_block_spec(
         transformer,
         use_transformer_engine=transformer.transformer_impl == "transformer_engine",
@@ -42,11 +94,11 @@ def compete_layer_spec(
         qk_l2_norm=transformer.qk_l2_norm,
         vp_stage=vp_stage,
     )
-    block.layer_specs = [_with_competition(spec, competition) for spec in block.layer_specs]
+    block.layer_specs = [_with_moe(spec, replace) for spec in block.layer_specs]
     return block
 
 
-def _with_competition(layer_spec: ModuleSpec, competition: Competition) -> ModuleSpec:
+def _with_moe(layer_spec: ModuleSpec, replace: Callable[[functools.partial], functools.partial]) -> ModuleSpec:
     """A copy of `layer_spec` (Megatron shares one among the layers of a kind); dense layers stay as they are."""
     mlp = layer_spec.submodules.mlp
     if not isinstance(mlp, functools.partial) or mlp.func is not MoELayer:
@@ -55,7 +107,7 @@ def _with_competition(layer_spec: ModuleSpec, competition: Competition) -> Modul
         return layer_spec
     layer_spec = copy.copy(layer_spec)
     layer_spec.submodules = copy.copy(layer_spec.submodules)
-    layer_spec.submodules.mlp = functools.partial(CompeteMoELayer, *mlp.args, **mlp.keywords, competition=competition)
+    layer_spec.submodules.mlp = replace(mlp)
     return layer_spec
 
 

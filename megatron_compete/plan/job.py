@@ -17,6 +17,7 @@ from megatron.training.vocab_utils import calculate_padded_vocab_size
 from megatron_compete.config import CompeteConfig
 from megatron_compete.errors import CompeteError
 from megatron_compete.moe.competition import Competition, decoder_places, layer_places, moe_layer_numbers
+from megatron_compete.moe.rivals import RIVALS, check_rival
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.plan.pretend import pretended_gpu
 from megatron_compete.plan.rules import BrokenRules, broken_rules
@@ -24,7 +25,12 @@ from megatron_compete.plan.scope import check_scope
 from megatron_compete.plan.sizes import ParallelSizes
 from megatron_compete.recipe import MODULE, Recipe
 from megatron_compete.schedule import CompetitionSchedule
-from megatron_compete.training.arguments import add_arguments, check_arguments, compete_config_from_args
+from megatron_compete.training.arguments import (
+    add_arguments,
+    check_arguments,
+    compete_config_from_args,
+    rival_config_from_args,
+)
 
 GPUS_PER_NODE = 8
 """Where the recipe's `nproc-per-node` does not say."""
@@ -176,6 +182,8 @@ def _validated(args: argparse.Namespace, gpus_per_node: int) -> Job:
         compete = compete_config_from_args(args)
         check_supported(transformer, compete)
         Competition.of_model(compete, transformer, lambda: 0)
+    elif args.router in RIVALS:
+        check_rival(args.router, transformer, rival_config_from_args(args))
     args.padded_vocab_size = padded_vocab_size(args)
     return Job(args, transformer, compete, ParallelSizes.of(args), gpus_per_node)
 

@@ -11,11 +11,15 @@ from megatron.training.arguments import parse_and_validate_args, parse_args
 
 from megatron_compete.config import CompeteConfig, flag_of
 from megatron_compete.errors import CompeteError
+from megatron_compete.moe.rivals import RIVALS, check_flags
+from megatron_compete.moe.rivals.config import RivalConfig
+from megatron_compete.moe.rivals.config import flag_of as rival_flag_of
 from megatron_compete.presets import DEFAULT, PREFIX, PRESETS, defaults_asked_for
 from megatron_compete.routing.responses import RESPONSES
 from megatron_compete.runtime import cpu
 from megatron_compete.training.probe import add_probe_arguments, check_probe_arguments
 
+RIVAL_PREFIX = "router_"
 EVAL_INTERVAL = 1000
 """Megatron's default of None makes its dataset sizes a division by None."""
 
@@ -42,6 +46,19 @@ class CompeteArgumentGroup(ArgumentGroupFactory):
         return keywords
 
 
+class RivalArgumentGroup(ArgumentGroupFactory):
+    """Flags `--router-*` from the fields of `RivalConfig`."""
+
+    def _format_arg_name(self, config_attr_name: str, prefix: str | None = None) -> str:
+        return rival_flag_of(config_attr_name)
+
+    def _build_argparse_kwargs_from_field(self, attribute: dataclasses.Field[Any]) -> dict[str, Any]:
+        keywords = super()._build_argparse_kwargs_from_field(attribute)
+        keywords["dest"] = RIVAL_PREFIX + attribute.name
+        keywords["help"] = f"{keywords['help']} (default: {attribute.default})".replace("%", "%%")
+        return keywords
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Megatron's `extra_args_provider`: the competition group, `--router`, and the defaults of a preset and a CPU host.
 
@@ -50,9 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group = CompeteArgumentGroup(CompeteConfig).build_group(parser, title="competition")
     group.add_argument(
         "--router",
-        choices=("compete", "topk"),
+        choices=("compete", "topk", *RIVALS),
         default="compete",
-        help="compete: MoE layers with competition routing; topk: Megatron's own layers, the plain baseline.",
+        help="compete: MoE layers with competition routing; topk: Megatron's own layers, the plain baseline; others: "
+        "Megatron's layers with a rival router (docs/routers.md).",
     )
     group.add_argument(
         "--compete-preset",
@@ -71,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         action="store_true",
         help="ReLU in MLPs and experts (two matrices), as in the authors' models; Megatron has no flag for it.",
     )
+    RivalArgumentGroup(RivalConfig).build_group(parser, title="rival routers")
     _add_reliability_arguments(parser)
     add_probe_arguments(parser)
     parser.error = _one_line_error  # type: ignore[method-assign]
@@ -122,6 +141,14 @@ def compete_config_from_args(args: argparse.Namespace) -> CompeteConfig:
         raise CompeteError(f"{error} (what is not given is --compete-preset {preset}'s)") from error
 
 
+def rival_config_from_args(args: argparse.Namespace) -> RivalConfig:
+    """The settings of rival routers; arguments that lack `--router-*` (an older checkpoint's) get the defaults."""
+    names = (field.name for field in dataclasses.fields(RivalConfig))
+    return RivalConfig(
+        **{name: getattr(args, RIVAL_PREFIX + name) for name in names if hasattr(args, RIVAL_PREFIX + name)}
+    )
+
+
 def parse_arguments() -> argparse.Namespace:
     """Parse and validate `sys.argv`, and make the result Megatron's global arguments.
 
@@ -141,10 +168,12 @@ def parse_arguments() -> argparse.Namespace:
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise a `CompeteError` for arguments that cannot train; cheap, before any process group exists."""
     compete_config_from_args(args)
+    check_flags(args.router, rival_config_from_args(args))
     if args.num_experts is not None:
         _check_experts(args)
     elif args.router != "topk":  # without experts it is a dense model, what an upcycled one starts from
-        raise CompeteError("--num-experts is missing: competition routing needs a mixture of experts")
+        routing = "competition routing" if args.router == "compete" else f"--router {args.router}"
+        raise CompeteError(f"--num-experts is missing: {routing} needs a mixture of experts")
     for other in ("swiglu", "squared_relu", "quick_geglu"):
         if args.relu and getattr(args, other):
             raise CompeteError(f"--relu and --{other.replace('_', '-')} exclude each other: keep one")
@@ -155,7 +184,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             "--rerun-mode report_stats: Megatron-Core 0.19 takes the name and knows no such mode; leave it out"
         )
     if args.spec is not None:
-        raise CompeteError("--spec is set by this entry: use --router compete or --router topk, or another trainer")
+        raise CompeteError("--spec is set by this entry: use --router to choose, or another trainer")
     check_probe_arguments(args)
     if cpu.is_needed():
         _check_on_cpu(args)

@@ -29,17 +29,18 @@ from megatron.training.models.gpt import GPTModelConfig
 from megatron.training.utils import print_rank_0
 
 from megatron_compete.errors import CompeteError
-from megatron_compete.moe.competition import Competition
+from megatron_compete.moe.competition import Competition, moe_layer_numbers
 from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.metrics import LogIntervals, install_metrics
-from megatron_compete.moe.specs import compete_layer_spec, trainer_step
+from megatron_compete.moe.rivals import RIVALS, check_rival
+from megatron_compete.moe.specs import compete_layer_spec, rival_layer_spec, trainer_step
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.presets import DEFAULT, describe_preset
 from megatron_compete.runtime import cpu
 from megatron_compete.runtime.launch import environment_defaults
 from megatron_compete.runtime.launch_environment import enter_launch
 from megatron_compete.runtime.prebuilt import use_prebuilt_helpers
-from megatron_compete.training.arguments import compete_config_from_args, parse_arguments
+from megatron_compete.training.arguments import compete_config_from_args, parse_arguments, rival_config_from_args
 from megatron_compete.training.batches import forward_step
 from megatron_compete.training.data_check import check_data
 from megatron_compete.training.datasets import build_datasets
@@ -62,15 +63,17 @@ def transformer_config(args: argparse.Namespace) -> TransformerConfig:
 
 
 def model_config(args: argparse.Namespace) -> GPTModelConfig:
-    """Megatron's model configuration, with competing layers unless `--router topk`.
+    """Megatron's model configuration, with competing layers, or those of a rival router, unless `--router topk`.
 
     Raises:
-        CompeteError: settings that exclude competition, or a schedule that cannot be met.
+        CompeteError: settings that exclude competition or the rival, or a schedule that cannot be met.
     """
     config = gpt_config_from_args(args, transformer_config(args))
     config.pre_wrap_hooks.append(functools.partial(say_preset, args=args))
     if args.router == "topk":
         return config
+    if args.router in RIVALS:
+        return _with_rival(config, args)
     compete = compete_config_from_args(args)
     check_supported(config.transformer, compete)
     competition = Competition.of_model(compete, config.transformer, trainer_step)
@@ -90,22 +93,44 @@ def say_preset(model: list[MegatronModule], args: argparse.Namespace) -> list[Me
     return model
 
 
+def _with_rival(config: GPTModelConfig, args: argparse.Namespace) -> GPTModelConfig:
+    settings = rival_config_from_args(args)
+    check_rival(args.router, config.transformer, settings)
+    config.transformer_layer_spec = functools.partial(rival_layer_spec, router=args.router, settings=settings)
+    expected = len(moe_layer_numbers(config.transformer))
+    config.pre_wrap_hooks.append(functools.partial(check_routers, router=args.router, expected=expected))
+    return config
+
+
 def check_layers(model: list[MegatronModule], expected: int) -> list[MegatronModule]:
     """Stop unless the model, over all pipeline stages, has the expected number of competing layers.
 
     A wrong layer spec would otherwise train Megatron's own layers without a word.
     """
-    from megatron.core import mpu
-
-    here = sum(isinstance(module, CompeteMoELayer) for chunk in model for module in chunk.modules())
-    count = torch.tensor([here], device=torch.cuda.current_device())
-    torch.distributed.all_reduce(count, group=mpu.get_pipeline_model_parallel_group())
-    if count.item() != expected:
-        raise CompeteError(
-            f"the model has {count.item()} competing layers instead of {expected}: its spec was replaced"
-        )
+    count = _count_modules(model, CompeteMoELayer)
+    if count != expected:
+        raise CompeteError(f"the model has {count} competing layers instead of {expected}: its spec was replaced")
     print_rank_0(f"megatron-compete: {expected} layers compete")
     return model
+
+
+def check_routers(model: list[MegatronModule], router: str, expected: int) -> list[MegatronModule]:
+    """As `check_layers`: stop unless the model has the expected number of layers with this rival router."""
+    count = _count_modules(model, RIVALS[router].router)
+    if count != expected:
+        raise CompeteError(f"the model has {count} {router} routers instead of {expected}: its spec was replaced")
+    print_rank_0(f"megatron-compete: {expected} layers route by {router}")
+    return model
+
+
+def _count_modules(model: list[MegatronModule], kind: type[torch.nn.Module]) -> int:
+    """Modules of this kind over all pipeline stages."""
+    from megatron.core import mpu
+
+    here = sum(isinstance(module, kind) for chunk in model for module in chunk.modules())
+    count = torch.tensor([here], device=torch.cuda.current_device())
+    torch.distributed.all_reduce(count, group=mpu.get_pipeline_model_parallel_group())
+    return int(count.item())
 
 
 def train() -> None:

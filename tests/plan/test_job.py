@@ -101,6 +101,14 @@ def test_a_preset_is_priced(monkeypatch: pytest.MonkeyPatch) -> None:
         read_job(recipe)
 
 
+def test_a_rival_router_is_planned_as_topk_and_refused_where_it_would_be() -> None:
+    assert job_of("--router xmoe").compete is None
+    with pytest.raises(CompeteError, match="--router-dim 1 with --num-experts 8"):
+        job_of("--router xmoe --router-dim 1")
+    with pytest.raises(CompeteError, match=r"--router-temperature 0\.2 has no effect with --router topk"):
+        job_of("--router topk --router-temperature 0.2")
+
+
 def test_unknown_flags_are_one_line() -> None:
     with pytest.raises(CompeteError, match="unrecognized arguments: --no-such-flag"):
         job_of("--no-such-flag")

@@ -171,6 +171,7 @@ EXPERTS = (
     Requirement("moe_shared_expert_intermediate_size", None, none_or(0), "it has no shared experts"),
     Requirement("moe_shared_expert_gate", False, OFF, "it has no gate before shared experts"),
     Requirement("moe_latent_size", None, NOT_SET, "its experts see the hidden states themselves"),
+    Requirement("router", "topk", one_of("topk", "compete"), "its router is a linear map and a top-K; other routers have no form there"),
     Requirement("moe_router_score_function", "softmax", one_of("softmax"), "its router is a softmax"),
     Requirement("moe_router_pre_softmax", False, OFF, "its K weights sum to 1; with it they do not"),
     Requirement("moe_router_topk_scaling_factor", None, none_or(1), "its K weights sum to 1"),

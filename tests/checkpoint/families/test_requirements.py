@@ -39,6 +39,8 @@ REFUSED: list[tuple[str, Any]] = [
     ("moe_layer_freq", [0, 1, 1, 1]),
     ("moe_shared_expert_intermediate_size", 64),
     ("moe_latent_size", 16),
+    ("router", "xmoe"),
+    ("router", "remoe"),
     ("moe_router_score_function", "sigmoid"),
     ("moe_router_pre_softmax", True),
     ("moe_router_topk_scaling_factor", 2.5),
@@ -51,6 +53,7 @@ REFUSED: list[tuple[str, Any]] = [
 ]
 
 ALLOWED: list[tuple[str, Any]] = [
+    ("router", "compete"),
     ("moe_layer_freq", [1, 1, 1, 1]),
     ("moe_router_load_balancing_type", ["seq_aux_loss", "none"]),
     ("moe_router_topk_scaling_factor", 1.0),
@@ -142,6 +145,7 @@ def test_defaults_are_megatrons() -> None:
         "softmax_scale",  # a field of TransformerConfig
         "moe_router_topk_limited_devices",  # likewise
         "relu",  # of this project's trainer
+        "router",  # likewise; another trainer's is Megatron's
     }
     for family in FAMILIES.values():
         for requirement in family.requirements:
