@@ -1,9 +1,10 @@
 """Megatron's gradient clipping by Transformer Engine's kernels where Megatron misses one of them.
 
 Megatron 0.19 takes the norm and the scaling of gradients from Transformer Engine together with
-`multi_tensor_scale_tensor`, which Transformer Engine has since 2.13. With an older one, and without apex, it falls back to
-a loop over tensors that waits for the device at each: some 2,000 times a step for 64 experts in 16 layers, in the plain
-model and ours alike. A step measured so would say little about either. The doctor's row is "gradient norm and clipping".
+`multi_tensor_scale_tensor`, or none of them, and Transformer Engine 2.12 lacks the last. Without apex Megatron then goes
+through the tensors in a loop that waits for the device at each: some 2,000 times a step for 64 experts in 16 layers, in
+the plain model and ours alike. A step measured so would say little about either. The doctor's row is "gradient norm and
+clipping".
 """
 
 from typing import Any
