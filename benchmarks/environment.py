@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a benchmark ran on, as JSON: device, driver, versions, fused kernels, packages that are missing.
 
-python benchmarks/environment.py [--json FILE]
+python benchmarks/environment.py [--json FILE] [--seconds 120]
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import platform
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,13 @@ NEEDED = (
 DEVICE_FIELDS = "name,driver_version,memory.total,power.limit,clocks.max.sm,clocks.sm,temperature.gpu"
 
 
-def environment() -> dict[str, Any]:
-    """All of it; what cannot be found out is None or an error's text."""
+def environment(seconds: float) -> dict[str, Any]:
+    """All of it; what cannot be found out is None or an error's text.
+
+    Args:
+        seconds: for all of it; the doctor, which imports every package anew, gets what is left of them.
+    """
+    deadline = time.monotonic() + seconds
     return {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -36,7 +42,7 @@ def environment() -> dict[str, Any]:
         "nvidia_smi": _nvidia_smi(),
         "transformer_engine": _imports("transformer_engine.pytorch"),
         "megatron": _imports("megatron.core"),
-        "doctor": _doctor(),
+        "doctor": _doctor(deadline - time.monotonic()),
     }
 
 
@@ -79,11 +85,11 @@ def _nvidia_smi() -> str | None:
     return done.stdout.strip() or None
 
 
-def _doctor() -> dict[str, Any] | str:
+def _doctor(seconds: float) -> dict[str, Any] | str:
     """`megatron-compete doctor`'s report, which says what Megatron's fused kernels are, or why there is none."""
     command = [sys.executable, "-m", "megatron_compete.cli", "doctor", "--json"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, seconds))
         report: dict[str, Any] = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired, json.JSONDecodeError) as error:
         return f"{type(error).__name__}: {error}"
@@ -93,8 +99,9 @@ def _doctor() -> dict[str, Any] | str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write it there in place of printing it")
+    parser.add_argument("--seconds", type=float, default=120.0, help="for all of it (default 120)")
     arguments = parser.parse_args()
-    text = json.dumps(environment(), indent=2)
+    text = json.dumps(environment(arguments.seconds), indent=2)
     if arguments.json:
         arguments.json.write_text(text + "\n")
     else:

@@ -68,7 +68,7 @@ def scored_fp8(report: dict[str, Any], *names: str) -> float:
 
 
 def _variants(report: dict[str, Any], names: tuple[str, ...]) -> list[dict[str, Any]]:
-    by_name = {result["shape"]["name"]: result["variants"] for result in report["results"]}
+    by_name = {result["shape"]["name"]: result.get("variants", {}) for result in report["results"]}
     return [by_name[name] for name in names]
 
 

@@ -4,6 +4,7 @@ T tokens, E experts, F their width, H hidden size.
 """
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from statistics import median
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources, PTXASError
 
 from benchmarks.scoring_shapes import Shape
 from megatron_compete.moe.kernels import tiles
@@ -41,13 +43,15 @@ class Inputs:
         weights = shape.experts * (form.fc1_rows + form.ffn) * form.hidden * 2
         sets = max(2, min(MOST_SETS, SET_BYTES // (weights + shape.tokens * form.hidden * 2)))
 
-        def draw(*size: int) -> Tensor:
-            values = torch.randn(size, generator=random, device="cuda", dtype=torch.bfloat16)
-            return values * (1.0 if size[0] == shape.tokens else size[-1] ** -0.5)
+        def draw(*size: int, scale: float) -> Tensor:
+            return scale * torch.randn(size, generator=random, device="cuda", dtype=torch.bfloat16)
 
-        self.tokens_TH = [draw(shape.tokens, form.hidden) for _ in range(sets)]
-        self.fc1 = [[draw(form.fc1_rows, form.hidden) for _ in range(shape.experts)] for _ in range(sets)]
-        self.fc2 = [[draw(form.hidden, form.ffn) for _ in range(shape.experts)] for _ in range(sets)]
+        def weights_of(rows: int, columns: int) -> list[Tensor]:
+            return [draw(rows, columns, scale=columns**-0.5) for _ in range(shape.experts)]
+
+        self.tokens_TH = [draw(shape.tokens, form.hidden, scale=1.0) for _ in range(sets)]
+        self.fc1 = [weights_of(form.fc1_rows, form.hidden) for _ in range(sets)]
+        self.fc2 = [weights_of(form.hidden, form.ffn) for _ in range(sets)]
         self.weights = [
             ExpertWeights(form, torch.bfloat16, address_table(fc1), address_table(fc2))
             for fc1, fc2 in zip(self.fc1, self.fc2)
@@ -69,8 +73,8 @@ def plain_responses(shape: Shape, tokens_TH: Tensor, fc1: list[Tensor], fc2: lis
     return torch.stack(responses, dim=-1)
 
 
-def check_scores(shape: Shape, inputs: Inputs) -> None:
-    """Compare the kernels with torch's operations.
+def check_scores(shape: Shape, inputs: Inputs) -> float:
+    """Compare the kernels with torch's operations; returns the share of tokens with the same winners.
 
     Raises:
         AssertionError: winners differ in more than 1 token of 1000, or a score by more than rounding.
@@ -82,12 +86,13 @@ def check_scores(shape: Shape, inputs: Inputs) -> None:
     first, second = (scores.topk(shape.topk).indices.sort().values for scores in (by_kernels, by_torch))
     same = float((first == second).all(-1).float().mean())
     assert same >= 0.999, f"{shape.name}: the kernels' winners are torch's on {same:.2%} of tokens"
+    return same
 
 
 def measure_rates(shape: Shape, rounds: int) -> dict[str, Any]:
-    """Per variant: ms, tflops, share of the product's rate, and the peak of memory above the inputs, in MB."""
+    """`same_winners`, and per variant: ms, tflops, share of the product's rate, peak memory above the inputs in MB."""
     inputs = Inputs(shape)
-    check_scores(shape, inputs)
+    same_winners = check_scores(shape, inputs)
     ready = [quantized(weights) for weights in inputs.weights]
     a, b = torch.randn(2, MATMUL, MATMUL, device="cuda", dtype=torch.bfloat16)
 
@@ -114,6 +119,7 @@ def measure_rates(shape: Shape, rounds: int) -> dict[str, Any]:
     operations = dict.fromkeys(variants, shape.operations()) | {"matmul": 2 * MATMUL**3}
     rates = {name: [operations[name] / ms / 1e9 for ms in times[name]] for name in variants}
     return {
+        "same_winners": same_winners,
         "variants": {
             name: {
                 "ms": median(times[name]),
@@ -123,23 +129,29 @@ def measure_rates(shape: Shape, rounds: int) -> dict[str, Any]:
                 "peak_mb": peak_megabytes(variants[name]),
             }
             for name in variants
-        }
+        },
     }
 
 
-def measure_tiles(shape: Shape, rounds: int) -> dict[str, Any]:
-    """Milliseconds of every candidate; of the wide kernels one varies while the other keeps the tiles in use."""
+def measure_tiles(shape: Shape, rounds: int, deadline: float) -> dict[str, Any]:
+    """Milliseconds of every candidate; of the wide kernels one varies while the other keeps the tiles in use.
+
+    Args:
+        deadline: on `time.monotonic`; a candidate is not begun after it, and `complete` is false then.
+    """
     inputs = Inputs(shape)
     kernels: dict[str, list[dict[str, Any]]] = {}
+    complete = True
     for fp8 in (False, True):
         weights = [quantized(w) for w in inputs.weights] if fp8 else inputs.weights
         for kernel, candidates in tile_candidates(shape, fp8).items():
-            rows = [
-                {"tiles": asdict(sizes), "ms": _time_tiles(inputs, weights, whole, rounds)}
-                for sizes, whole in candidates
-            ]
-            kernels[kernel + (" e4m3" if fp8 else "")] = rows
-    return {"kernels": kernels}
+            rows = kernels.setdefault(kernel + (" e4m3" if fp8 else ""), [])
+            for sizes, whole in candidates:
+                if time.monotonic() > deadline:
+                    complete = False
+                else:
+                    rows.append({"tiles": asdict(sizes)} | _time_tiles(inputs, weights, whole, rounds))
+    return {"kernels": kernels, "complete": complete}
 
 
 def tile_candidates(shape: Shape, fp8: bool) -> dict[str, list[tuple[Any, Any]]]:
@@ -153,14 +165,20 @@ def tile_candidates(shape: Shape, fp8: bool) -> dict[str, list[tuple[Any, Any]]]
     }
 
 
-def _time_tiles(inputs: Inputs, weights: list[ExpertWeights], sizes: Any, rounds: int) -> float | None:
+def _time_tiles(inputs: Inputs, weights: list[ExpertWeights], sizes: Any, rounds: int) -> dict[str, Any]:
+    """`ms`, or None and `why`: a candidate that does not fit or compile is a result too."""
+
     def run(turn: int) -> None:
         fused_responses(inputs.tokens_TH[turn], weights[turn], "softplus", tiles=sizes)
 
     try:
-        return median(time_in_turn({"": run}, inputs.turns, rounds)[""])
+        return {"ms": median(time_in_turn({"": run}, inputs.turns, rounds)[""])}
     except OutOfResources:
-        return None
+        return {"ms": None, "why": "does not fit"}
+    except torch.AcceleratorError:  # the device is lost to this process
+        raise
+    except (CompilationError, PTXASError, RuntimeError) as error:
+        return {"ms": None, "why": f"does not compile: {str(error)[:200]}"}
 
 
 def time_in_turn(

@@ -15,6 +15,8 @@ schedule has so many layers. Steps whose metrics are logged (one in 50 here) are
 import argparse
 import os
 import sys
+import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +57,9 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--recipe", type=Path, default=ROOT / "examples/competesmoe_154m.yaml")
     parser.add_argument("--rounds", type=int, default=12, help="timed rounds (default 12)")
     parser.add_argument("--fp8", choices=("delayed", "tensorwise", "blockwise"), help="train in FP8 with this recipe")
+    parser.add_argument(
+        "--seconds", type=float, default=3600.0, help="no round is begun after them, one timed round apart"
+    )
     parser.add_argument("--no-naive", action="store_true", help="leave the naive competing step out")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     return parser.parse_args(tokens[:at]), tokens[at + 1 :]
@@ -71,6 +76,8 @@ class Leg:
     """A step of the schedule with so many."""
     milliseconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
+    error: str | None = None
+    """Why it is left out from then on."""
 
     def __str__(self) -> str:
         return f"{self.variant}@{self.competing}" if self.variant in ("compete", "naive") else self.variant
@@ -88,16 +95,20 @@ def plan_legs(counts: list[int], naive: bool) -> list[Leg]:
 class Rotation:
     """Stands in for Megatron's `train_step`: at each of the trainer's iterations another model's step.
 
+    A leg that fails is left out from then on, and top-K takes its place; top-K itself must work.
+
     Args:
         legs: of a round; who begins rotates from round to round.
-        trainees: builds the model of a variant, when it is first needed.
+        build: builds the model of a variant, when it is first needed.
         step: Megatron's own.
+        deadline: on `time.monotonic`; training ends with the first round that ends after it, one timed round at least.
     """
 
-    def __init__(self, legs: list[Leg], build: Any, step: Any) -> None:
+    def __init__(self, legs: list[Leg], build: Any, step: Any, deadline: float = float("inf")) -> None:
         self.legs = legs
         self.build = build
         self.step = step
+        self.deadline = deadline
         self.trainees: dict[str, Any] = {}
         self.iteration = 0
 
@@ -107,20 +118,33 @@ class Rotation:
 
         from benchmarks.train_variants import Trainee
 
+        if not self.trainees:
+            self.trainees["topk"] = Trainee(model, optimizer, scheduler, config)
+
+        def step_of(variant: str) -> Any:
+            if variant not in self.trainees:
+                self.trainees[variant] = self.build(variant)
+            own = self.trainees[variant]
+            return self.step(forward_step, data, own.model, own.optimizer, own.scheduler, own.config, run, *args, **kwargs)  # fmt: skip
+
         round_, position = divmod(self.iteration, len(self.legs))
         leg = self.legs[(position + round_) % len(self.legs)]
         self.iteration += 1
-        if not self.trainees:
-            self.trainees["topk"] = Trainee(model, optimizer, scheduler, config)
-        if leg.variant not in self.trainees:
-            self.trainees[leg.variant] = self.build(leg.variant)
-        own = self.trainees[leg.variant]
+        if position == len(self.legs) - 1 and round_ >= UNTIMED and time.monotonic() > self.deadline:
+            get_args().train_iters = self.iteration  # the trainer's loop ends with this step
         before, get_args().curr_iteration = get_args().curr_iteration, leg.step
         try:
-            return self._timed(
-                leg, round_,
-                lambda: self.step(forward_step, data, own.model, own.optimizer, own.scheduler, own.config, run, *args, **kwargs),
-            )  # fmt: skip
+            if leg.error is not None:
+                return step_of("topk")
+            try:
+                return self._timed(leg, round_, lambda: step_of(leg.variant))
+            except Exception as error:
+                if leg.variant == "topk" or isinstance(error, torch.AcceleratorError):
+                    raise
+                traceback.print_exc()
+                leg.error = f"{type(error).__name__}: {error}"
+                leg.milliseconds.clear()
+                return step_of("topk")
         finally:
             get_args().curr_iteration = before
 
@@ -165,7 +189,8 @@ def _has_apex() -> bool:
 
 
 def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
-    """Train as often as the rounds need; returns the report."""
+    """Train as often as the rounds need and the time allows; returns the report."""
+    deadline = time.monotonic() + arguments.seconds
     be_the_only_rank()
     os.environ.update(environment_defaults())
     silence_cpu_warnings()
@@ -177,6 +202,7 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, An
     from megatron.training import training
     from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
+    from benchmarks.fused_clipping import use_fused_clipping
     from benchmarks.train_variants import VARIANTS, build, config_of
     from megatron_compete.moe.competition import Competition
     from megatron_compete.runtime.prebuilt import use_prebuilt_helpers
@@ -193,8 +219,11 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, An
     competition = Competition.of_model(compete_config_from_args(args), transformer_config(args), lambda: 0)
     counts = competition.schedule.table(0, SCHEDULE_STEPS).sum(axis=1).tolist()
     legs = plan_legs(counts, naive=not arguments.no_naive)
-    rotation = Rotation(legs, lambda variant: build(args, config_of(args, variant, arguments.fp8)), training.train_step)
+    rotation = Rotation(
+        legs, lambda variant: build(args, config_of(args, variant, arguments.fp8)), training.train_step, deadline
+    )
     training.train_step = rotation
+    clipping = use_fused_clipping()
     args.train_iters = (UNTIMED + arguments.rounds) * len(legs)
     assert set(VARIANTS) >= {leg.variant for leg in legs}
     training.pretrain(
@@ -204,7 +233,8 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, An
     torch.distributed.destroy_process_group()
     return report(legs, Counter(counts)) | {
         "hardware": hardware(), "recipe": arguments.recipe.name, "arguments": tokens, "fp8": arguments.fp8,
-        "dtype": str(args.params_dtype).removeprefix("torch."), "rounds": arguments.rounds,
+        "dtype": str(args.params_dtype).removeprefix("torch."), "rounds": len(legs[0].milliseconds),
+        "gradient_clipping": clipping,
     }  # fmt: skip
 
 
@@ -212,14 +242,18 @@ def report(legs: list[Leg], counts: Counter[int]) -> dict[str, Any]:
     """Ratios to top-K, by leg and averaged over the schedule.
 
     Returns:
-        `legs` (by name: ms, ms_all, peak in bytes above the state between steps, over_topk), `frequency` (share of the
-        schedule's steps, by number of competing layers), `amortised` (mean competing step of the schedule over top-K),
-        `rate0`, and with the naive way `naive_over_compete` (time and peak at A_max).
+        `legs` (by name: ms, ms_all, peak in bytes above the state between steps, over_topk), `failed` (why, by leg),
+        `frequency` (share of the schedule's steps, by number of competing layers), `amortised` (mean competing step of
+        the schedule over top-K), `rate0`, both None where a leg they need failed, and with the naive way
+        `naive_over_compete` (time and peak at A_max).
     """
     baseline = legs[0]
+    failed = {str(leg): leg.error for leg in legs if leg.error is not None}
+    legs = [leg for leg in legs if leg.error is None]
     by_name = {str(leg): leg for leg in legs}
     over = {str(leg): _ratio(leg, baseline) for leg in legs}
     frequency = {count: number / counts.total() for count, number in sorted(counts.items())}
+    competing = {count: over.get(f"compete@{count}") for count in frequency}
     found: dict[str, Any] = {
         "legs": {
             str(leg): {
@@ -228,11 +262,12 @@ def report(legs: list[Leg], counts: Counter[int]) -> dict[str, Any]:
             }
             for leg in legs
         },
+        "failed": failed,
         "frequency": frequency,
-        "amortised": sum(share * over[f"compete@{count}"] for count, share in frequency.items()),
-        "rate0": over["rate0"],
+        "amortised": None if None in competing.values() else sum(share * competing[count] for count, share in frequency.items()),
+        "rate0": over.get("rate0"),
     }  # fmt: skip
-    naive = [leg for leg in legs if leg.variant == "naive"]
+    naive = [leg for leg in legs if leg.variant == "naive" and f"compete@{leg.competing}" in by_name]
     if naive:
         ours = by_name[f"compete@{naive[0].competing}"]
         extra = median(
@@ -257,7 +292,10 @@ def print_report(found: dict[str, Any]) -> None:
     print(f"{found['recipe']}, {found['dtype']}{', FP8 ' + found['fp8'] if found['fp8'] else ''}: {found['hardware']}")
     for name, leg in found["legs"].items():
         print(f"{name:12s} {leg['ms']:10.2f} ms  {leg['over_topk']:6.3f}x top-K  peak {leg['peak'] / 1e6:10.1f} MB")
-    print(f"amortised over the schedule {found['amortised']:.3f}x top-K, rate 0 {found['rate0']:.3f}x")
+    for name, error in found["failed"].items():
+        print(f"{name:12s} FAILED {error}")
+    if found["amortised"] is not None and found["rate0"] is not None:
+        print(f"amortised over the schedule {found['amortised']:.3f}x top-K, rate 0 {found['rate0']:.3f}x")
     if "naive_over_compete" in found:
         naive = found["naive_over_compete"]
         print(
@@ -274,6 +312,8 @@ def main() -> None:
     print_report(found)
     if arguments.json:
         write_report(arguments.json, found)
+    if found["failed"]:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

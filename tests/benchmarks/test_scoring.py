@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from benchmarks.scoring_shapes import SHAPES
+from benchmarks.scoring import measure_all
+from benchmarks.scoring_shapes import SHAPES, Shape
 from megatron_compete.moe.kernels.form import ExpertForm
 from tests.ranks import run_rank
 
@@ -60,6 +62,23 @@ def test_without_a_gpu_it_says_so() -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert "error: benchmarks/scoring.py cannot run here: there is no GPU" in done.stderr
+
+
+def test_a_layer_that_fails_does_not_stop_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    """And what was measured before is written by then."""
+
+    def measure(shape: Shape) -> dict:
+        if shape.name == "154m":
+            raise RuntimeError("no such kernel")
+        return {"variants": {}}
+
+    written = []
+    found = measure_all(list(SHAPES[:2]), measure, time.monotonic() + 60, lambda results: written.append(len(results)))
+    assert written == [1, 2]
+    assert [result.get("error") for result in found] == ["RuntimeError: no such kernel", None]
+    assert "no such kernel" in capsys.readouterr().err
+    late = measure_all(list(SHAPES), measure, time.monotonic() - 1, lambda results: None)
+    assert {result["error"] for result in late} == {"no time left"}
 
 
 @pytest.mark.gpu

@@ -3,12 +3,17 @@
 import json
 import subprocess
 import sys
+import time
+from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from benchmarks.train_step import LOG_INTERVAL, Leg, plan_legs, report
+from benchmarks.fused_clipping import use_fused_clipping
+from benchmarks.train_step import LOG_INTERVAL, UNTIMED, Leg, Rotation, plan_legs, report
+from benchmarks.train_variants import Trainee
 from tests.ranks import run_rank
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +49,55 @@ def test_the_mean_is_the_schedules() -> None:
     assert found["naive_over_compete"] == {"layers": 2, "step": 1.5, "extra_time": 2.0, "peak": 1.0}
 
 
+def test_a_leg_that_fails_is_left_out_and_time_ends_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = Namespace(curr_iteration=0, train_iters=100)
+    monkeypatch.setattr("megatron.training.get_args", lambda: args)
+    taken = []
+
+    def step(forward_step, data, model, *others):
+        taken.append((model, args.curr_iteration))
+        if model == "naive's":
+            raise RuntimeError("no such kernel")
+
+    def timed(self: Rotation, leg: Leg, round_: int, run: Callable[[], None]) -> None:
+        run()
+        leg.milliseconds.append(1.0)
+
+    monkeypatch.setattr(Rotation, "_timed", timed)
+    legs = [Leg("topk", 0, 5), Leg("rate0", 0, 5), Leg("compete", 1, 6), Leg("naive", 1, 6)]
+    rotation = Rotation(legs, lambda variant: Trainee([], None, None, None), step, deadline=time.monotonic() - 1)
+    rotation.build = lambda variant: Trainee(f"{variant}'s", None, None, None)
+    iterations = 0
+    while iterations < args.train_iters:
+        rotation(None, None, "topk's", None, None, None, None)
+        iterations += 1
+    assert iterations == (UNTIMED + 1) * len(legs)
+    assert [leg.error for leg in legs] == [None, None, None, "RuntimeError: no such kernel"]
+    assert [len(leg.milliseconds) for leg in legs] == [3, 3, 3, 0]
+    assert taken.count(("naive's", 6)) == 1 and taken.count(("topk's", 6)) == 3 and args.curr_iteration == 0
+    found = report(legs, Counter({1: 10}))
+    assert found["failed"] == {"naive@1": "RuntimeError: no such kernel"} and found["amortised"] == 1.0
+    legs[2].error = "none"
+    assert report(legs, Counter({1: 10}))["amortised"] is None
+
+
+def test_gradients_are_clipped_by_the_kernels_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron.core.optimizer import clip_grads
+    from megatron.core.utils import local_multi_tensor_applier
+
+    kernels = Namespace(multi_tensor_applier="applier", multi_tensor_l2norm="norm", multi_tensor_scale="scale")
+    bound = ("multi_tensor_applier", "l2_norm_impl", "multi_tensor_scale_impl")
+    for name in bound:
+        monkeypatch.setattr(clip_grads, name, getattr(clip_grads, name))
+    monkeypatch.setattr("benchmarks.fused_clipping._kernels", lambda: None)
+    assert use_fused_clipping() == "megatron's choice"
+    monkeypatch.setattr("benchmarks.fused_clipping._kernels", lambda: kernels)
+    assert clip_grads.multi_tensor_applier is local_multi_tensor_applier
+    assert use_fused_clipping() == "transformer_engine, by this benchmark"
+    assert [getattr(clip_grads, name) for name in bound] == ["applier", "norm", "scale"]
+    assert use_fused_clipping() == "megatron's choice"  # where Megatron has kernels, it keeps them
+
+
 def test_script_writes_its_measurement(tmp_path: Path) -> None:
     path = tmp_path / "train.json"
     command = [sys.executable, "benchmarks/train_step.py", "--recipe", "tests/benchmarks/tiny.yaml", "--rounds", "2"]
@@ -66,8 +120,6 @@ def test_script_writes_its_measurement(tmp_path: Path) -> None:
 
 def test_the_154m_recipe_fits_one_gpu_in_bf16_and_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     """Megatron's checks pass for every model of the rotation, as on a host with a GPU."""
-    from argparse import Namespace
-
     from megatron.training.arguments import parse_args, validate_args
 
     from benchmarks.train_step import ROOT as HERE

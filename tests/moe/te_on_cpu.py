@@ -171,6 +171,48 @@ def check_weights_are_cast_by_the_winners_pass() -> None:
     assert [cast for has_gradient, cast in calls if has_gradient] == [True, True]
 
 
+def check_scoring_leaves_the_state_of_fp8(recipe: str) -> None:
+    """Transformer Engine's own bookkeeping, kernels apart: a pass outside FP8 within a step in FP8 loses nothing."""
+    import transformer_engine.pytorch.quantization as quantization
+    from megatron.core.fp8_utils import get_fp8_context
+    from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
+    from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+
+    from megatron_compete.moe.precision import scoring_precision
+    from tests.moe import layouts
+    from tests.moe.layouts import EXPERTS, Layout
+
+    quantization.get_device_compute_capability = lambda: (9, 0)
+    for check in (quantization.check_fp8_support, quantization.check_fp8_block_scaling_support, quantization.check_mxfp8_support):  # fmt: skip
+        check.cache_clear()
+    config = layouts.transformer_config(
+        Layout(), moe_grouped_gemm=True, transformer_impl="transformer_engine", fp8="hybrid", fp8_recipe=recipe
+    )
+    spec = get_moe_module_spec(use_te=True, num_experts=EXPERTS, moe_grouped_gemm=True)
+    experts = spec.keywords["submodules"].experts(EXPERTS, config, pg_collection=get_default_pg_collection())
+    linear = experts.linear_fc1
+
+    def passes() -> bool:
+        """What a module asks at the start of a pass; whether it runs in FP8."""
+        linear.init_fp8_metadata(num_gemms=EXPERTS)
+        return linear.fp8
+
+    with get_fp8_context(config):
+        assert passes()
+        scales, quantizers = linear.fp8_meta["scaling_fwd"], linear.quantizers["scaling_fwd"]
+        linear._fp8_workspaces["weight0"] = "cast in this step"
+        with scoring_precision(config, experts):
+            assert not passes()
+        assert linear.fp8 and linear.fp8_initialized and linear.fp8_meta["fp8_checkpoint"]
+        assert passes()
+        assert linear.fp8_meta["scaling_fwd"] is scales and linear.quantizers["scaling_fwd"] is quantizers
+        assert linear._fp8_workspaces == {"weight0": "cast in this step"}
+    with scoring_precision(config, experts):  # by utility, in the backward pass
+        assert not passes()
+    assert linear.fp8 and linear.fp8_meta["fp8_checkpoint"]
+    assert quantization.FP8GlobalStateManager.AUTOCAST_DEPTH == 0
+
+
 def main() -> None:
     from megatron_compete.runtime import cpu
     from tests.moe.layouts import Layout, initialize
@@ -187,6 +229,8 @@ def main() -> None:
     check_grouped_experts("winners", recompute_granularity="selective", recompute_modules=["moe_act"])
     check_grouped_experts("winners", moe_permute_fusion=True)
     check_weights_are_cast_by_the_winners_pass()
+    for recipe in ("delayed", "tensorwise", "blockwise"):
+        check_scoring_leaves_the_state_of_fp8(recipe)
     print("all checks passed")
     sys.stdout.flush()
     os._exit(0)  # Transformer Engine's and torch's exit handlers would ask for the device

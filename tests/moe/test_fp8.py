@@ -4,6 +4,7 @@ import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,18 +16,21 @@ from tests.moe.layouts import Layout, transformer_config
 
 HIDDEN, FFN, EXPERTS, TOKENS = 128, 128, 8, 48
 RECIPES = ("delayed", "tensorwise", "blockwise")
+KERNELS = ("plain", "fused")
 STRONG = CompeteConfig(rate=1.0, max_active_layers=1, distill_coeff=0.7, diversity_coeff=0.5, score_chunk_tokens=20)
 
 
 class CachingLinear(torch.nn.Module):
-    """What Megatron's wrapper of a Transformer Engine module does with its flag: any pass takes it."""
+    """What Megatron's wrapper of a Transformer Engine module, and the module, remember of a pass outside FP8."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_first_microbatch = True
+        self.is_first_microbatch = self.fp8 = self.fp8_initialized = True
+        self.fp8_meta: dict[str, Any] = {"fp8_checkpoint": True, "num_gemms": 1}
 
     def forward(self) -> None:
-        self.is_first_microbatch = False
+        self.is_first_microbatch = self.fp8 = self.fp8_initialized = False
+        self.fp8_meta |= {"fp8_checkpoint": False, "num_gemms": 2}
 
 
 @pytest.fixture
@@ -77,7 +81,20 @@ def test_scoring_does_not_count_as_the_first_microbatch(states: list[bool], firs
     assert experts[0].is_first_microbatch == first
 
 
-def build(recipe: str | None) -> Any:
+def test_a_module_stays_one_that_trains_in_fp8(states: list[bool]) -> None:
+    """A checkpoint saved after a scoring pass in the backward pass would otherwise lack its history."""
+    config = transformer_config(Layout())
+    config.fp8 = "hybrid"
+    experts = torch.nn.ModuleList([CachingLinear(), torch.nn.Linear(2, 2)])
+    with scoring_precision(config, experts):
+        experts[0]()
+        assert not experts[0].fp8
+    assert experts[0].fp8 and experts[0].fp8_initialized
+    assert experts[0].fp8_meta == {"fp8_checkpoint": True, "num_gemms": 2}
+    assert not hasattr(experts[1], "fp8")
+
+
+def build(recipe: str | None, config: CompeteConfig = STRONG) -> Any:
     """A competing layer of Transformer Engine's grouped experts in bf16, on the GPU; the same weights each time."""
     from megatron.core import parallel_state
     from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
@@ -88,18 +105,20 @@ def build(recipe: str | None) -> Any:
     from megatron_compete.moe.layer import CompeteMoELayer
 
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl", init_method="tcp://127.0.0.1:29511", rank=0, world_size=1)
+        torch.cuda.set_device(0)
+        store = torch.distributed.HashStore()  # no port, so that several processes may test at a time
+        torch.distributed.init_process_group("nccl", store=store, rank=0, world_size=1)
         parallel_state.initialize_model_parallel()
     model_parallel_cuda_manual_seed(7)
     fp8 = {} if recipe is None else {"fp8": "hybrid", "fp8_recipe": recipe}
-    config = transformer_config(
+    settings = transformer_config(
         Layout(), hidden_size=HIDDEN, ffn_hidden_size=FFN, moe_ffn_hidden_size=FFN, num_moe_experts=EXPERTS, bf16=True,
         params_dtype=torch.bfloat16, moe_router_dtype="fp32", moe_grouped_gemm=True, use_cpu_initialization=False, **fp8,
     )  # fmt: skip
     spec = get_moe_module_spec(use_te=True, num_experts=EXPERTS, moe_grouped_gemm=True)
     layer = CompeteMoELayer(
-        config, spec.keywords["submodules"], pg_collection=get_default_pg_collection(),
-        competition=Competition(STRONG, (1,), current_step=lambda: 0),
+        settings, spec.keywords["submodules"], pg_collection=get_default_pg_collection(),
+        competition=Competition(config, (1,), current_step=lambda: 0),
     )  # fmt: skip
     layer.set_layer_number(1)
     return layer.cuda().train()
@@ -111,13 +130,15 @@ def tokens() -> torch.Tensor:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_winners_are_those_of_bf16_and_gradients_are_close(recipe: str) -> None:
+def test_winners_are_those_of_bf16_and_gradients_are_close(recipe: str, kernel: str) -> None:
     pytest.importorskip("transformer_engine")
     from megatron.core.fp8_utils import get_fp8_context
 
+    config = replace(STRONG, score_kernel=kernel)
     grads, winners = [], []
-    for layer in (build(None), build(recipe)):
+    for layer in (build(None, config), build(recipe, config)):
         inputs = tokens()
         with get_fp8_context(layer.config):
             layer.route(inputs)
@@ -131,27 +152,32 @@ def test_winners_are_those_of_bf16_and_gradients_are_close(recipe: str) -> None:
 
 
 @pytest.mark.gpu
-def test_scoring_leaves_the_history_of_largest_values_alone() -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_scoring_leaves_the_history_of_largest_values_alone(kernel: str) -> None:
     pytest.importorskip("transformer_engine")
     from megatron.core.fp8_utils import get_fp8_context
 
-    layer = build("delayed")
+    layer = build("delayed", replace(STRONG, score_kernel=kernel))
+    linear = layer.experts.linear_fc1
     with get_fp8_context(layer.config):
         layer(tokens())
-        history = layer.experts.linear_fc1.fp8_meta["scaling_fwd"].amax_history
+        history = linear.fp8_meta["scaling_fwd"].amax_history
         before = history.clone()
         layer.route(tokens() * 100)
-    assert torch.equal(before, layer.experts.linear_fc1.fp8_meta["scaling_fwd"].amax_history)
+    assert torch.equal(before, linear.fp8_meta["scaling_fwd"].amax_history)
+    assert linear.get_extra_state().numel() > 0  # a checkpoint of now holds it
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_competing_step_runs_on_this_steps_weights(recipe: str) -> None:
+def test_a_competing_step_runs_on_this_steps_weights(recipe: str, kernel: str) -> None:
     """After an optimizer step the FP8 copies of the weights are cast anew, also where scoring came first."""
     pytest.importorskip("transformer_engine")
     from megatron.core.fp8_utils import get_fp8_context
 
-    layer, inputs = build(recipe), tokens()
+    config = replace(STRONG, score_kernel=kernel)
+    layer, inputs = build(recipe, config), tokens()
 
     def output() -> torch.Tensor:
         with get_fp8_context(layer.config):
@@ -163,7 +189,7 @@ def test_a_competing_step_runs_on_this_steps_weights(recipe: str) -> None:
             parameter.mul_(-1)
     layer.set_is_first_microbatch()
     after = output()
-    fresh = build(recipe)
+    fresh = build(recipe, config)
     fresh.load_state_dict(layer.state_dict())
     with get_fp8_context(fresh.config):
         expected = fresh(inputs)[0].detach().float()

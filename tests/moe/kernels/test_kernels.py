@@ -119,7 +119,6 @@ def test_real_shapes_on_a_gpu(case: Case, response: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("cases", [OF_ACTIVATIONS, IN_PRECISIONS, ROUNDED, SHAPES])
-def test_small_shapes_on_a_gpu(cases: list[Case]) -> None:
-    for case in cases:
-        check(case, *both(case, "cuda"))
+@pytest.mark.parametrize("case", [*OF_ACTIVATIONS, *IN_PRECISIONS, *ROUNDED, *SHAPES], ids=str)
+def test_small_shapes_on_a_gpu(case: Case) -> None:
+    check(case, *both(case, "cuda"))
