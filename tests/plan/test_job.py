@@ -124,7 +124,7 @@ def test_recipes_fit_80_gigabytes(name: str) -> None:
 
 def test_every_recipe_is_tried() -> None:
     recipes = {path.stem for path in Path(EXAMPLES).glob("*.yaml") if not path.stem.startswith("chain_")}
-    assert recipes == {*FULL_SIZE, "demo", "competesmoe_154m"}
+    assert recipes == {*FULL_SIZE, "demo", "competesmoe_154m", "byte_level"}
 
 
 def test_the_authors_model_has_its_published_size() -> None:
