@@ -27,8 +27,8 @@ def test_every_run_is_a_command_of_the_trainer(run: str, monkeypatch: pytest.Mon
     import torch
     from megatron.training.arguments import parse_args, validate_args
 
-    from megatron_compete.plan.pretend import pretended_gpu
     from megatron_compete.moe.validation import check_supported
+    from megatron_compete.plan.pretend import pretended_gpu
     from megatron_compete.training.arguments import add_arguments, compete_config_from_args
     from megatron_compete.training.pretrain import transformer_config
 
