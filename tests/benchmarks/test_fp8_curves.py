@@ -23,18 +23,23 @@ def test_curves_are_compared_after_smoothing() -> None:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_every_run_is_a_command_of_the_trainer(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Megatron's parser takes the flags as they would be given on a GPU."""
+    """Megatron's parser and checks, and ours, take the flags as they would be given on a GPU."""
     import torch
-    from megatron.training.arguments import parse_args
+    from megatron.training.arguments import parse_args, validate_args
 
+    from megatron_compete.moe.validation import check_supported
     from megatron_compete.plan.pretend import pretended_gpu
-    from megatron_compete.training.arguments import add_arguments
+    from megatron_compete.training.arguments import add_arguments, compete_config_from_args
+    from megatron_compete.training.pretrain import transformer_config
 
     with pretended_gpu():
         line = command(run, 300, Path("text"), Path("logs"), ["--seed", "3"])
         monkeypatch.setattr(sys, "argv", line[2:])
         args = parse_args(add_arguments)
         assert torch.cuda.is_available()
+        args.rank, args.world_size = 0, 1
+        validate_args(args)
+        check_supported(transformer_config(args), compete_config_from_args(args))
     assert args.train_iters == 300 and args.moe_grouped_gemm and args.seed == 3
     assert args.bf16 == (run != "fp32")
     assert (args.fp8, args.fp8_recipe) == {
