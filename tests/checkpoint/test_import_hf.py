@@ -78,8 +78,11 @@ def test_latent_attention_cannot_be_compared_without_transformer_engine(tmp_path
 
 @pytest.mark.parametrize(
     ("family", "how"),
-    [("llama", Upcycling(4)), ("qwen3", Upcycling(8, granularity=2))],
-    ids=["llama-E4", "qwen3-E8-G2"],
+    [
+        # test_probe.py has it in the trainer, from training a dense model to the loss of its mixture
+        pytest.param("llama", Upcycling(4), id="llama-E4", marks=pytest.mark.slow),
+        pytest.param("qwen3", Upcycling(8, granularity=2), id="qwen3-E8-G2"),
+    ],
 )
 def test_an_upcycled_model_computes_what_the_dense_one_did(family: str, how: Upcycling, tmp_path: Path) -> None:
     source = hf_models.save(tmp_path / "source", family, tie_word_embeddings=family == "qwen3")

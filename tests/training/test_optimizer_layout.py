@@ -54,8 +54,12 @@ def test_another_layout_goes_on(before: str, after: str, flags: str, tmp_path: P
     assert largest_difference(whole["lm loss"], resumed["lm loss"]) < 1e-5
     for name in CONTINUED:
         assert largest_difference(whole[name], resumed[name]) < 1e-3, name
+    if before == "one":  # the cheapest to run once more
+        without = run(before, tmp_path / "without", f"{flags} --load {tmp_path}/ckpt --no-load-optim")
+        assert largest_difference(whole["lm loss"], without["lm loss"]) > 1e-3  # so the state was there
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_four_goes_on_alone_and_with_its_optimizer(tmp_path: Path) -> None:
     whole = saved_run("pp4", tmp_path)
     resumed = run("one", tmp_path / "resumed", f"--load {tmp_path}/ckpt")
