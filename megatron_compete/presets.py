@@ -36,12 +36,12 @@ entropy form, so Megatron's is off."""
 
 RECOMMENDED: Settings = {
     "compete_kind": "utility",
-    "compete_rate": 0.07,
+    "compete_rate": 0.03,
     "compete_router_balance_coeff": 0.0,
     "moe_aux_loss_coeff": 0.01,
 }
-"""Provisional, not yet backed by a published study: competition by utility at the paper's rate, with the load balanced by
-Megatron's own loss, as top-K baselines have it."""
+"""What `docs/findings.md` recommends to those who want competition: the kind and rate that cost the least, with the load
+balanced by Megatron's own loss, as top-K baselines have it. It was not shown to be better than top-K."""
 
 PRESETS: dict[str, Settings] = {"paper": PAPER, "recommended": RECOMMENDED}
 """By name. No switches: no flag could switch one off again."""
