@@ -14,19 +14,25 @@ from megatron.core.distributed import finalize_model_grads
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_compete.moe.rivals.metrics import install_variable_metrics
 from megatron_compete.moe.rivals.variable import VariableRouter
 
 Finalize = Callable[..., None]
 
 
 def install_router_step(config: TransformerConfig, router: type) -> None:
-    """Let the routers of this model end each of its training steps; needed on every pipeline stage, dense ones too.
+    """Let the routers of this model end each of its training steps, and have their experts per token logged.
+
+    Needed on every pipeline stage, dense ones too.
 
     Args:
         router: the model's kind of router; any but a `VariableRouter` has no state and needs nothing.
     """
+    if not issubclass(router, VariableRouter):
+        return
+    install_variable_metrics()
     upstream = config.finalize_model_grads_func or finalize_model_grads
-    if issubclass(router, VariableRouter) and not _is_ours(upstream):
+    if not _is_ours(upstream):
         config.finalize_model_grads_func = functools.partial(_finalize, upstream, router.num_of_model)
 
 

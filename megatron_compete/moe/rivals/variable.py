@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_compete.moe.rivals.config import RivalConfig
+from megatron_compete.moe.rivals.metrics import record_experts_per_token
 from megatron_compete.moe.router import valid_tokens
 
 
@@ -68,7 +69,10 @@ class VariableRouter(TopKRouter):
         logits_TE = logits.reshape(-1, self.config.num_moe_experts)
         flat_mask = None if padding_mask is None else padding_mask.reshape(-1)
         logits_TE = self.apply_z_loss(logits_TE, padding_mask=flat_mask)
-        weights_TE, routing_map_TE = self.choose(logits_TE, valid_tokens(padding_mask))
+        valid_T = valid_tokens(padding_mask)
+        weights_TE, routing_map_TE = self.choose(logits_TE, valid_T)
+        if self.learns():
+            record_experts_per_token(self, routing_map_TE, valid_T)
         scale = self.config.moe_router_topk_scaling_factor or 1.0
         return (scale * weights_TE).type_as(logits_TE) * routing_map_TE, routing_map_TE
 

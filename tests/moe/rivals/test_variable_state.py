@@ -2,6 +2,7 @@
 
 import copy
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,6 +61,7 @@ def single_rank() -> None:
     warms_up_with_the_batchs_own()
     no_expert_at_all()
     host_knows_the_rows()
+    reports_experts_per_token()
 
 
 def test_state_of_one_rank() -> None:
@@ -198,6 +200,23 @@ def host_knows_the_rows() -> None:
         assert dispatcher.cuda_sync_point == dispatcher.cuda_dtoh_point == "before_permutation_1"
     assert [fused for fused, _, _ in seen] == [False, True]
     assert all(rows == expected != TOKENS[..., 0].numel() * WINNERS for _, rows, expected in seen)
+
+
+def reports_experts_per_token() -> None:
+    """Of two microbatches; evaluation does not count."""
+    from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
+
+    from megatron_compete.moe.rivals.metrics import install_variable_metrics
+
+    install_variable_metrics()
+    layer = built("remoe")
+    maps = [layer.router(tokens)[1] for tokens in (TOKENS, 1 - TOKENS)]
+    layer.eval()(TOKENS - 5)
+    scalars: dict[str, float] = {}
+    writer = SimpleNamespace(add_scalar=lambda name, value, step: scalars.update({name: float(value)}))
+    get_moe_metrics_tracker().report(0.5, 1, writer, track_names=[], num_layers=1, moe_layer_freq=1)
+    expected = sum(int(chosen.sum()) for chosen in maps) / (2 * TOKENS[..., 0].numel())
+    assert scalars == {"experts_per_token": pytest.approx(expected)} and expected != WINNERS
 
 
 def state_of_split_batch(layout: Layout) -> dict[str, dict[str, Tensor]]:
