@@ -37,9 +37,23 @@ def write_report(study: Study, folder: Path) -> None:
         CompeteError: no variant is finished together with its baseline, or a library for figures is missing.
     """
     _check_libraries()
-    logs = read_logs(study, folder)
-    write_curves(logs, folder / "curves.csv")
-    timing = read_timing(study, folder)
+    logs, rows, timed = read_results(study, folder)
+    write_csv(rows, folder / "table.csv")
+    write_curves(read_logs(study, folder), folder / "curves.csv")
+    (folder / "table.md").write_text(markdown_table(rows))
+    figures = draw_all(study, logs, rows, folder)
+    text = markdown_report(study, logs, rows, figures, timed)
+    (folder / "report.md").write_text(text)
+    (folder / "report.html").write_text(html_page(study.title, text, folder))
+
+
+def read_results(study: Study, folder: Path) -> tuple[dict[str, list[RunLog]], list[Row], bool]:
+    """The finished runs, the table's rows, and whether seconds were measured apart from training.
+
+    Raises:
+        CompeteError: no variant is finished together with its baseline.
+    """
+    logs, timing = read_logs(study, folder), read_timing(study, folder)
     timed = logs.keys() <= timing.keys()
     logs = with_timing(study, logs, timing) if timed else logs
     rows = rows_of(study, logs)
@@ -47,12 +61,7 @@ def write_report(study: Study, folder: Path) -> None:
         raise CompeteError(
             f"{folder} has no finished runs of {study.baseline}: train them first, without --report-only"
         )
-    write_csv(rows, folder / "table.csv")
-    (folder / "table.md").write_text(markdown_table(rows))
-    figures = draw_all(study, logs, rows, folder)
-    text = markdown_report(study, logs, rows, figures, timed)
-    (folder / "report.md").write_text(text)
-    (folder / "report.html").write_text(html_page(study.title, text, folder))
+    return logs, rows, timed
 
 
 def _check_libraries() -> None:
