@@ -125,6 +125,9 @@ def test_the_report_is_made_of_the_raw_logs_alone(uninterrupted: Path, config: P
         (tmp_path / "runs" / run).mkdir(parents=True)
         for name in ("finished.json", "probe.jsonl", "scalars.csv"):
             shutil.copy(uninterrupted / "runs" / run / name, tmp_path / "runs" / run / name)
+    (tmp_path / "timing").mkdir()
+    for timing in (uninterrupted / "timing").glob("*.json"):
+        shutil.copy(timing, tmp_path / "timing")
     assert without_training(config, tmp_path, "--report-only").returncode == 0
     for name in ("table.csv", "curves.csv", "report.html"):
         assert (tmp_path / name).read_bytes() == (uninterrupted / name).read_bytes()
