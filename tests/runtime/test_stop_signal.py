@@ -12,6 +12,7 @@ import pytest
 PRELUDE = """
 import ctypes, os, signal, subprocess, sys, time
 from megatron_compete.runtime.stop_signal import leave_on_stop_signal, stop_signal_is_handled
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 leave_on_stop_signal()
 leave_on_stop_signal()
 """
