@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "benchmarks/kernel_resources.py"]
 
@@ -17,10 +19,11 @@ def run(*flags: str, interpret: bool = False) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
 
 
-def test_kernels_compile_for_hopper_and_fit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("response", ["softplus", pytest.param("projection", marks=pytest.mark.slow)])
+def test_kernels_compile_for_hopper_and_fit(tmp_path: Path, response: str) -> None:
     """Narrow and wide, both precisions: no spills, tensor cores of the generation, and 16 bytes a copy."""
     report = tmp_path / "resources.json"
-    done = run("--shape", "154m", "30b-a3b", "--json", str(report))
+    done = run("--shape", "154m", "30b-a3b", "--response", response, "--json", str(report))
     assert done.returncode == 0, done.stderr
     rows = json.loads(report.read_text())["kernels"]
     assert {(row["experts"], row["fp8"]) for row in rows} >= {
@@ -33,7 +36,7 @@ def test_kernels_compile_for_hopper_and_fit(tmp_path: Path) -> None:
         product = "QGMMA" if row["fp8"] else "HGMMA"
         assert any(name.startswith(product) for name in row["instructions"]), row
         assert "LDGSTS.E.BYPASS.128" in row["instructions"], row
-        if row["kernel"] == "narrow_kernel":
+        if row["kernel"] == "narrow_kernel" and not (row["fp8"] and response == "projection"):
             assert row["programs_per_sm"] == 2, row
 
 
