@@ -3,6 +3,7 @@
 
     python benchmarks/kernel_resources.py                  # the tiles in use, for the benchmark's shapes
     python benchmarks/kernel_resources.py --candidates     # and the others of megatron_compete/moe/kernels/tiles.py
+    python benchmarks/kernel_resources.py --response projection     # what competition by utility runs
 
 Printed are registers a thread, bytes spilled, shared memory, and programs that fit an SM at a time by both; and which
 tensor core and asynchronous copy instructions the code holds.
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.scoring_shapes import SHAPES
 from megatron_compete.errors import CompeteError, run_command
 from megatron_compete.moe.kernels import narrow, quantize, tiles, wide
+from megatron_compete.moe.kernels.coverage import RESPONSES
 from megatron_compete.moe.kernels.form import ExpertForm
 from megatron_compete.moe.kernels.scorer import default_tiles
 
@@ -107,25 +109,25 @@ def kernels(
     form: ExpertForm, fp8: bool, candidates: bool, response: str = "softplus"
 ) -> Iterator[tuple[Any, dict[str, Any], Any]]:
     """Kernel, its compile-time arguments, and its tiles, for experts of this form."""
-    precision, first = torch.bfloat16, None if candidates else 1
-    chosen = default_tiles(form, fp8)
+    precision = torch.bfloat16
+    chosen = default_tiles(form, fp8, response)
     if isinstance(chosen, tiles.NarrowTiles):
         held = narrow.held_columns(form)
-        for sizes in tiles.narrow_candidates(held, fp8)[:first]:
+        for sizes in (chosen, *(tiles.narrow_candidates(held, fp8)[1:] if candidates else ())):
             yield narrow.narrow_kernel, narrow.narrow_constants(form, response, precision, fp8, sizes), sizes
         return
-    for sizes in tiles.fc1_candidates(form.gated, fp8)[:first]:
-        yield wide.fc1_kernel, wide.fc1_constants(form, precision, fp8, sizes), sizes
-    for sizes in tiles.fc2_candidates(fp8)[:first]:
-        yield wide.fc2_kernel, wide.fc2_constants(form, response, precision, fp8, sizes), sizes
+    for gemm in (chosen.fc1, *(tiles.fc1_candidates(form.gated, fp8)[1:] if candidates else ())):
+        yield wide.fc1_kernel, wide.fc1_constants(form, precision, fp8, gemm), gemm
+    for gemm in (chosen.fc2, *(tiles.fc2_candidates(fp8)[1:] if candidates else ())):
+        yield wide.fc2_kernel, wide.fc2_constants(form, response, precision, fp8, gemm), gemm
 
 
-def measure(name: str, form: ExpertForm, fp8: bool, candidates: bool) -> Iterator[Resources]:
+def measure(name: str, form: ExpertForm, fp8: bool, candidates: bool, response: str) -> Iterator[Resources]:
     """Resources of the kernels for experts of this form."""
     operand = "*fp8e4nv" if fp8 else "*bf16"
-    for kernel, constants, sizes in kernels(form, fp8, candidates):
+    for kernel, constants, sizes in kernels(form, fp8, candidates, response):
         hidden = "*bf16" if kernel is wide.fc1_kernel else operand
-        unused = (() if fp8 else SCALES) + ("vectors",)
+        unused = (() if fp8 else SCALES) + (() if response == "projection" else ("vectors",))
         types = TYPES | {"tokens": operand, "hidden": hidden} | dict.fromkeys(unused)
         threads, registers, spilled, shared, instructions = compiled(kernel, constants, types)
         fitting = min(_fitting_registers(registers, threads), SHARED // (shared + RESERVED))
@@ -153,8 +155,8 @@ def _sizes(sizes: Any) -> str:
     return ", ".join(f"{name} {value}" for name, value in asdict(sizes).items() if name != "group")
 
 
-def print_resources(rows: list[Resources]) -> None:
-    table = Table(title="Scoring kernels on an SM of Hopper (sm_90), bf16 and e4m3, softplus")
+def print_resources(rows: list[Resources], response: str) -> None:
+    table = Table(title=f"Scoring kernels on an SM of Hopper (sm_90), bf16 and e4m3, {response}")
     for column in COLUMNS:
         table.add_column(column)
     for row in rows:
@@ -169,6 +171,7 @@ def print_resources(rows: list[Resources]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--candidates", action="store_true", help="all candidates of the table, not those in use alone")
+    parser.add_argument("--response", choices=sorted(RESPONSES.values()), default="softplus", help="default softplus")
     names = [shape.name for shape in SHAPES]
     parser.add_argument("--shape", nargs="+", choices=names, default=names, help="which layers (default all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything found")
@@ -180,10 +183,10 @@ def main() -> None:
         row
         for shape in shapes
         for fp8 in (False, True)
-        for row in measure(shape.name, shape.form, fp8, arguments.candidates)
+        for row in measure(shape.name, shape.form, fp8, arguments.candidates, arguments.response)
     ]
     rows.append(measure_quantization())
-    print_resources(rows)
+    print_resources(rows, arguments.response)
     if arguments.json:
         arguments.json.write_text(json.dumps({"triton": triton.__version__, "kernels": [asdict(row) for row in rows]}))
 

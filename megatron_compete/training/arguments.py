@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib.util
+import traceback
 import sys
 from typing import Any, NoReturn
 
@@ -162,7 +163,8 @@ def parse_arguments() -> argparse.Namespace:
     try:
         return parse_and_validate_args(add_arguments)
     except AssertionError as error:
-        raise CompeteError(f"Megatron refuses these arguments: {error}") from error
+        said = str(error) or traceback.extract_tb(error.__traceback__)[-1].line  # some of its assertions say nothing
+        raise CompeteError(f"Megatron refuses these arguments: {said}") from error
 
 
 def check_arguments(args: argparse.Namespace) -> None:

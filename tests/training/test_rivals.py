@@ -27,6 +27,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(router: str, world: int, layo
 
 @pytest.mark.slow
 def test_another_router_stops_before_it_loads(tmp_path: Path) -> None:
-    train(2, f"--router {FAST} {EXPERT_PARALLEL} --train-iters 1 --save {tmp_path}")
+    train(2, f"--router {FAST} {EXPERT_PARALLEL} --train-iters 1 --save {tmp_path} --save-interval 1")
     with pytest.raises(AssertionError, match=f"--router topk cannot go on from a checkpoint of --router {FAST}"):
         train(2, f"--router topk {EXPERT_PARALLEL} --train-iters 2 --load {tmp_path}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from megatron_compete.moe.kernels.form import ExpertForm
 from megatron_compete.moe.kernels.narrow import MAX_WIDTH, held_columns, score_narrow
 from megatron_compete.moe.kernels.quantize import quantize_matrices, quantize_rows
-from megatron_compete.moe.kernels.tiles import NarrowTiles, WideTiles, narrow_candidates, wide_tiles
+from megatron_compete.moe.kernels.tiles import NarrowTiles, WideTiles, for_projection, narrow_candidates, wide_tiles
 from megatron_compete.moe.kernels.weights import (
     ExpertWeights,
     address_table,
@@ -85,7 +85,7 @@ def fused_responses(
     if tokens_GH.shape[0] == 0:
         return torch.zeros(0, weights.num_experts, dtype=torch.float32, device=tokens_GH.device)
     assert (vectors_GH is not None) == (response == "projection"), "vectors belong to the projection"
-    tiles = tiles or default_tiles(weights.form, weights.fp8)
+    tiles = tiles or default_tiles(weights.form, weights.fp8, response)
     tokens, scales = quantize_rows(tokens_GH) if weights.fp8 else (tokens_GH, None)
     if isinstance(tiles, NarrowTiles):
         sums_EG = score_narrow(tokens, scales, weights, response, vectors_GH, tiles)
@@ -94,11 +94,11 @@ def fused_responses(
     return finish(sums_EG, response, weights.form.hidden)
 
 
-def default_tiles(form: ExpertForm, fp8: bool) -> NarrowTiles | WideTiles:
+def default_tiles(form: ExpertForm, fp8: bool, response: str = "softplus") -> NarrowTiles | WideTiles:
     """Whether the hidden layer stays on chip, and the sizes in use."""
-    if form.ffn > MAX_WIDTH:
-        return wide_tiles(form.gated, fp8)
-    return narrow_candidates(held_columns(form), fp8)[0]
+    wide = form.ffn > MAX_WIDTH
+    sizes = wide_tiles(form.gated, fp8) if wide else narrow_candidates(held_columns(form), fp8)[0]
+    return for_projection(sizes, fp8) if response == "projection" else sizes
 
 
 def finish(sums_EG: Tensor, response: str, hidden: int) -> Tensor:

@@ -8,7 +8,7 @@ Sizes are for Hopper: wgmma takes 64 rows a warp group (4 warps), an SM has 65,5
 An fp32 sum of M x N takes M * N / threads registers of at most 255 a thread; a stage of a GEMM (M + N) * K elements.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -102,3 +102,15 @@ def fc2_candidates(fp8: bool) -> tuple[GemmTiles, ...]:
 def wide_tiles(gated: bool, fp8: bool) -> WideTiles:
     """The sizes in use."""
     return WideTiles(fc1_candidates(gated, fp8)[0], fc2_candidates(fp8)[0])
+
+
+def for_projection(sizes: NarrowTiles | WideTiles, fp8: bool) -> NarrowTiles | WideTiles:
+    """These sizes where the response is y . v.
+
+    A tile of v stands in registers beside that of y: with the others' sizes fc2 would spill 200 bytes a thread, and a
+    narrow expert of the 154M model take 232 registers, so that one program fits an SM in place of two
+    (`benchmarks/kernel_resources.py --response projection`).
+    """
+    if isinstance(sizes, NarrowTiles):
+        return replace(sizes, columns=min(64, sizes.columns))
+    return replace(sizes, fc2=GemmTiles(k=128, stages=4) if fp8 else GemmTiles(columns=256))

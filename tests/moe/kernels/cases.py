@@ -47,10 +47,13 @@ class Case:
     def tiles(self) -> Any:
         """Small ones, or those in use for this kind."""
         from megatron_compete.moe.kernels.scorer import default_tiles
-        from megatron_compete.moe.kernels.tiles import GemmTiles, NarrowTiles, WideTiles, wide_tiles
+        from megatron_compete.moe.kernels.tiles import GemmTiles, NarrowTiles, WideTiles, for_projection, wide_tiles
 
+        if not self.small_tiles and self.wide:
+            sizes = wide_tiles(self.gated, fp8=False)
+            return for_projection(sizes, fp8=False) if self.response == "projection" else sizes
         if not self.small_tiles:
-            return wide_tiles(self.gated, fp8=False) if self.wide else default_tiles(self.form(), fp8=False)
+            return default_tiles(self.form(), fp8=False, response=self.response)
         if self.wide:
             return WideTiles(GemmTiles(32, 16, 32, group=2), GemmTiles(32, 32, 32, group=2))
         return NarrowTiles(tokens=32, k=32, columns=32, group=2)

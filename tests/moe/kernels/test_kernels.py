@@ -37,6 +37,8 @@ SHAPES = [
 IN_USE = [
     Case(hidden=160, ffn=48, tokens=150, experts=2, small_tiles=False),
     Case(hidden=160, ffn=272, tokens=150, experts=2, small_tiles=False, wide=True),
+    Case(hidden=160, ffn=48, tokens=150, experts=2, small_tiles=False, response="projection"),
+    Case(hidden=264, ffn=272, tokens=150, experts=2, small_tiles=False, wide=True, response="projection"),
 ]
 
 
