@@ -3,8 +3,8 @@
 import argparse
 import dataclasses
 import importlib.util
-import traceback
 import sys
+import traceback
 from typing import Any, NoReturn
 
 from megatron.training.argument_utils import ArgumentGroupFactory

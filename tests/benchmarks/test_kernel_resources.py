@@ -1,34 +1,29 @@
 """The scoring kernels compile for Hopper without a GPU, and what they take of it."""
 
-import functools
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
-<<<<<<< HEAD
-from tests.warm import run_warm
-=======
 import pytest
->>>>>>> gpu
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = str(ROOT / "benchmarks/kernel_resources.py")
+COMMAND = [sys.executable, "benchmarks/kernel_resources.py"]
+
+
+def run(*flags: str, interpret: bool = False) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_INTERPRET": "1"} if interpret else {}
+    command = [*COMMAND, *flags]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
 
 
 @pytest.mark.parametrize("response", ["softplus", pytest.param("projection", marks=pytest.mark.slow)])
 def test_kernels_compile_for_hopper_and_fit(tmp_path: Path, response: str) -> None:
     """Narrow and wide, both precisions: no spills, tensor cores of the generation, and 16 bytes a copy."""
     report = tmp_path / "resources.json"
-<<<<<<< HEAD
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, SCRIPT, "--shape", "154m", "30b-a3b", "--json", str(report)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
-=======
     done = run("--shape", "154m", "30b-a3b", "--response", response, "--json", str(report))
->>>>>>> gpu
     assert done.returncode == 0, done.stderr
     rows = json.loads(report.read_text())["kernels"]
     assert {(row["experts"], row["fp8"]) for row in rows} >= {
@@ -46,6 +41,5 @@ def test_kernels_compile_for_hopper_and_fit(tmp_path: Path, response: str) -> No
 
 
 def test_interpreted_kernels_are_refused() -> None:
-    script = functools.partial(runpy.run_path, SCRIPT, run_name="__main__")
-    done = run_warm(script, cwd=ROOT, environment=os.environ | {"TRITON_INTERPRET": "1"})
+    done = run(interpret=True)
     assert done.returncode == 2 and "TRITON_INTERPRET" in done.stderr
