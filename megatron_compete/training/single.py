@@ -3,10 +3,12 @@
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.arguments import parse_args, validate_args
@@ -54,15 +56,24 @@ ONE_PROCESS = {
 }
 """Arguments that one process in fp32 sets anew; all others are the checkpoint's, which were validated when it ran."""
 
+IMPORTS = ("spec", "yaml_cfg", "fp8_quantizer_factory", "fp4_quantizer_factory")
+"""Arguments that name code for Megatron to import: it is run on a user's word, not on a checkpoint's."""
 
-def load_model(checkpoint: TorchDistCheckpoint, tokenizer_model: str | None = None) -> tuple[GPTModel, GPTModel]:
+
+def load_model(
+    checkpoint: TorchDistCheckpoint, tokenizer_model: str | None = None, trust_remote_code: bool = False
+) -> tuple[GPTModel, GPTModel]:
     """The model as initialised, and with the checkpoint's weights; fp32, in evaluation mode.
 
-    Initialises torch.distributed and Megatron with one rank in this process.
+    Initialises torch.distributed and Megatron with one rank in this process. Runs no code that the checkpoint names or
+    holds: of its arguments those that do are refused, of its states only tensors are read.
 
+    Args:
+        trust_remote_code: the user's word that a tokenizer may run code of its own; the checkpoint's does not count.
     Raises:
-        CompeteError: another model's weights, or a model that cannot run on this host.
+        CompeteError: another model's weights, a model that cannot run on this host, or arguments that would run code.
     """
+    refuse_code(checkpoint.arguments, str(checkpoint.folder), trust_remote_code)
     args = _arguments(checkpoint.arguments, tokenizer_model)
     if args.multi_latent_attention and args.transformer_impl == "local":
         raise CompeteError(
@@ -79,8 +90,24 @@ def load_model(checkpoint: TorchDistCheckpoint, tokenizer_model: str | None = No
     return fresh, trained
 
 
+def refuse_code(saved: Mapping[str, Any], folder: str, trust_remote_code: bool) -> None:
+    """Raise a `CompeteError` where a checkpoint's arguments would have code imported that the user has not vouched for."""
+    if saved.get("trust_remote_code") and not trust_remote_code:
+        raise CompeteError(
+            f"{folder}: trained with --trust-remote-code: the code of its tokenizer, {saved.get('tokenizer_model')}, is "
+            "not run on a checkpoint's word; give --trust-remote-code if you trust it"
+        )
+    for name in IMPORTS:
+        if saved.get(name):
+            raise CompeteError(
+                f"{folder}: trained with --{name.replace('_', '-')} {saved[name]}, code that is not imported on a "
+                "checkpoint's word; its files can be verified without --text"
+            )
+
+
 def _load(model: GPTModel, folder: str) -> None:
-    wanted = model.sharded_state_dict()
+    # Objects (Transformer Engine's scales) would be unpickled by torch as they are.
+    wanted = {key: value for key, value in model.sharded_state_dict().items() if not isinstance(value, ShardedObject)}
     loaded = dist_checkpointing.load(wanted, folder)  # with the common state (arguments, counters) beside the weights
     weights = {key: loaded[key] for key in wanted if key in loaded}
     keys = model.load_state_dict(weights, strict=False)

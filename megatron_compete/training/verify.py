@@ -64,19 +64,21 @@ def compare(
     Args:
         limit: windows at most.
         length: tokens of a window at most; no more than the model was trained with.
-        trust_remote_code: run the code that an export with modeling files of its own brings.
+        trust_remote_code: run code that the folder or the tokenizer brings; this package's own needs no such word.
     """
     from megatron.training import get_args, get_tokenizer
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from megatron_compete.checkpoint.custom_code import is_own_code
     from megatron_compete.checkpoint.location import find_checkpoint
     from megatron_compete.checkpoint.reader import TorchDistCheckpoint
     from megatron_compete.training.single import load_model, logits
 
-    fresh, trained = load_model(TorchDistCheckpoint(find_checkpoint(checkpoint)), tokenizer_model)
+    fresh, trained = load_model(TorchDistCheckpoint(find_checkpoint(checkpoint)), tokenizer_model, trust_remote_code)
     ids = [get_tokenizer().tokenize(text) for text in texts]
     hf_tokenizer = AutoTokenizer.from_pretrained(hf, trust_remote_code=trust_remote_code)
-    hf_model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, trust_remote_code=trust_remote_code).eval()
+    trusted = trust_remote_code or is_own_code(hf)
+    hf_model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, trust_remote_code=trusted).eval()
     vocab_size = hf_model.config.vocab_size
 
     totals = _Totals()
@@ -158,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     flag("--windows", type=int, default=32, help="sequences compared (default: %(default)s)")
     flag("--length", type=int, default=LENGTH, help="tokens of a sequence at most (default: %(default)s)")
     flag("--tolerance", type=float, default=1e-3, help="largest logit difference that passes (default: %(default)s)")
-    flag("--trust-remote-code", action="store_true", help="run the modeling code in the Hugging Face folder")
+    flag("--trust-remote-code", action="store_true", help="run code in the Hugging Face folder or of the tokenizer")
     flag("--json", type=Path, help="write the numbers of the comparison there too")
     return parser
 

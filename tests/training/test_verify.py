@@ -1,6 +1,9 @@
 """`tools/verify_checkpoint.py`: damage is named before anything is built, and two models are compared on text."""
 
+import importlib.resources
 import json
+import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +11,12 @@ import pytest
 import torch
 
 from megatron_compete.checkpoint.convert import main as convert
+from megatron_compete.checkpoint.custom_code import FILES, is_own_code
 from megatron_compete.checkpoint.export import Export, export_to_hf
+from megatron_compete.checkpoint.location import find_checkpoint
+from megatron_compete.checkpoint.restricted import load_metadata
 from megatron_compete.errors import CompeteError
+from megatron_compete.training.single import refuse_code
 from megatron_compete.training.verify import main, windows
 from tests.checkpoint import hf_models
 from tests.checkpoint.conftest import saved, train_model  # noqa: F401  fixtures
@@ -93,6 +100,64 @@ def test_files_alone(saved: tuple[Path, torch.Tensor], tmp_path: Path, capsys: p
     with pytest.raises(CompeteError, match=f"{shard.name} is cut short"):
         main(["--hf", str(tmp_path / "hf")])
     assert "1 problem" in capsys.readouterr().out
+
+
+def test_no_code_is_run_on_a_checkpoints_word() -> None:
+    refuse_code({"trust_remote_code": False, "spec": None}, "x", trust_remote_code=False)
+    refuse_code({"trust_remote_code": True}, "x", trust_remote_code=True)
+    for saved_arguments, words in (
+        ({"trust_remote_code": True, "tokenizer_model": "some/hub"}, "code of its tokenizer, some/hub, is not run"),
+        ({"spec": ["os", "system"]}, r"trained with --spec \['os', 'system'\], code that is not imported"),
+        ({"fp8_quantizer_factory": "os.system"}, "--fp8-quantizer-factory os.system"),
+    ):
+        with pytest.raises(CompeteError, match=words):
+            refuse_code(saved_arguments, "x", trust_remote_code=False)
+
+
+def test_objects_in_a_checkpoint_are_not_unpickled(imported: Path, tmp_path: Path) -> None:
+    shutil.copytree(imported / "dense", tmp_path / "evil")
+    folder = find_checkpoint(tmp_path / "evil")
+    evil = pickle.dumps(_Touch(tmp_path / "was-run"))
+    index = load_metadata(folder / ".metadata")
+    objects = [info for entry, info in index.storage_data.items() if "_extra_state" in entry.fqn]
+    assert objects
+    for info in objects:
+        with (folder / info.relative_path).open("r+b") as stream:
+            stream.seek(info.offset)
+            stream.write(evil)
+    command = ["--checkpoint", str(tmp_path / "evil"), "--hf", str(imported / "hf")]
+    said = run_rank(on_a_rank, [*command, "--text", str(imported / "text.txt"), "--windows", "2", "--length", "32"])
+    assert "same preferred token      100.00%" in said
+    assert not (tmp_path / "was-run").exists()
+
+
+class _Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return _touch, (str(self._path),)
+
+
+def _touch(path: str) -> None:
+    Path(path).touch()
+
+
+def test_this_packages_code_is_known_from_other_code(tmp_path: Path) -> None:
+    package = importlib.resources.files("megatron_compete.checkpoint.custom_code")
+    for name in FILES:
+        (tmp_path / name).write_text(package.joinpath(name).read_text())
+    config = tmp_path / "config.json"
+    config.write_text('{"auto_map": {"AutoModelForCausalLM": "modeling_competesmoe.CompeteSMoEForCausalLM"}}')
+    assert is_own_code(tmp_path)
+    for other in ('{"auto_map": {"AutoModel": "some/hub--modeling_competesmoe.X"}}', '{"auto_map": {"A": "other.X"}}', "{}", "["):  # fmt: skip
+        config.write_text(other)
+        assert not is_own_code(tmp_path)
+    config.write_text('{"auto_map": {"AutoModelForCausalLM": "modeling_competesmoe.CompeteSMoEForCausalLM"}}')
+    (tmp_path / FILES[0]).write_text("import os")
+    assert not is_own_code(tmp_path)
 
 
 def test_what_is_missing_is_said() -> None:

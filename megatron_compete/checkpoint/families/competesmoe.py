@@ -7,6 +7,7 @@ any of these together with biases and norms of attention, shared experts, and ev
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from megatron_compete.checkpoint import custom_code
 from megatron_compete.checkpoint.families.blocks import MLP, decoder, grouped_attention, router, same, score_correction
 from megatron_compete.checkpoint.families.configs import (
     INITIALIZER_RANGE,
@@ -183,5 +184,5 @@ COMPETESMOE = Family(
     tensors=lambda d: decoder(d, grouped_attention, _mlp),
     to_config=_config,
     to_arguments=_arguments,
-    code=("configuration_competesmoe.py", "modeling_competesmoe.py"),
+    code=custom_code.FILES,
 )
