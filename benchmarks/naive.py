@@ -20,6 +20,7 @@ from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.layer import with_compete_router
 from megatron_compete.routing.losses import DISTILLATIONS, distillation_target, diversity_loss, entropy_balance_loss
 from megatron_compete.routing.responses import RESPONSES
+from megatron_compete.routing.rule import RouterRule
 from megatron_compete.routing.winners import choose_winners, competition_weights
 
 
@@ -62,7 +63,7 @@ class NaiveCompeteLayer(MoELayer):
         hidden = output.shape[-1]
         rows_TEH = output.view(self.config.num_moe_experts, -1, hidden).transpose(0, 1)
         responses_TE = self.response(rows_TEH)
-        winners_TK = choose_winners(responses_TE, self.config.moe_router_topk)
+        winners_TK = choose_winners(responses_TE, RouterRule.of(vars(self.config)))
         rows_TKH = rows_TEH.gather(1, winners_TK.unsqueeze(-1).expand(-1, -1, hidden))
         weights_TK = competition_weights(responses_TE.gather(1, winners_TK))
         combined_TH = (weights_TK.unsqueeze(-1) * rows_TKH).sum(dim=1).to(output.dtype)

@@ -137,8 +137,9 @@ class RoutedLayer:
         self.go_to_competing_step()
         _, chosen_TE = self.layer.route(tokens)
         outcome, self.layer._outcome = self.layer._outcome, None
-        shares_TK = competition_weights(outcome.responses_TE.gather(1, outcome.winners_TK))
-        return torch.zeros_like(chosen_TE, dtype=torch.float32).scatter(1, outcome.winners_TK, shares_TK)
+        total = self.layer.router.weight_sum(outcome.logits)
+        weights_TK = competition_weights(outcome.responses_TE.gather(1, outcome.winners_TK), total)
+        return torch.zeros_like(chosen_TE, dtype=torch.float32).scatter(1, outcome.winners_TK, weights_TK)
 
 
 def _spread_weights(layer: MoELayer) -> None:

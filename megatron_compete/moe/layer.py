@@ -124,7 +124,7 @@ class CompeteMoELayer(MoELayer):
             return super().postprocess(output, shared_expert_output)
         rows_TKH = self._rows_by_token(output, num_winners=outcome.winners_TK.shape[1])
         responses_TK = self.response(rows_TKH)
-        weights_TK = competition_weights(responses_TK)
+        weights_TK = competition_weights(responses_TK, self.router.weight_sum(outcome.logits))
         combined_TH = (weights_TK.unsqueeze(-1) * rows_TKH).sum(dim=1).to(output.dtype)
         if torch.is_grad_enabled():
             responses_TE = self._all_responses(outcome).scatter(1, outcome.winners_TK, responses_TK)
@@ -163,7 +163,7 @@ class CompeteMoELayer(MoELayer):
         if self.centering is not None:
             with torch.no_grad():
                 scores_TE = self.centering(responses_TE, valid_tokens(padding_mask))
-        winners_TK = choose_winners(scores_TE, self.config.moe_router_topk)
+        winners_TK = choose_winners(scores_TE, self.router.rule)
         outcome = Outcome(responses_TE, scores_TE, winners_TK, logits, hidden_states, padding_mask, step)
         if not torch.is_grad_enabled():
             self._first_pass.append(dataclasses.replace(outcome, logits=None, hidden_states=None))

@@ -17,7 +17,7 @@ from megatron_compete.routing.losses import (
     entropy_balance_loss,
     token_mean,
 )
-from megatron_compete.routing.winners import overlap
+from megatron_compete.routing.winners import overlap, same_favourite
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class CompetitionLosses:
     @torch.no_grad()
     def _agreement(self, probs_TE: Tensor, outcome: Outcome, valid_T: Tensor | None) -> dict[str, Tensor]:
         """Shares of the winners that the router would have chosen, and of tokens whose strongest is its favourite."""
-        agreement_T = overlap(self.router.would_choose(outcome.logits, outcome.padding_mask), outcome.winners_TK)
-        top1_T = (probs_TE.argmax(dim=-1) == outcome.scores_TE.argmax(dim=-1)).float()
+        routing_map_TE = self.router.would_choose(outcome.logits, outcome.padding_mask)
+        agreement_T = overlap(routing_map_TE, outcome.winners_TK)
+        top1_T = same_favourite(probs_TE, routing_map_TE, outcome.scores_TE, outcome.winners_TK)
         return {"agreement": token_mean(agreement_T, valid_T), "agreement_top1": token_mean(top1_T, valid_T)}

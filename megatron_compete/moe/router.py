@@ -14,6 +14,7 @@ from megatron_compete.moe.auxiliary import AuxiliaryLoss
 from megatron_compete.moe.metrics import metrics_due, record_changes, record_routing
 from megatron_compete.moe.metrics_probe import RouterProbe
 from megatron_compete.routing.losses import entropy_balance_loss
+from megatron_compete.routing.rule import RouterRule
 
 
 def valid_tokens(padding_mask: Tensor | None) -> Tensor | None:
@@ -33,6 +34,7 @@ class CompeteRouter(TopKRouter):
         balance_coeff: float = 0.0,
     ) -> None:
         super().__init__(config=config, pg_collection=pg_collection, is_mtp_layer=is_mtp_layer)
+        self.rule = RouterRule.of(vars(config))
         self.balance_coeff = balance_coeff
         self.auxiliary = AuxiliaryLoss(pg_collection, config.calculate_per_token_loss)
         self.probe = RouterProbe()
@@ -106,6 +108,10 @@ class CompeteRouter(TopKRouter):
     def probabilities(self, logits: Tensor) -> Tensor:
         """softmax over all experts, fp32 [T, E]; the p of the paper."""
         return logits.reshape(-1, self.config.num_moe_experts).softmax(dim=-1, dtype=torch.float32)
+
+    def weight_sum(self, logits: Tensor) -> Tensor | float:
+        """What the weights of each token would sum to at a normal step with these logits [S, B, E]; no gradient."""
+        return self.rule.weight_sum(logits.reshape(-1, self.config.num_moe_experts))
 
     @torch.no_grad()
     def would_choose(self, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:

@@ -21,7 +21,7 @@ from megatron_compete.moe.router import CompeteRouter
 from megatron_compete.moe.scoring_pass import ScoringPass
 from megatron_compete.routing.losses import token_mean
 from megatron_compete.routing.utility import dense_router_gradient, utility
-from megatron_compete.routing.winners import choose_winners, overlap
+from megatron_compete.routing.winners import choose_winners, overlap, same_favourite
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,9 @@ class UtilityCompetition:
         router: CompeteRouter,
         groups: ExpertGroups,
     ) -> None:
-        self.config = config
         self.router = router
         self.score = ScoringPass(compete, config, experts, groups, utility)
         self.replaces_sparse = compete.utility_gradient == "dense"
-        self.scale = config.moe_router_topk_scaling_factor or 1.0
 
     def routing_weights(self, probs_TE: Tensor) -> Tensor:
         """The router's weights [T, E] for the dispatcher, without their sparse gradient where the dense one replaces
@@ -86,7 +84,7 @@ class UtilityCompetition:
 
     def logit_gradient(self, probs_TE: Tensor, utilities_TE: Tensor, routing_map_TE: Tensor) -> Tensor:
         """Gradient of the logits [T, E]: of all experts, or of those that were not selected beside the sparse one."""
-        grad_TE = self.scale * dense_router_gradient(probs_TE, utilities_TE)
+        grad_TE = self.router.rule.scaling_factor * dense_router_gradient(probs_TE, utilities_TE)
         return grad_TE if self.replaces_sparse else grad_TE.masked_fill(routing_map_TE, 0.0)
 
     def record(
@@ -99,8 +97,8 @@ class UtilityCompetition:
     ) -> None:
         """Shares of the K most useful experts that the router had selected, and of tokens whose most useful expert is
         its favourite."""
-        best_TK = choose_winners(-utilities_TE, self.config.moe_router_topk)
-        top1_T = (probs_TE.argmax(dim=-1) == utilities_TE.argmin(dim=-1)).float()
+        best_TK = choose_winners(-utilities_TE, self.router.rule)
+        top1_T = same_favourite(probs_TE, routing_map_TE, -utilities_TE, best_TK)
         metrics.record_means(
             self.router.layer_number,
             len(best_TK) if valid_T is None else valid_T.sum(),

@@ -28,6 +28,7 @@ REFUSALS = (
     Refusal("--moe-router-padding-for-quantization", lambda c: c.moe_router_padding_for_quantization, "it adds experts to a token's K"),
     Refusal("--overlap-moe-expert-parallel-comm", lambda c: c.overlap_moe_expert_parallel_comm, "not yet proven to leave the two hooks in order"),
     Refusal("--overlap-dispatch-backward-with-experts-wgrad", lambda c: c.overlap_dispatch_backward_with_experts_wgrad, "not yet proven with the scoring pass"),
+    Refusal("--moe-apply-probs-on-input", lambda c: c.moe_apply_probs_on_input, "experts would answer weighted tokens, and their answers would not be weighted"),
     Refusal("--moe-router-score-function", lambda c: c.moe_router_score_function != "softmax", "competition teaches a router of softmax probabilities"),
     Refusal("--moe-router-load-balancing-type", lambda c: _names(c.moe_router_load_balancing_type, "sinkhorn", "quantile_balancing"), "these pick experts by other means than the router's probabilities"),
     Refusal("--moe-enable-routing-replay", lambda c: c.moe_enable_routing_replay, "the replayed experts are not those of this step"),
@@ -56,6 +57,7 @@ def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:
             f"--moe-router-topk {config.moe_router_topk} is more than --num-experts {config.num_moe_experts}: "
             "lower it or add experts"
         )
+    _check_groups(config)
     if compete.response not in RESPONSES:
         raise CompeteError(f"{flag_of('response')} {compete.response} is unknown: choose from {', '.join(RESPONSES)}")
     check_score_kernel(
@@ -85,6 +87,25 @@ def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:
                 f"{refusal.flag} does not work with competition routing: {refusal.reason}. "
                 "Leave it out or use --router topk"
             )
+
+
+def _check_groups(config: TransformerConfig) -> None:
+    """Megatron takes both of these, and then chooses experts outside of the groups, or groups by nothing."""
+    groups, chosen, top_k = config.moe_router_num_groups, config.moe_router_group_topk, config.moe_router_topk
+    if not groups or not chosen:
+        return
+    given = f"--moe-router-group-topk {chosen} of --moe-router-num-groups {groups}"
+    size = config.num_moe_experts // groups
+    if chosen * size < top_k:
+        raise CompeteError(
+            f"{given} leaves a token {chosen * size} of {config.num_moe_experts} experts, fewer than "
+            f"--moe-router-topk {top_k}: raise the one or lower the other"
+        )
+    if not 1 <= top_k // chosen <= size:
+        raise CompeteError(
+            f"{given} ranks a group by its best {top_k // chosen} experts (--moe-router-topk {top_k} / {chosen}), and it "
+            f"has {size}: give a --moe-router-group-topk from {-(-top_k // size)} to {top_k}"
+        )
 
 
 def _check_utility(config: TransformerConfig, compete: CompeteConfig) -> None:

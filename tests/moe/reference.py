@@ -1,6 +1,7 @@
 """Competing steps of both kinds and a normal step with dense tensors and plain autograd, in whatever precision their weights have."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,55 @@ def shared_output(tokens: Tensor, weights: Weights) -> Tensor | float:
     return (F.silu(gate) * up) @ weights.shared_fc2.T
 
 
+@dataclass(frozen=True)
+class Router:
+    """Megatron's settings of a router, by the formulas; the default is a softmax over the K largest logits."""
+
+    scale: float = 1.0
+    """--moe-router-topk-scaling-factor"""
+    pre_softmax: bool = False
+    """Weights are shares of the softmax over all experts."""
+    groups: tuple[int, int] | None = None
+    """Groups of experts, and how many of them a token may use."""
+
+    def overrides(self) -> dict[str, Any]:
+        """The settings by Megatron's names."""
+        groups, chosen = self.groups or (None, None)
+        return dict(
+            moe_router_topk_scaling_factor=self.scale, moe_router_pre_softmax=self.pre_softmax,
+            moe_router_num_groups=groups, moe_router_group_topk=chosen,
+        )  # fmt: skip
+
+    def best(self, scores: Tensor, k: int) -> Tensor:
+        """The k experts [T, k] with the highest scores, in the best groups: token by token."""
+        if self.groups is None:
+            return scores.topk(k).indices
+        count, allowed = self.groups
+        chosen = []
+        for row in scores.tolist():
+            size = len(row) // count
+            members = [range(group * size, (group + 1) * size) for group in range(count)]
+            worth = [sum(sorted((row[e] for e in group), reverse=True)[: k // allowed]) for group in members]
+            best = sorted(range(count), key=lambda group: -worth[group])[:allowed]
+            chosen.append(sorted((e for group in best for e in members[group]), key=lambda e: -row[e])[:k])
+        return torch.tensor(chosen).view(len(scores), k)
+
+    def choice(self, logits: Tensor, k: int) -> Tensor:
+        """The experts that it routes to, [T, k]; groups are ranked by what the experts are."""
+        return self.best(logits.softmax(-1) if self.pre_softmax else logits, k)
+
+    def weights(self, logits: Tensor, k: int) -> Tensor:
+        """Those of a normal step, [T, E]."""
+        chosen = torch.zeros_like(logits, dtype=torch.bool).scatter(1, self.choice(logits, k), True)
+        return (
+            self.scale * (logits if self.pre_softmax else logits.masked_fill(~chosen, -torch.inf)).softmax(-1) * chosen
+        )
+
+
+TOP_K = Router()
+"""Megatron's default."""
+
+
 def responses(outputs: Tensor, config: CompeteConfig) -> Tensor:
     """Of every expert to every token, [T, E]."""
     return F.softplus(outputs).mean(-1) if config.response == "softplus" else outputs.norm(dim=-1)
@@ -75,6 +125,7 @@ def competing_step(
     config: CompeteConfig,
     valid: Tensor | None = None,
     winners: Tensor | None = None,
+    router: Router = TOP_K,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output [T, H], the auxiliary loss of the step over the `valid` tokens, and the winners [T, K], by the formulas.
 
@@ -84,12 +135,14 @@ def competing_step(
     y = expert_outputs(tokens, weights)
     s = responses(y, config)
     z = ranking(s, config, valid)
-    winners = z.topk(k).indices.sort().values if winners is None else winners
+    winners = router.best(z, k).sort().values if winners is None else winners
     y_w = y.gather(1, winners.unsqueeze(-1).expand(-1, -1, y.shape[-1]))
     s_w = s.gather(1, winners)
-    output = ((s_w / s_w.sum(1, keepdim=True)).unsqueeze(-1) * y_w).sum(1) + shared_output(tokens, weights)
+    logits = tokens @ weights.router.T
+    total = router.weights(logits.detach(), k).sum(1, keepdim=True)
+    output = ((total * s_w / s_w.sum(1, keepdim=True)).unsqueeze(-1) * y_w).sum(1) + shared_output(tokens, weights)
 
-    p = (tokens @ weights.router.T).softmax(-1)
+    p = logits.softmax(-1)
     if not valid.any():
         return output, p.sum() * 0, winners
     attached = s if config.response_gradients == "all" else s.detach().scatter(1, winners, s_w)
@@ -128,14 +181,18 @@ def entropy_form(shares: Tensor) -> Tensor:
 
 
 def normal_step(
-    tokens: Tensor, weights: Weights, k: int, config: CompeteConfig, valid: Tensor | None = None
+    tokens: Tensor,
+    weights: Weights,
+    k: int,
+    config: CompeteConfig,
+    valid: Tensor | None = None,
+    router: Router = TOP_K,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, auxiliary loss and chosen experts of a step without competition: softmax over the top-K logits."""
+    """Output, auxiliary loss and chosen experts of a step without competition."""
     logits = tokens @ weights.router.T
-    top = logits.topk(k)
-    g = torch.zeros_like(logits).scatter(1, top.indices, top.values.softmax(-1))
+    g = router.weights(logits, k)
     output = torch.einsum("te,teh->th", g, expert_outputs(tokens, weights)) + shared_output(tokens, weights)
-    return output, router_balance(logits, config, valid), top.indices
+    return output, router_balance(logits, config, valid), router.choice(logits, k)
 
 
 def router_balance(logits: Tensor, config: CompeteConfig, valid: Tensor | None) -> Tensor:
@@ -150,23 +207,18 @@ def utility_step(
     k: int,
     config: CompeteConfig,
     valid: Tensor | None = None,
-    pre_softmax: bool = False,
-    scale: float = 1.0,
+    router: Router = TOP_K,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A normal step whose router learns through the sum of all experts, by a straight-through estimator.
-
-    Args:
-        pre_softmax: weights of the chosen experts are their probabilities among all experts.
-        scale: factor of all weights (--moe-router-topk-scaling-factor).
-    """
+    """A normal step whose router learns through the sum of all experts, by a straight-through estimator."""
     logits = tokens @ weights.router.T
-    chosen = torch.zeros_like(logits, dtype=torch.bool).scatter(1, logits.topk(k).indices, True)
-    g = scale * (logits if pre_softmax else logits.masked_fill(~chosen, -torch.inf)).softmax(-1) * chosen
+    choice = router.choice(logits, k)
+    chosen = torch.zeros_like(logits, dtype=torch.bool).scatter(1, choice, True)
+    g = router.weights(logits, k)
     y = expert_outputs(tokens, weights)
     if config.utility_gradient == "dense":
         g, p = g.detach(), logits.softmax(-1)
     else:
         p = torch.where(chosen, logits.detach(), logits).softmax(-1)
-    dense = scale * torch.einsum("te,teh->th", p, y.detach())
+    dense = router.scale * torch.einsum("te,teh->th", p, y.detach())
     output = torch.einsum("te,teh->th", g, y) + dense - dense.detach() + shared_output(tokens, weights)
-    return output, router_balance(logits, config, valid), logits.topk(k).indices
+    return output, router_balance(logits, config, valid), choice

@@ -200,6 +200,8 @@ class Case:
     competes: bool = True
     winners: tuple[int, ...] | None = None
     """The experts that must win every token, where a test has arranged for that."""
+    router: reference.Router = reference.TOP_K
+    """The settings that the test hands Megatron as overrides."""
 
     def current_step(self) -> int:
         """The first step at which the one layer competes, or does not."""
@@ -209,7 +211,9 @@ class Case:
     def reference(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The step by the formulas."""
         kinds = {"response": reference.competing_step, "utility": reference.utility_step}
-        output, loss, chosen = (kinds[self.config.kind] if self.competes else reference.normal_step)(*args)
+        output, loss, chosen = (kinds[self.config.kind] if self.competes else reference.normal_step)(
+            *args, router=self.router
+        )
         assert self.winners is None or (chosen == torch.tensor(self.winners)).all()
         return output, loss, chosen
 

@@ -1,9 +1,8 @@
-"""Competition by utility in a layer, beside the layouts, dispatchers, paddings and recomputation of the other tests:
-what a competing step has in common with a normal one, and how it meets Megatron's settings of the router."""
+"""Competition by utility in a layer, beside the layouts, dispatchers, paddings, router settings and recomputation of the
+other tests: what a competing step has in common with a normal one."""
 
 import dataclasses
 import itertools
-from functools import partial
 from typing import Any
 
 import pytest
@@ -51,32 +50,6 @@ def only_the_router_differs(layout: Layout) -> None:
 def test_a_competing_step_is_a_normal_one_but_for_the_routers_gradient(layout: Layout) -> None:
     """Outputs and expert gradients to the bit."""
     run_ranks(layout.world, only_the_router_differs, layout)
-
-
-ROUTERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "pre-softmax": (dict(moe_router_pre_softmax=True), dict(pre_softmax=True)),
-    "scaled": (dict(moe_router_topk_scaling_factor=2.5), dict(scale=2.5)),
-    "pre-softmax, scaled": (
-        dict(moe_router_pre_softmax=True, moe_router_topk_scaling_factor=2.5),
-        dict(pre_softmax=True, scale=2.5),
-    ),
-}
-"""Megatron's settings, and the reference's."""
-
-
-def with_router(layout: Layout, config: CompeteConfig, overrides: dict[str, Any]) -> Result:
-    layouts.initialize(layout)
-    return trained(config, layout, **overrides)
-
-
-@pytest.mark.parametrize("name, gradient", [(n, "dense") for n in ROUTERS] + [("scaled", "missing")])
-def test_routing_weights_of_megatrons_other_kinds(name: str, gradient: Any) -> None:
-    layout, (overrides, settings) = Layout(world=2, ep=2), ROUTERS[name]
-    config = dataclasses.replace(UTILITY, rate=1.0, utility_gradient=gradient)
-    per_rank = run_ranks(layout.world, with_router, layout, config, overrides)
-    step = partial(reference.utility_step, **settings)
-    batch, weights = random_batch(layout, SEQUENCE, BATCH), Weights.random(EXPERTS, HIDDEN, FFN)
-    assert_equal_to_reference(per_rank, reference_step(batch, weights, layout, config, step), layout)
 
 
 def losses_of_the_router() -> None:

@@ -30,6 +30,7 @@ from megatron_compete.checkpoint.families.requirements import (
     one_of,
     positive_or_none,
 )
+from megatron_compete.routing.rule import RouterRule
 
 BIAS = Requirement(
     "moe_router_enable_expert_bias", False, SWITCH, "it has no bias on a softmax",
@@ -84,23 +85,20 @@ def _config(d: Dimensions, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _router_config(d: Dimensions, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    score = arguments.get("moe_router_score_function", "softmax")
-    chosen = int(arguments.get("moe_router_group_topk") or 0)
-    softmax_of_all = score == "softmax" and bool(arguments.get("moe_router_pre_softmax"))
+    rule = RouterRule.of(arguments)
     return {
         "dense_layers": d.dense_layers,
         "num_experts_per_tok": d.topk,
         "moe_intermediate_size": d.expert_ffn,
         "shared_expert_intermediate_size": d.shared_ffn,
         "shared_expert_gate": bool(d.shared_ffn and d.shared_gate),
-        "score_function": score,
-        # Upstream: `topk_routing_with_score_function`.
-        "norm_topk_prob": not softmax_of_all and (score == "softmax" or d.topk > 1),
-        "routed_scaling_factor": float(arguments.get("moe_router_topk_scaling_factor") or 1.0),
+        "score_function": arguments.get("moe_router_score_function", "softmax"),
+        "norm_topk_prob": rule.normalized,
+        "routed_scaling_factor": rule.scaling_factor,
         "score_correction_bias": d.expert_bias,
-        "num_expert_groups": int(arguments["moe_router_num_groups"]) if chosen else 1,
-        "num_chosen_groups": chosen or 1,
-        "experts_per_group_score": d.topk // chosen if chosen else 1,
+        "num_expert_groups": rule.num_groups,
+        "num_chosen_groups": rule.group_top_k,
+        "experts_per_group_score": rule.experts_per_group_score,
         "router_in_fp32": arguments.get("moe_router_dtype") in ("fp32", "fp64"),
     }
 

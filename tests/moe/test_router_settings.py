@@ -1,0 +1,83 @@
+"""A competing step beside a normal one under Megatron's settings of the router: scaling factor, pre-softmax, groups."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_compete.config import CompeteConfig
+from megatron_compete.errors import CompeteError
+from tests.moe import layouts
+from tests.moe.layouts import BATCH, EXPERTS, FFN, HIDDEN, SEQUENCE, Layout, transformer_config
+from tests.moe.reference import Router, Weights
+from tests.moe.steps import Case, check, random_batch
+from tests.moe.test_layouts import OPTIONS, STRONG, UTILITY
+from tests.ranks import run_rank
+
+SETTINGS = {
+    "scaled": Router(scale=2.5),
+    "pre-softmax": Router(pre_softmax=True),
+    "pre-softmax, scaled": Router(scale=16.0, pre_softmax=True),
+    "groups": Router(groups=(4, 2)),
+    "groups of one": Router(groups=(2, 1)),
+    "all": Router(scale=2.5, pre_softmax=True, groups=(4, 2)),
+}
+LAYOUTS = [Layout(), Layout(world=2, ep=2), Layout(world=4, tp=2, ep=2)]
+
+
+def cases(router: Router) -> dict[str, Case]:
+    kinds = {"response": STRONG, "options": OPTIONS, "utility": UTILITY}
+    if not router.pre_softmax:
+        kinds["utility-missing"] = dataclasses.replace(UTILITY, utility_gradient="missing")
+    competing = {name: Case(config, router=router) for name, config in kinds.items()}
+    return competing | {"normal": Case(STRONG, competes=False, router=router)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_layer_equals_dense_reference(name: str, layout: Layout) -> None:
+    router = SETTINGS[name]
+    check(layout, random_batch(layout, SEQUENCE, BATCH), cases(router), **router.overrides())
+
+
+def scale_and_groups(router: Router) -> tuple[float, int]:
+    """Mean output norm of a competing step over that of a normal one with the same fresh weights, and the most groups
+    that a token goes to at the competing one."""
+    layouts.initialize(Layout())
+    weights = Weights.random(EXPERTS, HIDDEN, FFN)
+    tokens = torch.randn(256, 1, HIDDEN, generator=torch.Generator().manual_seed(5))
+    norms = []
+    with torch.no_grad():
+        for rate in (1.0, 0.0):
+            layer = layouts.build_layer(
+                Layout(), weights, CompeteConfig(rate=rate, max_active_layers=1), **router.overrides()
+            )
+            norms.append(float(layer(tokens)[0].norm(dim=-1).mean()))
+            if rate:
+                used = layer.route(tokens)[1].unflatten(1, ((router.groups or (1, 1))[0], -1)).any(-1).sum(1)
+    return norms[0] / norms[1], int(used.max())
+
+
+@pytest.mark.parametrize("name", ["default", *SETTINGS])
+def test_output_keeps_its_scale_and_tokens_their_groups(name: str) -> None:
+    router = SETTINGS.get(name, Router())
+    ratio, groups = run_rank(scale_and_groups, router)
+    assert 0.75 < ratio < 1.4  # not 1: winners are the experts with the strongest outputs
+    assert groups <= (router.groups or (1, 1))[1]
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        (dict(moe_router_num_groups=8, moe_router_group_topk=2), "leaves a token 2 of 8 experts, fewer than"),
+        (dict(moe_router_num_groups=4, moe_router_group_topk=4), "by its best 0 experts"),
+        (dict(moe_apply_probs_on_input=True, moe_router_topk=1, moe_router_pre_softmax=True), "--moe-apply-probs-on"),
+    ],
+    ids=str,
+)
+def test_settings_without_a_meaning_are_refused(settings: dict[str, Any], said: str) -> None:
+    from megatron_compete.moe.validation import check_supported
+
+    with pytest.raises(CompeteError, match=said):
+        check_supported(transformer_config(Layout(), **settings), CompeteConfig())
