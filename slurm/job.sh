@@ -84,13 +84,28 @@ record_lost_attempt() {
     [ -f "$COMPETE_RUN/attempt.running" ] || return 0
     local job begun on outcome reason
     IFS=$'\t' read -r job begun on <"$COMPETE_RUN/attempt.running"
-    if [ "$job" != "$SLURM_JOB_ID" ] && [ "$(squeue -h -j "$job" -t RUNNING -o %A 2>/dev/null)" = "$job" ]; then
+    if [ "$job" != "$SLURM_JOB_ID" ] && has_nodes "$job"; then
         refuse "job $job is running in $COMPETE_RUN: wait for it, or scancel it"
     fi
     outcome=$(head -n 1 "$COMPETE_RUN/outcomes/$COMPETE_ATTEMPT" 2>/dev/null || echo lost)
     reason="its batch script was killed: a node died, or Slurm took its nodes away"
     append_attempt "$job" "$begun" "$(last_sign "$begun")" "$on" "$outcome" - - "$reason"
     say "attempt $((COMPETE_ATTEMPT)) on $on is over: $reason"
+}
+
+# Whether another job is still on its nodes. Where Slurm does not answer, it is asked for 10 minutes, and then nobody knows.
+has_nodes() { # job
+    local said
+    for _ in {1..120}; do
+        if said=$(squeue -h -j "$1" -t RUNNING,SUSPENDED -o %A 2>/dev/null); then
+            [ "$said" = "$1" ]
+            return
+        fi
+        said=$(squeue -h -j "$1" 2>&1 >/dev/null || true)
+        [[ $said != *"Invalid job id"* ]] || return 1 # long over
+        sleep 5
+    done
+    refuse "job $1 began in $COMPETE_RUN, and whether it is over cannot be told ($said): submit again once squeue answers"
 }
 
 # When the lost attempt was last seen alive, epoch seconds.

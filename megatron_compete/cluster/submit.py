@@ -10,7 +10,7 @@ from pathlib import Path
 from megatron_compete.cluster.chain import plan_chain, submit_chain, write_chain
 from megatron_compete.cluster.chain_file import read_chain
 from megatron_compete.cluster.layout_check import check_layout
-from megatron_compete.cluster.parts import Part, pretrain_part
+from megatron_compete.cluster.parts import Part, pretrain_part, queued_jobs
 from megatron_compete.cluster.pretrain_job import check_files
 from megatron_compete.cluster.run_folder import COMMAND, RECIPE, SCRIPT, RunFolder
 from megatron_compete.cluster.sbatch import check_sbatch, submit
@@ -155,12 +155,13 @@ def _submit_chain(arguments: argparse.Namespace, overrides: list[str], values: d
         for part in parts:
             if part.recipe is not None and not part.folder.is_finished:
                 _check_layout(part)
-    write_chain(parts, folder, arguments.chain, arguments.update)
+    queued = queued_jobs(parts)
+    write_chain(parts, queued, folder, arguments.chain, arguments.update)
     if arguments.dry_run:
         for part in parts:
             _show(part)
         return
-    submit_chain(parts, arguments.dependency, print)
+    submit_chain(parts, queued, arguments.dependency, print)
     print(f"chain    {folder}\nlook     megatron-compete status {folder}")
 
 
@@ -168,15 +169,15 @@ def _is_over(part: Part) -> bool:
     """Whether there is nothing to submit.
 
     Raises:
-        CompeteError: its job waits or runs.
+        CompeteError: its job waits or runs, or whether it does cannot be told.
     """
     if part.folder.is_finished:
         print(f"{part.folder.path} is finished: nothing to do (another --run trains anew)")
         return True
-    state = part.in_queue()
-    if state is not None:
+    job = queued_jobs([part])[0]
+    if job is not None:
         raise CompeteError(
-            f"--run {part.folder.path}: its job {part.folder.job_id} is in the queue ({state}): scancel it first, or choose "
+            f"--run {part.folder.path}: its job {job.job_id} is in the queue ({job.state}): scancel it first, or choose "
             "another --run"
         )
     return False

@@ -83,6 +83,59 @@ def test_the_same_again_and_another_job(desk: Desk) -> None:
     assert done.returncode == 0 and "is finished: nothing to do" in done.stdout and len(desk.submitted()) == 4
 
 
+def test_a_job_that_may_be_queued_is_not_submitted_again(desk: Desk) -> None:
+    assert desk.submit(*QUICK).returncode == 0
+    run = desk.folder / "runs/small"
+    down = said(desk.submit(*QUICK, DOWN="1"))
+    assert "its job 101 is still in the queue cannot be told (slurm_load_jobs error: Unable to contact" in down
+    assert f"sbatch {run}/submit.sbatch" in down
+    assert "cannot be told" in said(desk.submit(*QUICK, "--lr", "9", "--update", "--dry-run", DOWN="1"))
+    assert "lr: 0.001" in (run / "recipe.yaml").read_text()  # what a queued job will read
+    record = (run / "job.json").read_text()
+    (run / "job.json").write_text(record[:9])
+    assert "job.json is damaged, and the job that it is of may be in the queue" in said(desk.submit(*QUICK))
+    assert len(desk.submitted()) == 1
+    (run / "job.json").write_text(record)
+    (run / "finished").touch()
+    assert desk.submit(*QUICK, DOWN="1").returncode == 0  # nothing to ask about
+
+
+def test_a_job_that_sbatch_was_given_by_hand_counts(desk: Desk) -> None:
+    """The documented way to run a folder again; job.json is of the submission before."""
+    assert desk.submit(*QUICK).returncode == 0
+    run = desk.folder / "runs/small"
+    squeue = (
+        (desk.bin / "squeue").read_text().replace("for id in", "case ,$3, in *,77,*) ;; *) exit 0 ;; esac; for id in")
+    )
+    (desk.bin / "squeue").write_text(squeue)
+    for name, line in {
+        "attempt.running": "77\t1\tn1\n",
+        "attempts.tsv": "0\t77\t1\t2\tn1\tstopped\t75\t-\t-\n",
+    }.items():
+        (run / name).write_text(line)
+        assert "is in the queue (PENDING): scancel it first" in said(desk.submit(*QUICK, QUEUE="PENDING"))
+        (run / name).unlink()
+    assert len(desk.submitted()) == 1
+
+
+def test_a_chain_asks_the_queue_before_it_submits_anything(desk: Desk) -> None:
+    write_chain(desk)
+    assert desk.submit("--chain", "chain.yaml").returncode == 0
+    changed = (desk.folder / "chain.yaml").read_text().replace("tasks: x", "tasks: y")
+    (desk.folder / "chain.yaml").write_text(changed)
+    assert "3-convert: whether its job 101" in said(desk.submit("--chain", "chain.yaml", "--update", DOWN="1"))
+    chain = desk.folder / "runs/chain"
+    assert len(desk.submitted()) == 2 and "--tasks x" in (chain / "4-evaluate/command.txt").read_text()
+    (chain / "3-convert/finished").touch()
+    assert "4-evaluate: whether its job 102" in said(desk.submit("--chain", "chain.yaml", DOWN="1"))
+    assert len(desk.submitted()) == 2
+
+
+def test_sbatch_that_was_not_answered_may_have_submitted(desk: Desk) -> None:
+    timed_out = "Batch job submission failed: Socket timed out on send/recv operation"
+    assert "may be in the queue all the same: look with squeue" in said(desk.submit(*QUICK, REFUSE=timed_out))
+
+
 def test_what_slurm_refuses_leaves_a_folder_that_can_be_written_again(desk: Desk) -> None:
     refused = said(desk.submit(*QUICK, REFUSE="Invalid partition name specified"))
     assert refused == f"sbatch {desk.folder}/runs/small/submit.sbatch: Invalid partition name specified"
