@@ -28,6 +28,7 @@ refuse() {
 load_settings() {
     [ -n "${SLURM_JOB_ID:-}" ] || refuse "SLURM_JOB_ID is not set: this is a batch script, submit it with sbatch"
     work_folder=$PWD
+    unset COMPETE_VARIABLES
     COMPETE_RUN=${COMPETE_RUN:-${SLURM_SUBMIT_DIR:-$PWD}/runs/$SLURM_JOB_ID}
     local file
     for file in "$COMPETE_RUN/cluster.env" "${COMPETE_CLUSTER:-}" "${SLURM_SUBMIT_DIR:-$PWD}/cluster.env"; do
@@ -40,6 +41,7 @@ load_settings() {
             break
         fi
     done
+    [ -z "${COMPETE_VARIABLES:-}" ] || load_variables "$settings_file"
     COMPETE_SOFTWARE=${COMPETE_SOFTWARE:-venv}
     COMPETE_LAUNCHER=${COMPETE_LAUNCHER:-torchrun}
     COMPETE_MAX_FAILURES=${COMPETE_MAX_FAILURES:-3}
@@ -54,6 +56,20 @@ load_settings() {
     # checkout would run that instead of its snapshot.
     export COMPETE_RUN COMPETE_ATTEMPT PYTHONSAFEPATH=1
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+}
+
+# A run folder names the file with the ranks' variables, tokens and keys among them, instead of holding them. What its own
+# cluster.env says (a chain's section may) goes over that file.
+load_variables() { # the run folder's cluster.env
+    if [ ! -r "$COMPETE_VARIABLES" ]; then
+        refuse "COMPETE_VARIABLES=$COMPETE_VARIABLES, which the job was submitted with, cannot be read on ${SLURMD_NODENAME:-this node}: keep it on a file system that all nodes see"
+    fi
+    set -a
+    # shellcheck source=/dev/null
+    . <(grep -vE '^[[:space:]]*(export[[:space:]]+)?COMPETE_' "$COMPETE_VARIABLES")
+    # shellcheck source=/dev/null
+    . "$1"
+    set +a
 }
 
 # --- attempts: attempts.tsv holds those that are over, attempt.running the present one -------------------------------

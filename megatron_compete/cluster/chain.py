@@ -24,7 +24,7 @@ from megatron_compete.cluster.chain_file import Section, nodes_of, section_setti
 from megatron_compete.cluster.parts import Part, pretrain_part, tool_part
 from megatron_compete.cluster.pretrain_job import check_files, checkpoint_folder
 from megatron_compete.cluster.queue import QueuedJob
-from megatron_compete.cluster.run_folder import CODE, SCRIPT, RunFolder
+from megatron_compete.cluster.run_folder import CODE, PRIVATE, SCRIPT, RunFolder
 from megatron_compete.cluster.sbatch import KINDS, submit
 from megatron_compete.cluster.settings import Settings
 from megatron_compete.cluster.snapshot import Snapshot
@@ -36,6 +36,7 @@ from megatron_compete.cluster.tool_jobs import (
     preprocess_arguments,
 )
 from megatron_compete.errors import CompeteError
+from megatron_compete.files import write_whole
 from megatron_compete.recipe import read_recipe
 
 CHAIN = "chain.yaml"
@@ -116,7 +117,7 @@ def write_chain(parts: list[Part], queued: list[QueuedJob | None], folder: Path,
     folder.mkdir(parents=True, exist_ok=True)
     for part in pending:
         part.folder.write(part.contents, update)
-    (folder / CHAIN).write_text(source.read_text())
+    write_whole(folder / CHAIN, source.read_bytes(), mode=PRIVATE)
 
 
 def submit_chain(

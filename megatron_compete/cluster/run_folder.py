@@ -29,6 +29,9 @@ COMPARED = (RECIPE, COMMAND, SETTINGS, SCRIPT)
 WRITTEN = (*COMPARED, *GIT, CODE)
 """What a submission writes, and --update writes anew."""
 
+PRIVATE = 0o600
+"""Mode of files that hold settings: arguments and options may be nobody else's business."""
+
 UNUSABLE = frozenset("%'\"\\\n\t ")
 """Characters that mean something else in an #SBATCH line or a file name pattern of Slurm's."""
 
@@ -178,10 +181,8 @@ class RunFolder:
         staged.mkdir(parents=True)
         try:
             contents.snapshot.copy_to(staged / CODE)
-            for name, data in contents.snapshot.git_files().items():
-                (staged / name).write_bytes(data)
-            for name, text in contents.files.items():
-                (staged / name).write_text(text)
+            for name, data in (contents.snapshot.git_files() | contents.files).items():
+                write_whole(staged / name, data, mode=PRIVATE)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise

@@ -14,8 +14,8 @@ from megatron_compete.cluster.parts import Part, pretrain_part, queued_jobs
 from megatron_compete.cluster.pretrain_job import check_files
 from megatron_compete.cluster.run_folder import COMMAND, RECIPE, SCRIPT, RunFolder
 from megatron_compete.cluster.sbatch import check_sbatch, submit
-from megatron_compete.cluster.settings import LAUNCHERS, Settings, find_settings, read_settings
-from megatron_compete.cluster.snapshot import take_snapshot
+from megatron_compete.cluster.settings import LAUNCHERS, Settings, find_settings, settings_to_keep
+from megatron_compete.cluster.snapshot import Snapshot, take_snapshot
 from megatron_compete.errors import CompeteError
 from megatron_compete.recipe import read_recipe
 
@@ -83,10 +83,19 @@ def run_submit(arguments: argparse.Namespace, overrides: list[str]) -> None:
         _submit_recipe(arguments, overrides, settings)
 
 
+def snapshot() -> Snapshot:
+    """The code that the job gets, with a note on what it does not get."""
+    found = take_snapshot()
+    missing = found.git.untracked() if found.git is not None else ()
+    if missing:
+        print(f"note: not in the job's code, because git does not track them: {', '.join(missing)}", file=sys.stderr)
+    return found
+
+
 def cluster_settings(arguments: argparse.Namespace) -> dict[str, str]:
     """Settings from the file, with the command line's over them."""
     path = find_settings(arguments.cluster)
-    values = {} if path is None else read_settings(path)
+    values = {} if path is None else settings_to_keep(path)
     given = {key: str(getattr(arguments, flag)) for flag, key in SETTING_FLAGS.items() if getattr(arguments, flag) is not None}  # fmt: skip
     if arguments.container is not None and values.get("COMPETE_SOFTWARE", "venv") == "venv":
         given["COMPETE_SOFTWARE"] = "apptainer" if arguments.container.endswith(".sif") else "pyxis"
@@ -127,7 +136,7 @@ def _submit_recipe(arguments: argparse.Namespace, overrides: list[str], values: 
     recipe = read_recipe(arguments.recipe)
     recipe.override(overrides)
     run = RunFolder(run_path(arguments.run, arguments.recipe))
-    part = pretrain_part(recipe, run, arguments.nodes, Settings.of(values), take_snapshot())
+    part = pretrain_part(recipe, run, arguments.nodes, Settings.of(values), snapshot())
     check_files(recipe)
     if _is_over(part):
         return
@@ -150,7 +159,7 @@ def _submit_chain(arguments: argparse.Namespace, overrides: list[str], values: d
             raise CompeteError(f"--{flag} is one job's: write {flag} into the sections of --chain {arguments.chain}")
     folder = run_path(arguments.run, arguments.chain)
     RunFolder(folder)  # its path is fit for Slurm
-    parts = plan_chain(read_chain(arguments.chain, folder), folder, values, overrides, take_snapshot())
+    parts = plan_chain(read_chain(arguments.chain, folder), folder, values, overrides, snapshot())
     if not arguments.no_check:
         for part in parts:
             if part.recipe is not None and not part.folder.is_finished:

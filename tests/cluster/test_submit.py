@@ -1,6 +1,7 @@
 """`megatron-compete submit`, as a user types it, with stand-ins for Slurm's commands."""
 
 import json
+import secrets
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_compete.cluster import submit
+from megatron_compete.cluster.snapshot import GitState, Snapshot
 from tests.cluster.stand_in import ROOT, Desk, said
 
 QUICK = ("--recipe", "small.yaml", "--nodes", "2", "--no-check")
@@ -41,6 +44,68 @@ def test_a_run_folder_is_written_and_submitted(desk: Desk) -> None:
     assert "#SBATCH --time=2:00:00" in (run / "submit.sbatch").read_text()
     assert (run / "command.txt").read_text().startswith("torchrun ") and (run / "git.txt").is_file()
     assert (run / "code/slurm/job.sh").is_file() and (run / "code/megatron_compete/cli.py").is_file()
+
+
+def test_tokens_stay_in_the_users_file(desk: Desk) -> None:
+    """Neither the run folder nor the chain's holds them; the job reads them where they are, and the ranks get them."""
+    secret = secrets.token_hex(8)
+    with (desk.folder / "cluster.env").open("a") as settings:
+        settings.write(
+            f"HF_TOKEN=hf_{secret}\nexport WANDB_API_KEY='wandb ${secret}' # it's mine\nNCCL_DEBUG=WARN\nCOMPETE_QOS=low\n"
+        )
+    done = desk.submit(*QUICK)
+    assert done.returncode == 0, done.stderr
+    run = desk.folder / "runs/small"
+    texts = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "code" not in path.parts}
+    assert len(texts) >= 6 and not [path for path, text in texts.items() if secret.encode() in text]
+    assert {path.name: path.stat().st_mode & 0o777 for path in texts if path.name != "job.json"}.keys() >= {
+        "cluster.env", "recipe.yaml", "command.txt", "submit.sbatch", "git.txt",
+    }  # fmt: skip
+    assert {path.stat().st_mode & 0o777 for path in texts if path.name != "job.json"} == {0o600}
+    script = f". {run}/code/slurm/job.sh; load_settings; env -0"
+    slurm = {"SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "n1", "COMPETE_RUN": str(run), "COMPETE_MPI": "kept"}
+    shown = subprocess.run(
+        ["bash", "-eu", "-c", script], env=desk.environment | slurm, cwd="/", capture_output=True, text=True
+    )
+    read = dict(one.split("=", 1) for one in shown.stdout.split("\0") if "=" in one)
+    assert (read["HF_TOKEN"], read["WANDB_API_KEY"], read["NCCL_DEBUG"]) == (
+        f"hf_{secret}",
+        f"wandb ${secret}",
+        "WARN",
+    ), shown.stderr
+    assert (read["COMPETE_QOS"], read["COMPETE_RUN"], read["COMPETE_MPI"]) == ("low", str(run), "kept")
+    (desk.folder / "cluster.env").unlink()
+    gone = subprocess.run(
+        ["bash", "-eu", "-c", script], env=desk.environment | slurm, cwd="/", capture_output=True, text=True
+    )
+    assert gone.returncode == 2 and "which the job was submitted with, cannot be read" in gone.stderr
+
+
+def test_a_chains_section_goes_over_the_file(desk: Desk) -> None:
+    write_chain(desk)
+    chain = yaml.safe_load((desk.folder / "chain.yaml").read_text())
+    chain["convert"]["cluster"] = {"NCCL_DEBUG": "INFO", "COMPETE_QOS": None}
+    (desk.folder / "chain.yaml").write_text(yaml.safe_dump(chain))
+    (desk.folder / "cluster.env").write_text("COMPETE_GPUS_PER_NODE=0\nNCCL_DEBUG=WARN\nCOMPETE_QOS=low\n")
+    assert desk.submit("--chain", "chain.yaml", "--dry-run").returncode == 0
+    assert (desk.folder / "runs/chain/chain.yaml").stat().st_mode & 0o777 == 0o600
+    for part, expected in {"3-convert": "INFO -", "4-evaluate": "WARN low"}.items():
+        run = desk.folder / "runs/chain" / part
+        script = f". {run}/code/slurm/job.sh; load_settings; echo $NCCL_DEBUG ${{COMPETE_QOS:--}}"
+        slurm = {"SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "n1", "COMPETE_RUN": str(run)}
+        shown = subprocess.run(
+            ["bash", "-eu", "-c", script], env=desk.environment | slurm, cwd="/", capture_output=True, text=True
+        )
+        assert shown.stdout.strip() == expected, shown.stderr
+
+
+def test_code_that_git_does_not_track_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = GitState("abc", (" M tools/old.py", "?? tools/new.py"), b"")
+    monkeypatch.setattr(submit, "take_snapshot", lambda: Snapshot({}, state))
+    assert submit.snapshot().git is state
+    assert capsys.readouterr().err == "note: not in the job's code, because git does not track them: tools/new.py\n"
 
 
 def test_a_dry_run_submits_nothing_and_needs_no_slurm(desk: Desk) -> None:
