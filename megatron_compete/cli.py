@@ -3,8 +3,9 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from megatron_compete import __version__
 from megatron_compete.cluster.status_report import HELP as STATUS_HELP
@@ -14,7 +15,7 @@ from megatron_compete.cluster.submit import add_submit_arguments, run_submit
 from megatron_compete.errors import run_command
 from megatron_compete.plan.command import HELP as PLAN_HELP
 from megatron_compete.plan.command import add_plan_arguments, run_plan
-from megatron_compete.recipe import read_recipe, shell_line
+from megatron_compete.recipe import LAUNCH_OPTIONS, read_recipe, shell_line
 from megatron_compete.runtime.doctor.command import HELP as DOCTOR_HELP
 from megatron_compete.runtime.doctor.command import add_doctor_arguments, run_doctor
 
@@ -44,12 +45,35 @@ def pretrain(arguments: argparse.Namespace, overrides: list[str]) -> None:
     run_torchrun(recipe.command())
 
 
+class PretrainHelp(argparse.Action):
+    """`pretrain --help`: the verb's own flags, torchrun's options, and all arguments of the trainer."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **keywords: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show this, and all arguments of a recipe", **keywords)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(parser.format_help())
+        print(f"options of torchrun, for a recipe's launch section or as flags:\n  {', '.join(LAUNCH_OPTIONS)}\n")
+        try:
+            from megatron_compete.runtime.launch import silence_cpu_warnings
+
+            silence_cpu_warnings()
+            from megatron_compete.training.arguments import describe_arguments
+        except ImportError as error:
+            print(f"arguments of the trainer, for a recipe's arguments section or as flags: not here ({error})")
+        else:
+            print("arguments of the trainer, for a recipe's arguments section or as flags:\n")
+            print(describe_arguments())
+        raise SystemExit(0)
+
+
 def build_parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argparse.Namespace, list[str]], None]]]:
     """The parser, and the function of each verb."""
     parser = argparse.ArgumentParser(prog="megatron-compete", description=__doc__)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
-    train = verbs.add_parser("pretrain", help="train from a recipe", description=PRETRAIN_HELP, allow_abbrev=False)
+    train = verbs.add_parser("pretrain", help="train from a recipe", description=PRETRAIN_HELP, allow_abbrev=False, add_help=False)  # fmt: skip
+    train.add_argument("-h", "--help", action=PretrainHelp, default=argparse.SUPPRESS)
     train.add_argument("--recipe", type=Path, required=True, help="YAML file, see examples/")
     train.add_argument("--launcher", choices=("torchrun", "srun", "mpirun"), default="torchrun",
                        help="torchrun: start the ranks; srun, mpirun: be the rank that these have started")  # fmt: skip
@@ -74,9 +98,13 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, Callable[[argpars
 
 def main() -> None:
     """Entry point of the `megatron-compete` command."""
-    parser, verbs = build_parser()
-    arguments, rest = parser.parse_known_args(sys.argv[1:])
-    run_command(lambda: verbs[arguments.verb](arguments, rest))
+
+    def run() -> None:
+        parser, verbs = build_parser()
+        arguments, rest = parser.parse_known_args(sys.argv[1:])
+        verbs[arguments.verb](arguments, rest)
+
+    run_command(run)
 
 
 if __name__ == "__main__":

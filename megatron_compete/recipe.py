@@ -17,18 +17,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from megatron_compete.errors import CompeteError
+from megatron_compete.yaml_file import YamlFile, kind_of
 
 MODULE = "megatron_compete.training.pretrain"
 SECTIONS = ("launch", "arguments")
 BASE = "base"
 LAUNCH_OPTIONS = (
-    "nnodes", "nproc-per-node", "node-rank", "master-addr", "master-port", "rdzv-backend", "rdzv-endpoint", "rdzv-id",
-    "max-restarts", "standalone",
+    "nnodes", "nproc-per-node", "rdzv-backend", "rdzv-endpoint", "rdzv-id", "rdzv-conf", "standalone", "max-restarts",
+    "monitor-interval", "start-method", "event-log-handler", "role", "log-dir", "redirects", "tee", "local-ranks-filter",
+    "duplicate-stdout-filters", "duplicate-stderr-filters", "node-rank", "master-addr", "master-port", "local-addr",
+    "logs-specs", "numa-binding", "virtual-local-rank",
 )  # fmt: skip
-"""Options of torchrun that a recipe or an override can set; everything else goes to the trainer."""
+"""Options of torchrun that a recipe or an override can set, with dashes or underscores; everything else goes to the
+trainer. A login node may have no torch to ask; a test compares them with torchrun's own parser."""
+
+OF_THIS_ENTRY = ("module", "no-python", "run-path", "signals-to-handle")
+"""Options of torchrun that say what runs and how it is stopped, which is not a recipe's to say."""
+
+MEETING = ("rdzv-backend", "rdzv-endpoint", "rdzv-id", "node-rank", "master-addr", "master-port")
+"""Options that say where the nodes meet."""
 
 Value = bool | str | int | float | list[Any] | None
 
@@ -43,12 +51,18 @@ class Recipe:
     def override(self, tokens: Iterable[str]) -> None:
         """Apply command-line tokens: `--name value ...` or `--name=value` replace what the recipe says."""
         for name, value in parse_overrides(tokens).items():
-            (self.launch if name in LAUNCH_OPTIONS else self.arguments)[name] = value
+            option = name.replace("_", "-")
+            if option in OF_THIS_ENTRY:
+                raise CompeteError(f"--{name} is set by this entry: use torchrun itself for another trainer")
+            if option in LAUNCH_OPTIONS:
+                self.launch[option] = value
+            else:
+                self.arguments[name] = value
 
     def command(self) -> list[str]:
         """Arguments of torchrun, the trainer module and its arguments included."""
         launch = dict(self.launch)
-        if not any(name.startswith(("rdzv", "master")) for name in launch) and launch.get("nnodes", 1) in (1, "1"):
+        if not any(name in MEETING for name in launch) and launch.get("nnodes", 1) in (1, "1"):
             launch.setdefault("standalone", True)  # a free port instead of a fixed one
         return [*_tokens(launch), "-m", MODULE, *_tokens(self.arguments)]
 
@@ -66,27 +80,62 @@ def _read(path: Path, above: tuple[Path, ...]) -> Recipe:
     """The recipe over its base; `above` are those that it is the base of."""
     if path.resolve() in above:
         raise CompeteError(f"--recipe {path} is its own base: leave one of them out")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise CompeteError(f"--recipe {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise CompeteError(f"--recipe {path} is not YAML: {error}") from error
-    if not isinstance(content, dict) or set(content) - {*SECTIONS, BASE}:
-        raise CompeteError(f"--recipe {path} needs the sections {' and '.join(SECTIONS)}, and no others but {BASE}")
-    base = content.get(BASE)
-    recipe = _read(path.parent / str(base), (*above, path.resolve())) if base else Recipe()
-    for section in SECTIONS:
-        getattr(recipe, section).update(content.get(section) or {})
-    for name in recipe.launch:
-        if name not in LAUNCH_OPTIONS:
-            raise CompeteError(f"--recipe {path}: launch option {name!r} is none of {', '.join(LAUNCH_OPTIONS)}")
-    for name, value in recipe.arguments.items():
-        if not isinstance(value, bool | str | int | float | list | None):
-            raise CompeteError(
-                f"--recipe {path}: the value of {name} is a {type(value).__name__}, not a scalar or list"
+    file = YamlFile(path, "--recipe")
+    content = file.section(file.content)
+    for name in content:
+        if name not in (*SECTIONS, BASE):
+            file.fail(
+                f"{name} is no section of a recipe: it has {' and '.join(SECTIONS)}, and no others but {BASE}", name
             )
+    if not content:
+        file.fail(f"is empty: a recipe has the sections {' and '.join(SECTIONS)}")
+    base = content.get(BASE)
+    if base is not None and not isinstance(base, str):
+        file.fail(f"{BASE} is {kind_of(base)}, not a recipe's file beside this one", BASE)
+    recipe = _read(path.parent / base, (*above, path.resolve())) if base else Recipe()
+    recipe.launch.update(read_launch(file, content.get("launch"), "launch"))
+    recipe.arguments.update(read_arguments(file, content.get("arguments"), "arguments"))
     return recipe
+
+
+def read_launch(file: YamlFile, content: Any, *keys: str) -> dict[str, Value]:
+    """torchrun's options at `keys` of a file.
+
+    Raises:
+        CompeteError: an option that torchrun does not have, or a value that none can have.
+    """
+    found: dict[str, Value] = {}
+    for name, value in read_arguments(file, content, *keys).items():
+        option = name.replace("_", "-")  # torchrun takes both
+        if option not in LAUNCH_OPTIONS:
+            file.fail(f"launch option {name!r} is none of {', '.join(LAUNCH_OPTIONS)}", *keys, name)
+        if option in found:
+            file.fail(f"launch option {name} is given twice: keep one", *keys, name)
+        found[option] = value
+    return found
+
+
+def read_arguments(file: YamlFile, content: Any, *keys: str) -> dict[str, Value]:
+    """Arguments by name without dashes, at `keys` of a file.
+
+    Raises:
+        CompeteError: a name with dashes before it, or a value that is no scalar and no list of text and numbers.
+    """
+    found = file.section(content, *keys)
+    for name, value in found.items():
+        if name.startswith("-") or not name or "=" in name or any(letter.isspace() for letter in name):
+            file.fail(
+                f"{name!r} is no name of an argument: write it without dashes before it, its value behind the colon",
+                *keys,
+                name,
+            )
+        items = value if isinstance(value, list) else []
+        odd = next((item for item in items if isinstance(item, bool) or not isinstance(item, str | int | float)), value)
+        if isinstance(value, dict) or odd is not value:
+            file.fail(
+                f"{name} has {kind_of(odd)} as a value, where text, numbers, or a list of these can stand", *keys, name
+            )
+    return dict(found)
 
 
 def parse_overrides(tokens: Iterable[str]) -> dict[str, Value]:

@@ -28,6 +28,7 @@ refuse() {
 load_settings() {
     [ -n "${SLURM_JOB_ID:-}" ] || refuse "SLURM_JOB_ID is not set: this is a batch script, submit it with sbatch"
     work_folder=$PWD
+    unset COMPETE_VARIABLES
     COMPETE_RUN=${COMPETE_RUN:-${SLURM_SUBMIT_DIR:-$PWD}/runs/$SLURM_JOB_ID}
     local file
     for file in "$COMPETE_RUN/cluster.env" "${COMPETE_CLUSTER:-}" "${SLURM_SUBMIT_DIR:-$PWD}/cluster.env"; do
@@ -40,6 +41,7 @@ load_settings() {
             break
         fi
     done
+    [ -z "${COMPETE_VARIABLES:-}" ] || load_variables "$settings_file"
     COMPETE_SOFTWARE=${COMPETE_SOFTWARE:-venv}
     COMPETE_LAUNCHER=${COMPETE_LAUNCHER:-torchrun}
     COMPETE_MAX_FAILURES=${COMPETE_MAX_FAILURES:-3}
@@ -54,6 +56,20 @@ load_settings() {
     # checkout would run that instead of its snapshot.
     export COMPETE_RUN COMPETE_ATTEMPT PYTHONSAFEPATH=1
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+}
+
+# A run folder names the file with the ranks' variables, tokens and keys among them, instead of holding them. What its own
+# cluster.env says (a chain's section may) goes over that file.
+load_variables() { # the run folder's cluster.env
+    if [ ! -r "$COMPETE_VARIABLES" ]; then
+        refuse "COMPETE_VARIABLES=$COMPETE_VARIABLES, which the job was submitted with, cannot be read on ${SLURMD_NODENAME:-this node}: keep it on a file system that all nodes see"
+    fi
+    set -a
+    # shellcheck source=/dev/null
+    . <(grep -vE '^[[:space:]]*(export[[:space:]]+)?COMPETE_' "$COMPETE_VARIABLES")
+    # shellcheck source=/dev/null
+    . "$1"
+    set +a
 }
 
 # --- attempts: attempts.tsv holds those that are over, attempt.running the present one -------------------------------
@@ -84,13 +100,28 @@ record_lost_attempt() {
     [ -f "$COMPETE_RUN/attempt.running" ] || return 0
     local job begun on outcome reason
     IFS=$'\t' read -r job begun on <"$COMPETE_RUN/attempt.running"
-    if [ "$job" != "$SLURM_JOB_ID" ] && [ "$(squeue -h -j "$job" -t RUNNING -o %A 2>/dev/null)" = "$job" ]; then
+    if [ "$job" != "$SLURM_JOB_ID" ] && has_nodes "$job"; then
         refuse "job $job is running in $COMPETE_RUN: wait for it, or scancel it"
     fi
     outcome=$(head -n 1 "$COMPETE_RUN/outcomes/$COMPETE_ATTEMPT" 2>/dev/null || echo lost)
     reason="its batch script was killed: a node died, or Slurm took its nodes away"
     append_attempt "$job" "$begun" "$(last_sign "$begun")" "$on" "$outcome" - - "$reason"
     say "attempt $((COMPETE_ATTEMPT)) on $on is over: $reason"
+}
+
+# Whether another job is still on its nodes. Where Slurm does not answer, it is asked for 10 minutes, and then nobody knows.
+has_nodes() { # job
+    local said
+    for _ in {1..120}; do
+        if said=$(squeue -h -j "$1" -t RUNNING,SUSPENDED -o %A 2>/dev/null); then
+            [ "$said" = "$1" ]
+            return
+        fi
+        said=$(squeue -h -j "$1" 2>&1 >/dev/null || true)
+        [[ $said != *"Invalid job id"* ]] || return 1 # long over
+        sleep 5
+    done
+    refuse "job $1 began in $COMPETE_RUN, and whether it is over cannot be told ($said): submit again once squeue answers"
 }
 
 # When the lost attempt was last seen alive, epoch seconds.

@@ -36,8 +36,12 @@ mounts() {
 
 # Variables that go before the image's own: where the code is, and what cluster.env says about the network.
 container_variables() {
-    { printf "PYTHONPATH\nPYTHONSAFEPATH\n"; [ -z "${settings_file:-}" ] || sed -nE 's/^(export )?([A-Za-z_][A-Za-z0-9_]*)=.*/\2/p' "$settings_file"; } |
-        grep -v '^COMPETE_' | paste -sd,
+    {
+        printf "PYTHONPATH\nPYTHONSAFEPATH\n"
+        sed -nE 's/^[[:space:]]*(export[[:space:]]+)?([A-Za-z_][A-Za-z0-9_]*)=.*/\2/p' \
+            "${settings_file:-/dev/null}" "${COMPETE_VARIABLES:-/dev/null}"
+    } |
+        grep -v '^COMPETE_' | sort -u | paste -sd,
 }
 
 # Sets `launch`: the trainer on all nodes. Arguments: the recipe and what overrides it.

@@ -1,11 +1,14 @@
 """The command, as a user types it."""
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from megatron_compete.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,6 +38,41 @@ def test_help_names_the_verbs_and_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", check], check=True, cwd=ROOT)
     result = command("--help")
     assert result.returncode == 0 and "pretrain" in result.stdout and "plan" in result.stdout
+
+
+def test_pretrain_help_has_torchruns_options_and_all_arguments() -> None:
+    result = command("pretrain", "--help")
+    assert result.returncode == 0, result.stderr
+    for flag in (
+        "--recipe RECIPE",
+        "rdzv-conf",
+        "--tensor-model-parallel-size",
+        "--compete-rate",
+        "--router-temperature",
+        "10%)",
+    ):
+        assert flag in result.stdout, flag
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.stem)
+def test_every_tool_has_help(tool: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [str(tool), "--help"])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(tool), run_name="__main__")
+    assert exit.value.code in (0, None) and "--help" in capsys.readouterr().out
+
+
+def test_every_verb_and_the_study_have_help(capsys: pytest.CaptureFixture[str]) -> None:
+    from megatron_compete.study.__main__ import parser
+
+    verbs = build_parser()[1]
+    for build, words in [
+        (parser, ["--help"]),
+        *((lambda: build_parser()[0], [verb, "--help"]) for verb in verbs if verb != "pretrain"),
+    ]:
+        with pytest.raises(SystemExit) as exit:
+            build().parse_args(words)
+        assert exit.value.code == 0 and "--help" in capsys.readouterr().out
 
 
 def test_a_missing_recipe_is_one_line_and_exit_code_2() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_compete.errors import CompeteError
-from megatron_compete.recipe import parse_overrides, read_recipe
+from megatron_compete.recipe import LAUNCH_OPTIONS, MEETING, OF_THIS_ENTRY, parse_overrides, read_recipe
 
 RECIPE = """
 launch: {nproc-per-node: 4}
@@ -77,15 +77,65 @@ def test_negative_numbers_are_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
-    [("[1]", "needs the sections"), ("other: {}", "needs the sections"), ("a: [", "is not YAML")]
-    + [("launch: {gpus: 1}", "launch option 'gpus'"), ("arguments: {a: {b: 1}}", "the value of a is a dict")],
-)
-def test_bad_recipes_are_refused(tmp_path: Path, content: str, says: str) -> None:
+    ("content", "line", "says"),
+    [
+        ("[1]", 1, "the file is a list, not a mapping"),
+        ("", 1, "is empty: a recipe has the sections launch and arguments"),
+        ("launch: {}\nother: {}", 2, "other is no section of a recipe"),
+        ("a: [", 1, "is not YAML"),
+        ("launch:\n  gpus: 1", 2, "launch option 'gpus' is none of nnodes"),
+        ("launch: {nproc-per-node: 1,\n nproc_per_node: 2}", 2, "launch option nproc_per_node is given twice"),
+        ("arguments:\n  a: {b: 1}", 2, "a has a mapping as a value"),
+        ("arguments:\n  a: [1, [2]]", 2, "a has a list as a value"),
+        ("arguments:\n  a: [x, true]", 2, "a has true as a value"),
+        ("arguments:\n  a: [x, null]", 2, "a has empty as a value"),
+        ("arguments:\n  --lr: 1", 2, "'--lr' is no name of an argument"),
+        ("arguments: 3", 1, "arguments is a number, not a mapping"),
+        ("arguments:\n- lr", 1, "arguments is a list, not a mapping"),
+        ("launch: [1]", 1, "launch is a list, not a mapping"),
+        ("launch: false", 1, "launch is false, not a mapping"),
+        ("arguments:\n  lr: 1\n  lr: 2", 3, "lr is given twice"),
+        ("base: [a]", 1, "base is a list, not a recipe's file"),
+    ],
+)  # fmt: skip
+def test_bad_recipes_are_refused(tmp_path: Path, content: str, line: int, says: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(content)
-    with pytest.raises(CompeteError, match=says):
+    with pytest.raises(CompeteError) as error:
         read_recipe(path)
+    assert f"--recipe {path}:{line}: {says}" in str(error.value)
+
+
+def test_torchruns_options_are_those_of_torchrun() -> None:
+    """torch is not there on every login node: what the list lacks would go to the trainer."""
+    from torch.distributed.run import get_args_parser
+
+    options = {option for action in get_args_parser()._actions for option in action.option_strings}
+    names = {option[2:].replace("_", "-") for option in options if option.startswith("--")} - {"help"}
+    assert names == {*LAUNCH_OPTIONS, *OF_THIS_ENTRY} and set(MEETING) < set(LAUNCH_OPTIONS)
+
+
+def test_torchruns_options_go_to_torchrun(path: Path) -> None:
+    from torch.distributed.run import parse_args
+
+    recipe = read_recipe(path)
+    recipe.override(["--rdzv-conf", "join_timeout=900", "--local-addr=10.0.0.1", "--nproc_per_node", "2", "--log_dir", "x", "--standalone=false"])  # fmt: skip
+    parsed = parse_args(recipe.command())
+    assert (parsed.rdzv_conf, parsed.local_addr, parsed.nproc_per_node, parsed.log_dir) == (
+        "join_timeout=900",
+        "10.0.0.1",
+        "2",
+        "x",
+    )
+    assert not {"rdzv", "local", "log"} & {word.strip("-").partition("-")[0] for word in parsed.training_script_args}
+    with pytest.raises(CompeteError, match="--signals-to-handle is set by this entry"):
+        recipe.override(["--signals-to-handle", "SIGTERM"])
+
+
+def test_a_rendezvous_option_alone_keeps_the_free_port(path: Path) -> None:
+    recipe = read_recipe(path)
+    recipe.override(["--rdzv-conf", "join_timeout=900"])
+    assert "--standalone" in recipe.command()
 
 
 def test_a_missing_recipe_and_a_stray_value_are_refused(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from pathlib import Path
 from megatron_compete.cluster.chain_file import Section, nodes_of, section_settings
 from megatron_compete.cluster.parts import Part, pretrain_part, tool_part
 from megatron_compete.cluster.pretrain_job import check_files, checkpoint_folder
-from megatron_compete.cluster.run_folder import CODE, SCRIPT, RunFolder
+from megatron_compete.cluster.queue import QueuedJob
+from megatron_compete.cluster.run_folder import CODE, PRIVATE, SCRIPT, RunFolder
 from megatron_compete.cluster.sbatch import KINDS, submit
 from megatron_compete.cluster.settings import Settings
 from megatron_compete.cluster.snapshot import Snapshot
@@ -35,6 +36,7 @@ from megatron_compete.cluster.tool_jobs import (
     preprocess_arguments,
 )
 from megatron_compete.errors import CompeteError
+from megatron_compete.files import write_whole
 from megatron_compete.recipe import read_recipe
 
 CHAIN = "chain.yaml"
@@ -101,37 +103,42 @@ def check_mpi(kind: str, nodes: int, settings: Settings) -> None:
         )
 
 
-def write_chain(parts: list[Part], folder: Path, source: Path, update: bool) -> None:
+def write_chain(parts: list[Part], queued: list[QueuedJob | None], folder: Path, source: Path, update: bool) -> None:
     """Write the run folder of every part that is not finished.
 
+    Args:
+        queued: the parts' jobs that wait or run (`queued_jobs`).
     Raises:
         CompeteError: a folder of another job (see `RunFolder.write`), before any of them is touched where it shows.
     """
-    pending = [part for part in parts if not part.folder.is_finished and part.in_queue() is None]
+    pending = [part for part, job in zip(parts, queued) if not part.folder.is_finished and job is None]
     for part in pending:
         part.folder.check(part.contents, update)
     folder.mkdir(parents=True, exist_ok=True)
     for part in pending:
         part.folder.write(part.contents, update)
-    (folder / CHAIN).write_text(source.read_text())
+    write_whole(folder / CHAIN, source.read_bytes(), mode=PRIVATE)
 
 
-def submit_chain(parts: list[Part], dependency: str | None, say: Callable[[str], None]) -> None:
+def submit_chain(
+    parts: list[Part], queued: list[QueuedJob | None], dependency: str | None, say: Callable[[str], None]
+) -> None:
     """Submit each part behind the one before it; what is finished or in the queue is left as it is.
 
     Args:
+        queued: the parts' jobs that wait or run (`queued_jobs`).
         dependency: of the first job that is submitted, as sbatch takes it.
     Raises:
         CompeteError: Slurm refuses one; those before it stay in the queue, and the same command goes on from there.
     """
-    for part in parts:
+    for part, job in zip(parts, queued):
         label = part.folder.path.name
         if part.folder.is_finished:
             say(f"{label}: finished already{_with_other_settings(part)}")
             continue
-        state, job_id = part.in_queue(), part.folder.job_id
-        if state is not None:
-            say(f"{label}: job {job_id} is in the queue ({state})")
+        if job is not None:
+            job_id = job.job_id
+            say(f"{label}: job {job_id} is in the queue ({job.state})")
         else:
             job_id = submit(part.folder / SCRIPT, dependency)
             part.folder.record_submission(job_id, part.job.kind)

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from megatron_compete.cluster.sbatch import KINDS
 from megatron_compete.cluster.settings import Settings
 from megatron_compete.errors import CompeteError
+from megatron_compete.recipe import read_arguments
+from megatron_compete.yaml_file import YamlFile, kind_of
 
 RESOURCES = {
     "time": "COMPETE_TIME",
@@ -31,36 +31,40 @@ def read_chain(path: Path, folder: Path) -> dict[str, Section]:
     Raises:
         CompeteError: names what is missing, unknown or out of order.
     """
-    try:
-        text = path.read_text()
-        content, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
-    except OSError as error:
-        raise CompeteError(f"--chain {path} cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise CompeteError(f"--chain {path} is not YAML: {error}") from None
-    if not isinstance(content, dict) or not content:
-        raise CompeteError(f"--chain {path} needs one section or more of {', '.join(KINDS)}")
-    unknown = [kind for kind in content if kind not in KINDS]
-    if unknown or list(content) != [kind for kind in KINDS if kind in content]:
-        raise CompeteError(
-            f"--chain {path}: sections {', '.join(map(str, content))} are not {', '.join(KINDS)} in this order"
-        )
-    for kind, section in content.items():
-        if isinstance(section, dict) and "time" in section:
-            section["time"] = written[kind]["time"]  # YAML reads an unquoted 1:30:00 as a number to base 60
-    return {kind: _section(path, kind, _filled(section or {}, str(folder))) for kind, section in content.items()}
+    file = YamlFile(path, "--chain")
+    content = file.section(file.content)
+    for kind in content:
+        if kind not in KINDS:
+            file.fail(f"{kind} is none of {', '.join(KINDS)}", kind)
+    if not content:
+        file.fail(f"needs one section or more of {', '.join(KINDS)}")
+    if list(content) != [kind for kind in KINDS if kind in content]:
+        file.fail(f"sections {', '.join(content)} are not {', '.join(KINDS)} in this order")
+    return {kind: _filled(_section(file, kind, section), str(folder)) for kind, section in content.items()}
 
 
-def _section(path: Path, kind: str, section: Any) -> Section:
+def _section(file: YamlFile, kind: str, content: Any) -> Section:
     known = (*KEYS, *OWN_KEYS[kind])
-    if not isinstance(section, dict):
-        raise CompeteError(f"--chain {path}: {kind} is no mapping of {', '.join(known)}")
+    section = {name: value for name, value in file.section(content, kind).items() if value is not None}
     for name, value in section.items():
         if name not in known:
-            raise CompeteError(f"--chain {path}: {kind}: {name} is none of {', '.join(known)}")
-        if name in ("cluster", "arguments", "tokenizer") and not isinstance(value, dict):
-            raise CompeteError(f"--chain {path}: {kind}: {name} is no mapping of names to values")
+            file.fail(f"{kind}: {name} is none of {', '.join(known)}", kind, name)
+        if name in ("arguments", "tokenizer"):
+            section[name] = read_arguments(file, value, kind, name)
+        elif name == "cluster":
+            section[name] = _settings(file, value, kind)
+        elif not isinstance(value, str | int) or isinstance(value, bool):
+            file.fail(f"{kind}: {name} is {kind_of(value)}, not text or a whole number", kind, name)
     return section
+
+
+def _settings(file: YamlFile, content: Any, kind: str) -> dict[str, str]:
+    """Settings over those of the cluster; an empty value takes one back."""
+    found = file.section(content, kind, "cluster")
+    for name, value in found.items():
+        if isinstance(value, bool | list | dict):
+            file.fail(f"{kind}: cluster: {name} is {kind_of(value)}, not text or a number", kind, "cluster", name)
+    return {name: "" if value is None else str(value) for name, value in found.items()}
 
 
 def _filled(value: Any, chain: str) -> Any:
@@ -80,8 +84,7 @@ def section_settings(kind: str, section: Section, settings: Mapping[str, str]) -
         gpus = "1" if kind == "evaluate" and settings.get("COMPETE_GPUS_PER_NODE", "0") != "0" else "0"
         defaults = {"COMPETE_TASKS_PER_NODE": "1", "COMPETE_GPUS_PER_NODE": gpus}
     named = {RESOURCES[name]: str(section[name]) for name in RESOURCES if name in section}
-    more = {str(name): str(value) for name, value in section.get("cluster", {}).items()}
-    return Settings.of(settings, defaults, named, more)
+    return Settings.of(settings, defaults, named, section.get("cluster", {}))
 
 
 def nodes_of(kind: str, section: Section) -> int:

@@ -1,15 +1,17 @@
 """One job of a submission: what Slurm is asked for, and what its run folder holds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_compete.cluster.pretrain_job import recipe_text, resolve
-from megatron_compete.cluster.queue import ask_queue
+from megatron_compete.cluster.queue import QueuedJob, ask_queue
 from megatron_compete.cluster.run_folder import COMMAND, RECIPE, SCRIPT, SETTINGS, Contents, RunFolder
 from megatron_compete.cluster.sbatch import Job, batch_script
 from megatron_compete.cluster.settings import Settings
 from megatron_compete.cluster.snapshot import Snapshot
 from megatron_compete.cluster.tool_jobs import tool_command
+from megatron_compete.errors import CompeteError
 from megatron_compete.recipe import Recipe, shell_line
 
 
@@ -23,11 +25,24 @@ class Part:
     recipe: Recipe | None = None
     """Resolved, of a training job."""
 
-    def in_queue(self) -> str | None:
-        """The queue's state of the latest submission, None where it is over or there was none."""
-        job_id = self.folder.job_id
-        jobs = ask_queue([job_id]).jobs if job_id is not None else {}
-        return jobs[job_id].state if job_id in jobs else None
+
+def queued_jobs(parts: Sequence[Part]) -> list[QueuedJob | None]:
+    """The job of each part that waits or runs, None where there is none or all is done; Slurm is asked once.
+
+    Raises:
+        CompeteError: Slurm cannot be asked about a job: it may be in the queue, and must not be submitted again.
+    """
+    job_ids = [[] if part.folder.is_finished else part.folder.job_ids() for part in parts]
+    queue = ask_queue(job_id for some in job_ids for job_id in some)
+    found = []
+    for part, some in zip(parts, job_ids):
+        found.append(next((queue.jobs[job_id] for job_id in some if job_id in queue.jobs), None))
+        if some and found[-1] is None and not queue.known:
+            raise CompeteError(
+                f"--run {part.folder.path}: whether its job {some[0]} is still in the queue cannot be told ({queue.why}): try "
+                f"again once Slurm answers, or, if you know that it is over, sbatch {part.folder / SCRIPT}"
+            )
+    return found
 
 
 def pretrain_part(recipe: Recipe, run: RunFolder, nodes: int, settings: Settings, snapshot: Snapshot) -> Part:

@@ -3,13 +3,21 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
 from megatron_compete.cluster.settings import Settings
 from megatron_compete.errors import CompeteError
 from megatron_compete.recipe import Recipe, Value
+from megatron_compete.yaml_file import dump_yaml
 
-OF_THE_JOB = ("node-rank", "master-addr", "master-port", "rdzv-backend", "rdzv-endpoint", "rdzv-id", "standalone")
+OF_THE_JOB = (
+    "node-rank",
+    "master-addr",
+    "master-port",
+    "rdzv-backend",
+    "rdzv-endpoint",
+    "rdzv-id",
+    "local-addr",
+    "standalone",
+)
 """Options of torchrun that the batch script gives."""
 
 PATHS = (
@@ -75,7 +83,7 @@ def check_files(recipe: Recipe) -> None:
 def recipe_text(recipe: Recipe) -> str:
     """A resolved recipe as YAML."""
     content = {"launch": recipe.launch, "arguments": recipe.arguments}
-    return "# Resolved by megatron-compete submit.\n" + yaml.safe_dump(content, sort_keys=False)
+    return "# Resolved by megatron-compete submit.\n" + dump_yaml(content)
 
 
 def checkpoint_folder(recipe: Recipe) -> Path:

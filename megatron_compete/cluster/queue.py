@@ -1,9 +1,9 @@
-"""What Slurm's queue says of jobs."""
+"""What Slurm's queue says of jobs. Not to know is an answer of its own: such a job may well be in the queue."""
 
-import shutil
+import os
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron_compete.cluster.times import limit_seconds
 from megatron_compete.errors import CompeteError
@@ -41,24 +41,33 @@ class Queue:
     """The jobs among those asked for that are in the queue."""
 
     known: bool
-    """Whether Slurm could be asked."""
+    """Whether Slurm could be asked; else a job that is not among `jobs` may be queued all the same."""
     jobs: dict[str, QueuedJob]
+    why: str = field(default="", compare=False)
+    """Why it could not."""
 
 
 def ask_queue(job_ids: Iterable[str]) -> Queue:
     """Ask `squeue` once for all of these; jobs that are over are not in the answer."""
     wanted = sorted(set(job_ids))
-    if not wanted or shutil.which("squeue") is None:
-        return Queue(known=not wanted, jobs={})
+    if not wanted:
+        return Queue(True, {})
     command = ["squeue", "--noheader", "--jobs", ",".join(wanted), "--format", FORMAT]
+    # The user's own defaults, $SQUEUE_STATES for one, would leave jobs out of the answer.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=environment)
+    except OSError as error:
+        return Queue(False, {}, f"squeue: {error.strerror}")
     except subprocess.TimeoutExpired:
-        return Queue(known=False, jobs={})
+        return Queue(False, {}, f"squeue does not answer within {TIMEOUT_SECONDS:g} s")
     if answer.returncode != 0:  # a single job that is over is an error to squeue; so is a controller that is down
-        return Queue(known="Invalid job id" in answer.stderr, jobs={})
-    jobs = (_parse(line) for line in answer.stdout.splitlines() if line.count("|") == FORMAT.count("|"))
-    return Queue(known=True, jobs={job.job_id: job for job in jobs})
+        why = " ".join(answer.stderr.split()) or f"squeue: exit code {answer.returncode}"
+        return Queue("Invalid job id" in why, {}, why)
+    lines = answer.stdout.splitlines()
+    odd = [line for line in lines if line.count("|") != FORMAT.count("|")]
+    jobs = [_parse(line) for line in lines if line not in odd]
+    return Queue(not odd, {job.job_id: job for job in jobs}, f"squeue says {odd[0].strip()!r}" if odd else "")
 
 
 def _parse(line: str) -> QueuedJob:

@@ -19,13 +19,18 @@ from pathlib import Path
 
 from megatron_compete.cluster.snapshot import Snapshot, digest_of, files_under
 from megatron_compete.errors import CompeteError
+from megatron_compete.files import write_whole
 
-SCRIPT, CODE, JOB, FINISHED, ATTEMPTS = "submit.sbatch", "code", "job.json", "finished", "attempts.tsv"
+SCRIPT, CODE, JOB, FINISHED = "submit.sbatch", "code", "job.json", "finished"
+ATTEMPTS, RUNNING = "attempts.tsv", "attempt.running"
 RECIPE, COMMAND, SETTINGS = "recipe.yaml", "command.txt", "cluster.env"
 GIT = ("git.txt", "git.patch")
 COMPARED = (RECIPE, COMMAND, SETTINGS, SCRIPT)
 WRITTEN = (*COMPARED, *GIT, CODE)
 """What a submission writes, and --update writes anew."""
+
+PRIVATE = 0o600
+"""Mode of files that hold settings: arguments and options may be nobody else's business."""
 
 UNUSABLE = frozenset("%'\"\\\n\t ")
 """Characters that mean something else in an #SBATCH line or a file name pattern of Slurm's."""
@@ -70,18 +75,39 @@ class RunFolder:
 
     @property
     def job_id(self) -> str | None:
-        """Id of the latest submission."""
+        """Id of the latest submission, as far as `job.json` says."""
         try:
             return str(json.loads((self / JOB).read_text())["job_id"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def job_ids(self) -> list[str]:
+        """Jobs that may be in the queue, newest first: the latest submission, and one that began by `sbatch` of the script.
+
+        Raises:
+            CompeteError: `job.json` does not say which was submitted.
+        """
+        if (self / JOB).exists() and self.job_id is None:
+            raise CompeteError(
+                f"{self / JOB} is damaged, and the job that it is of may be in the queue: look with squeue, then remove it"
+            )
+        begun = [_fields(self / RUNNING)[:1], _fields(self / ATTEMPTS)[1:2]]
+        return list(dict.fromkeys(filter(None, [self.job_id, *(job_id for some in begun for job_id in some)])))
+
     def record_submission(self, job_id: str, kind: str) -> None:
-        """Write `job.json`."""
+        """Write `job.json`.
+
+        Raises:
+            CompeteError: it cannot be written; the job is in the queue.
+        """
         record = {"job_id": job_id, "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "kind": kind}
-        aside = self / f".{JOB}.tmp"
-        aside.write_text(json.dumps(record) + "\n")
-        aside.replace(self / JOB)
+        try:
+            write_whole(self / JOB, json.dumps(record) + "\n")
+        except OSError as error:
+            raise CompeteError(
+                f"job {job_id} is submitted, but {self / JOB} cannot be written ({error.strerror}): scancel {job_id} before "
+                "you submit again"
+            ) from None
 
     def differences(self, contents: Contents) -> tuple[str, ...]:
         """Names of what it holds otherwise; none where the same job is there already."""
@@ -155,10 +181,8 @@ class RunFolder:
         staged.mkdir(parents=True)
         try:
             contents.snapshot.copy_to(staged / CODE)
-            for name, data in contents.snapshot.git_files().items():
-                (staged / name).write_bytes(data)
-            for name, text in contents.files.items():
-                (staged / name).write_text(text)
+            for name, data in (contents.snapshot.git_files() | contents.files).items():
+                write_whole(staged / name, data, mode=PRIVATE)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
@@ -167,3 +191,9 @@ class RunFolder:
 
 def _text(path: Path) -> str | None:
     return path.read_text() if path.is_file() else None
+
+
+def _fields(path: Path) -> list[str]:
+    """Fields of the last line of a table that the batch script writes; none without one."""
+    lines = (_text(path) or "").splitlines()
+    return lines[-1].split("\t") if lines else []

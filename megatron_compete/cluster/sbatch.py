@@ -102,12 +102,14 @@ def submit(script: Path, dependency: str | None) -> str:
     Returns:
         The job's id.
     Raises:
-        CompeteError: Slurm refuses, in its own words.
+        CompeteError: Slurm refuses, in its own words, or did not say in time whether it took the job.
     """
     flags = [] if dependency is None else [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"]
     done = subprocess.run(["sbatch", "--parsable", *flags, str(script)], capture_output=True, text=True)
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
         reason = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in said)
+        if "timed out" in reason:
+            reason += " (the job may be in the queue all the same: look with squeue before you submit again)"
         raise CompeteError(f"sbatch {script}: {reason}")
     return done.stdout.strip().split(";")[0]

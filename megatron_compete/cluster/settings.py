@@ -4,7 +4,9 @@
     COMPETE_VENV=$HOME/megatron-compete/.venv
     NCCL_SOCKET_IFNAME=ib0          # anything that is not COMPETE_* is exported to the ranks as it stands
 
-`slurm/cluster.env.example` explains every key. Variables like $HOME are filled in when a job is submitted.
+`slurm/cluster.env.example` explains every key. A run folder gets our settings with variables like $HOME filled in. The
+ranks' variables may be tokens and keys, and stay where they are: it names the file (`COMPETE_VARIABLES`), and the job reads
+them there.
 """
 
 import difflib
@@ -15,12 +17,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_compete.cluster.env_file import read_env_file
 from megatron_compete.cluster.times import limit_seconds
 from megatron_compete.errors import CompeteError
 
 NAME = "cluster.env"
 VARIABLE = "COMPETE_CLUSTER"
 PREFIX = "COMPETE_"
+VARIABLES = "COMPETE_VARIABLES"
+"""In a run folder: the file whose variables, other than ours, the job exports to the ranks."""
 
 SOFTWARE = ("venv", "pyxis", "apptainer")
 LAUNCHERS = ("torchrun", "srun", "mpirun")
@@ -82,6 +87,7 @@ KEYS: dict[str, Callable[[str, str], None]] = {
     "COMPETE_MAX_FAILURES": _number(0),
     "COMPETE_BACKOFF_SECONDS": _number(0),
     "COMPETE_NODE_FAILURES": _number(1),
+    VARIABLES: _any,
 }
 """Every key of ours, and what refuses a bad value."""
 
@@ -95,6 +101,7 @@ DEFAULTS = {
 }
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,8 @@ class Settings:
             values.update(layer)
         values = {key: value for key, value in values.items() if value != ""}
         for key, value in values.items():
+            if not _KEY.fullmatch(key) or _CONTROL.search(value):
+                raise CompeteError(f"{key!r} is no KEY=value on one line: use letters, digits and _ in a key")
             if key in KEYS:
                 KEYS[key](key, value)
             elif key.startswith(PREFIX):
@@ -181,57 +190,27 @@ def find_settings(given: Path | None) -> Path | None:
     return None
 
 
-def read_settings(path: Path) -> dict[str, str]:
-    """KEY=value lines of a settings file.
+def settings_to_keep(path: Path) -> dict[str, str]:
+    """Our settings in a settings file, and where the ranks' variables are, if it has any.
 
     Raises:
-        CompeteError: names the line: no assignment, a key given twice, a variable that is not set.
+        CompeteError: see `read_env_file`.
     """
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise CompeteError(f"{path} cannot be read: {error.strerror}") from None
-    found: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        where = f"{path}:{number}"
-        for key, value in _assignments(line, where):
-            if key in found:
-                raise CompeteError(f"{where}: {key} was set before: keep one line")
-            found[key] = value
-    return found
+    values = read_env_file(path)
+    if VARIABLES in values:
+        raise CompeteError(f"{path}: {VARIABLES} is written by submit: set the variables themselves")
+    own = {key: value for key, value in values.items() if key.startswith(PREFIX)}
+    return own if len(own) == len(values) else own | {VARIABLES: str(path.absolute())}
 
 
-def _assignments(line: str, where: str) -> list[tuple[str, str]]:
-    """What one line sets: nothing, or one key."""
-    words = split_words(where, line, comments=True)
-    if words and words[0] == "export":
-        words = words[1:]
-    if not words:
-        return []
-    key, equals, value = words[0].partition("=")
-    if len(words) != 1 or not equals or not _KEY.fullmatch(key):
-        raise CompeteError(f"{where}: {line.strip()!r} is no KEY=value: quote a value with spaces in it")
-    return [(key, _expanded(value, where) if "'" not in line else value)]
-
-
-def _expanded(value: str, where: str) -> str:
-    """Variables filled in, as bash would; commands are not run."""
-    if "$(" in value or "`" in value:
-        raise CompeteError(f"{where}: commands are not run here, write what {value!r} stands for")
-    expanded = os.path.expanduser(os.path.expandvars(value))
-    if "$" in expanded:
-        raise CompeteError(f"{where}: {value!r} names a variable that is not set: write its value")
-    return expanded
-
-
-def split_words(where: str, text: str, comments: bool = False) -> list[str]:
+def split_words(where: str, text: str) -> list[str]:
     """Words as a shell sees them.
 
     Raises:
         CompeteError: a quote that is not closed.
     """
     try:
-        return shlex.split(text, comments=comments)
+        return shlex.split(text)
     except ValueError as error:
         raise CompeteError(f"{where}: {text.strip()!r} cannot be read: {error}") from None
 

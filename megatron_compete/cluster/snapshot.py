@@ -1,7 +1,8 @@
 """What a job runs, copied into its run folder: later edits and pulls do not reach jobs that wait in the queue.
 
-From a git checkout: the files that git tracks or would track, as the working tree has them. From an unpacked or
-installed package: the package with the scripts beside it.
+Only files that belong to this project: what lies beside them, a `cluster.env` with tokens in it for one, stays where it is.
+In a git checkout those that git tracks, as the working tree has them; of an unpacked or installed package, those that a
+wheel of it holds.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,13 @@ from megatron_compete.errors import CompeteError
 
 ROOMS = ("megatron_compete", "tools", "examples", "slurm", "tests/evaluation")
 """Folders that a job needs; the last holds evaluation tasks that need no network."""
+
+PACKAGE = ("megatron_compete/**/*.py", "megatron_compete/py.typed")
+BESIDE = (
+    "tools/*.py", "tools/*.sh", "examples/**/*.yaml", "examples/*.py", "examples/*.sh", "slurm/*.sbatch", "slurm/*.sh",
+    "slurm/README.md", "slurm/cluster.env.example", "tests/evaluation/*.jsonl", "tests/evaluation/*.yaml",
+)  # fmt: skip
+"""What is in them, of the package and beside it, where no git says so. A wheel has the same (pyproject.toml)."""
 
 SCRIPTS = "slurm/pretrain.sbatch"
 """Without it there is nothing to submit."""
@@ -35,11 +43,15 @@ class GitState:
     changed: tuple[str, ...]
     """`git status --porcelain`: what differs from the revision."""
     patch: bytes
-    """From the revision to the working tree; files that git does not track are in the snapshot alone."""
+    """From the revision to the working tree."""
+
+    def untracked(self) -> tuple[str, ...]:
+        """Files that a snapshot would have if git tracked them."""
+        return tuple(line.removeprefix("?? ") for line in self.changed if line.startswith("?? "))
 
     def text(self) -> str:
         """For `git.txt`."""
-        state = "as committed" if not self.changed else "with changes (git.patch; new files in code/):"
+        state = "as committed" if not self.changed else "with changes (git.patch; ?? is not tracked, and not in code/):"
         return "\n".join([self.revision, state, *self.changed, ""])
 
 
@@ -79,12 +91,12 @@ def take_snapshot() -> Snapshot:
     root = Path(megatron_compete.__file__).resolve().parent.parent
     git = git_state(root)
     if git is not None:
-        names = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *ROOMS).decode()
-        files = {name: root / name for name in sorted(set(names.split("\0"))) if name and (root / name).is_file()}
+        names = os.fsdecode(_git(root, "ls-files", "-z", "--", *ROOMS)).split("\0")
+        files = {name: root / name for name in sorted(names) if name and (root / name).is_file()}
     else:
-        files = dict(_walk(root, ROOMS))
-        if SCRIPTS not in files:
-            files |= dict(_walk(Path(sys.prefix) / "share" / "megatron-compete", ROOMS[1:]))
+        installed = Path(sys.prefix) / "share" / "megatron-compete"
+        beside = root if (root / SCRIPTS).is_file() else installed  # site-packages may have a tools/ of somebody else's
+        files = _matching(root, PACKAGE) | _matching(beside, BESIDE)
     if SCRIPTS not in files:
         raise CompeteError(
             f"{SCRIPTS} is neither in {root} nor in {sys.prefix}/share/megatron-compete: submit from a checkout of the "
@@ -99,7 +111,9 @@ def git_state(root: Path) -> GitState | None:
         if Path(_git(root, "rev-parse", "--show-toplevel").decode().strip()).resolve() != root:
             return None
         revision = _git(root, "rev-parse", "HEAD").decode().strip()
-        changed = tuple(_git(root, "status", "--porcelain", "--", *ROOMS).decode().splitlines())
+        changed = tuple(
+            os.fsdecode(_git(root, "status", "--porcelain", "--untracked-files=all", "--", *ROOMS)).splitlines()
+        )
         patch = _git(root, "diff", "--binary", "HEAD", "--", *ROOMS)
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -116,16 +130,12 @@ def digest_of(files: Mapping[str, Path]) -> str:
 
 def files_under(folder: Path) -> dict[str, Path]:
     """Files below a folder by their names in it; what Python compiled is not counted."""
-    return dict(_walk(folder, (".",)))
+    return {name: path for name, path in _matching(folder, ("**/*",)).items() if "__pycache__" not in path.parts}
 
 
-def _walk(root: Path, rooms: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    for room in rooms:
-        for folder, folders, names in os.walk(root / room):
-            folders[:] = sorted(name for name in folders if name != "__pycache__")
-            for name in sorted(names):
-                path = Path(folder, name)
-                yield path.relative_to(root).as_posix(), path
+def _matching(root: Path, patterns: Iterable[str]) -> dict[str, Path]:
+    found = sorted(path for pattern in patterns for path in root.glob(pattern) if path.is_file())
+    return {path.relative_to(root).as_posix(): path for path in found}
 
 
 def _git(root: Path, *arguments: str) -> bytes:

@@ -12,16 +12,16 @@ Nothing here needs torch, and every file may be missing or cut off.
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from megatron_compete.cluster.env_file import read_env_file
 from megatron_compete.cluster.queue import Queue, QueuedJob
 from megatron_compete.cluster.run_folder import ATTEMPTS, FINISHED, JOB, RECIPE, SCRIPT, SETTINGS, RunFolder
-from megatron_compete.cluster.settings import read_settings
 from megatron_compete.errors import CompeteError
+from megatron_compete.recipe import read_recipe
 from megatron_compete.runtime.run_files import first_failure, read_failures
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -255,16 +255,16 @@ def _begun(path: Path) -> float | None:
     return float(parts[1]) if len(parts) > 1 and parts[1].strip().isdecimal() else None
 
 
-def _recipe(path: Path) -> dict[str, Any]:
+def _recipe(path: Path) -> Mapping[str, Any]:
     try:
-        return (yaml.safe_load(_text(path)) or {}).get("arguments") or {}
-    except (yaml.YAMLError, AttributeError):
+        return read_recipe(path).arguments
+    except CompeteError:
         return {}
 
 
 def _settings(path: Path) -> dict[str, str]:
     try:
-        return read_settings(path) if path.exists() else {}
+        return read_env_file(path) if path.exists() else {}
     except CompeteError:
         return {}
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from megatron_compete.cluster.chain import plan_chain, submit_chain, write_chain
 from megatron_compete.cluster.chain_file import read_chain
 from megatron_compete.cluster.layout_check import check_layout
-from megatron_compete.cluster.parts import Part, pretrain_part
+from megatron_compete.cluster.parts import Part, pretrain_part, queued_jobs
 from megatron_compete.cluster.pretrain_job import check_files
 from megatron_compete.cluster.run_folder import COMMAND, RECIPE, SCRIPT, RunFolder
 from megatron_compete.cluster.sbatch import check_sbatch, submit
-from megatron_compete.cluster.settings import LAUNCHERS, Settings, find_settings, read_settings
-from megatron_compete.cluster.snapshot import take_snapshot
+from megatron_compete.cluster.settings import LAUNCHERS, Settings, find_settings, settings_to_keep
+from megatron_compete.cluster.snapshot import Snapshot, take_snapshot
 from megatron_compete.errors import CompeteError
 from megatron_compete.recipe import read_recipe
 
@@ -83,10 +83,19 @@ def run_submit(arguments: argparse.Namespace, overrides: list[str]) -> None:
         _submit_recipe(arguments, overrides, settings)
 
 
+def snapshot() -> Snapshot:
+    """The code that the job gets, with a note on what it does not get."""
+    found = take_snapshot()
+    missing = found.git.untracked() if found.git is not None else ()
+    if missing:
+        print(f"note: not in the job's code, because git does not track them: {', '.join(missing)}", file=sys.stderr)
+    return found
+
+
 def cluster_settings(arguments: argparse.Namespace) -> dict[str, str]:
     """Settings from the file, with the command line's over them."""
     path = find_settings(arguments.cluster)
-    values = {} if path is None else read_settings(path)
+    values = {} if path is None else settings_to_keep(path)
     given = {key: str(getattr(arguments, flag)) for flag, key in SETTING_FLAGS.items() if getattr(arguments, flag) is not None}  # fmt: skip
     if arguments.container is not None and values.get("COMPETE_SOFTWARE", "venv") == "venv":
         given["COMPETE_SOFTWARE"] = "apptainer" if arguments.container.endswith(".sif") else "pyxis"
@@ -127,7 +136,7 @@ def _submit_recipe(arguments: argparse.Namespace, overrides: list[str], values: 
     recipe = read_recipe(arguments.recipe)
     recipe.override(overrides)
     run = RunFolder(run_path(arguments.run, arguments.recipe))
-    part = pretrain_part(recipe, run, arguments.nodes, Settings.of(values), take_snapshot())
+    part = pretrain_part(recipe, run, arguments.nodes, Settings.of(values), snapshot())
     check_files(recipe)
     if _is_over(part):
         return
@@ -150,17 +159,18 @@ def _submit_chain(arguments: argparse.Namespace, overrides: list[str], values: d
             raise CompeteError(f"--{flag} is one job's: write {flag} into the sections of --chain {arguments.chain}")
     folder = run_path(arguments.run, arguments.chain)
     RunFolder(folder)  # its path is fit for Slurm
-    parts = plan_chain(read_chain(arguments.chain, folder), folder, values, overrides, take_snapshot())
+    parts = plan_chain(read_chain(arguments.chain, folder), folder, values, overrides, snapshot())
     if not arguments.no_check:
         for part in parts:
             if part.recipe is not None and not part.folder.is_finished:
                 _check_layout(part)
-    write_chain(parts, folder, arguments.chain, arguments.update)
+    queued = queued_jobs(parts)
+    write_chain(parts, queued, folder, arguments.chain, arguments.update)
     if arguments.dry_run:
         for part in parts:
             _show(part)
         return
-    submit_chain(parts, arguments.dependency, print)
+    submit_chain(parts, queued, arguments.dependency, print)
     print(f"chain    {folder}\nlook     megatron-compete status {folder}")
 
 
@@ -168,15 +178,15 @@ def _is_over(part: Part) -> bool:
     """Whether there is nothing to submit.
 
     Raises:
-        CompeteError: its job waits or runs.
+        CompeteError: its job waits or runs, or whether it does cannot be told.
     """
     if part.folder.is_finished:
         print(f"{part.folder.path} is finished: nothing to do (another --run trains anew)")
         return True
-    state = part.in_queue()
-    if state is not None:
+    job = queued_jobs([part])[0]
+    if job is not None:
         raise CompeteError(
-            f"--run {part.folder.path}: its job {part.folder.job_id} is in the queue ({state}): scancel it first, or choose "
+            f"--run {part.folder.path}: its job {job.job_id} is in the queue ({job.state}): scancel it first, or choose "
             "another --run"
         )
     return False

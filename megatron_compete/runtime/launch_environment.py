@@ -219,6 +219,8 @@ def _master_addr(environment: Environment, names: Names, size: int, local_size: 
     given = environment.get("MASTER_ADDR")
     if given:
         return given
+    if size == 1 and names is not TORCHRUN:
+        return "127.0.0.1"
     nodes = environment.get("SLURM_JOB_NODELIST")  # the step's are, under mpirun, those of its own daemons
     if names is SRUN:
         nodes = environment.get("SLURM_STEP_NODELIST") or nodes
@@ -243,6 +245,8 @@ def _master_port(environment: Environment, names: Names, size: int) -> int:
         if port > 65535 or (port == 0 and size > 1):
             raise CompeteError(f"MASTER_PORT={port} is no port: give one from 1024 to 65535, or unset it")
         return port
+    if size == 1:
+        return 0  # any: a shell that srun started may run several such jobs at a time
     step = environment.get("SLURM_STEP_ID", "0") if names is SRUN else "0"
     for name in ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID"):
         number = environment.get(name, "").split(".")[0]

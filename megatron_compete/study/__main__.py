@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     prepare_environment()
     corpus = prepare_corpus(study.corpus, (folder / "corpus").absolute())
     if options.slurm:
-        submit(study, runs, options.config, folder)
+        submit(study, runs, options.config, folder, options)
         return
     trainer = Trainer(
         study, folder.absolute(), corpus, _say, options.any_code, not options.cold, options.keep_checkpoints

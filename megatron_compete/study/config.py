@@ -17,14 +17,14 @@ What the arguments mean is the trainer's business; a study only varies them. `do
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import yaml
-
-from megatron_compete.errors import CompeteError
-from megatron_compete.recipe import LAUNCH_OPTIONS, Recipe, Value, read_recipe
+from megatron_compete.recipe import Recipe, Value, read_arguments, read_launch, read_recipe
 from megatron_compete.study.config_reader import Arguments, Reader
+from megatron_compete.yaml_file import YamlFile
 
 SOURCES = ("stdlib", "packages")
 CLOCKS = ("processor", "wall")
+OWN_OPTIONS = ("array", "dependency", "parsable", "wrap", "output", "job-name", "chdir")
+"""Options of sbatch that a study sets for its jobs."""
 
 
 @dataclass(frozen=True)
@@ -142,16 +142,11 @@ def read_study(path: Path) -> Study:
     Raises:
         CompeteError: a key that is missing, unknown or of the wrong kind, or names that do not fit together.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise CompeteError(f"--config {path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise CompeteError(f"--config {path} is not YAML: {error}") from error
-    reader = Reader(path, content)
+    file = YamlFile(path, "--config")
+    reader = Reader(file, file.content)
     reader.only(*KEYS)
     variants, starts = _variants(reader), _starts(reader)
-    probe, finalists, slurm = reader.part("probe"), reader.part("finalists"), reader.part("slurm")
+    probe, finalists = reader.part("probe"), reader.part("finalists")
     probe.only("interval", "sequences")
     finalists.only("variants", "seeds")
     seeds = reader.seeds("seeds")
@@ -161,20 +156,20 @@ def read_study(path: Path) -> Study:
         recipe=_recipe(reader),
         steps=reader.need("steps", int, least=1),
         seeds=seeds,
-        finalists=frozenset(finalists.get("variants", list, [])),
+        finalists=frozenset(finalists.names("variants")),
         finalist_seeds=finalists.seeds("seeds", seeds),
         baseline=reader.need("baseline", str),
         variants=variants,
         starts=starts,
         corpus=_corpus(reader),
-        seed_arguments=tuple(reader.get("seed-arguments", list, ["seed", "compete-seed"])),
+        seed_arguments=reader.names("seed-arguments", ("seed", "compete-seed")),
         probe_interval=probe.get("interval", int, 100, least=1),
         probe_sequences=probe.get("sequences", int, 64, least=1),
         save_interval=reader.get("save-interval", int, least=1),
         clock=reader.choice("clock", CLOCKS, "processor"),
         jobs=reader.get("jobs", int, 1, least=1),
         budget_minutes=reader.get("budget-minutes", (int, float), least=0),
-        slurm=Slurm({k: v for k, v in slurm.content.items() if k != "at-once"}, slurm.get("at-once", int, least=1)),
+        slurm=_slurm(reader),
         timing=_timing(reader),
     )
     _check_names(reader, study)
@@ -183,10 +178,8 @@ def read_study(path: Path) -> Study:
 
 def _recipe(reader: Reader) -> Recipe:
     file = reader.get("recipe", str)
-    recipe = Recipe() if file is None else read_recipe(reader.path.parent / file)
-    launch = reader.part("launch")
-    launch.only(*LAUNCH_OPTIONS)
-    recipe.launch.update(launch.content)
+    recipe = Recipe() if file is None else read_recipe(reader.file.path.parent / file)
+    recipe.launch.update(read_launch(reader.file, reader.content.get("launch"), "launch"))
     recipe.arguments.update(reader.arguments("arguments"))
     return recipe
 
@@ -195,12 +188,12 @@ def _variants(reader: Reader) -> dict[str, Variant]:
     found = {}
     variants = reader.part("variants")
     for name in variants.content:
-        part = variants.part(str(name))
+        part = variants.part(name)
         part.only("label", "arguments", "start", "baseline")
-        _check_name(variants, str(name))
-        found[str(name)] = Variant(
-            str(name),
-            part.get("label", str, str(name)),
+        _check_name(variants, name)
+        found[name] = Variant(
+            name,
+            part.get("label", str, name),
             part.arguments("arguments"),
             part.get("start", str),
             part.get("baseline", str),
@@ -212,9 +205,9 @@ def _starts(reader: Reader) -> dict[str, Start]:
     found = {}
     starts = reader.part("starts")
     for name in starts.content:
-        part = starts.part(str(name))
+        part = starts.part(name)
         part.only("steps", "arguments", "upcycle")
-        _check_name(starts, str(name))
+        _check_name(starts, name)
         how = part.part("upcycle")
         how.only("experts", "top-k", "granularity", "noise")
         upcycle = Upcycle(
@@ -223,8 +216,21 @@ def _starts(reader: Reader) -> dict[str, Start]:
             how.get("granularity", int, 1, least=1),
             float(how.get("noise", (int, float), 0.0, least=0)),
         )
-        found[str(name)] = Start(str(name), part.need("steps", int, least=1), upcycle, part.arguments("arguments"))
+        found[name] = Start(name, part.need("steps", int, least=1), upcycle, part.arguments("arguments"))
     return found
+
+
+def _slurm(reader: Reader) -> Slurm:
+    part = reader.part("slurm")
+    options = read_arguments(
+        reader.file, {name: value for name, value in part.content.items() if name != "at-once"}, "slurm"
+    )
+    for name, value in options.items():
+        if name in OWN_OPTIONS:
+            part.fail("is what the study itself tells sbatch: leave it out", name)
+        if isinstance(value, list):
+            part.fail("is a list: write the one word that sbatch takes", name)
+    return Slurm(options, part.get("at-once", int, least=1))
 
 
 def _timing(reader: Reader) -> Timing | None:
@@ -266,15 +272,15 @@ def _check_names(reader: Reader, study: Study) -> None:
     if study.baseline not in study.variants:
         reader.fail(f"is {study.baseline!r}, which is no variant: choose from {known}", "baseline")
     for name in sorted(study.finalists - study.variants.keys()):
-        reader.fail(f"names {name!r}, which is no variant: choose from {known}", "finalists.variants")
+        reader.fail(f"names {name!r}, which is no variant: choose from {known}", "finalists", "variants")
     for variant in study.variants.values():
         if variant.start is not None and variant.start not in study.starts:
-            reader.fail(f"is {variant.start!r}: the starts are {', '.join(study.starts) or 'none'}", f"variants.{variant.name}.start")  # fmt: skip
+            reader.fail(f"is {variant.start!r}: the starts are {', '.join(study.starts) or 'none'}", "variants", variant.name, "start")  # fmt: skip
         baseline = study.baseline_of(variant.name)
         if baseline not in study.variants:
-            reader.fail(f"is {baseline!r}, which is no variant: choose from {known}", f"variants.{variant.name}.baseline")  # fmt: skip
+            reader.fail(f"is {baseline!r}, which is no variant: choose from {known}", "variants", variant.name, "baseline")  # fmt: skip
         if not set(study.seeds_of(variant.name)) & set(study.seeds_of(baseline)):
-            reader.fail(f"shares no seed with its baseline {baseline!r}: nothing could be paired", f"variants.{variant.name}")  # fmt: skip
+            reader.fail(f"shares no seed with its baseline {baseline!r}: nothing could be paired", "variants", variant.name)  # fmt: skip
     for name in set(study.starts) & set(study.variants):
         reader.fail(f"is {name!r} and names a variant too: choose another name", "starts")
     if study.save_interval and study.save_interval % study.probe_interval:

@@ -1,11 +1,9 @@
 """Reading a mapping of a YAML file, with errors that name the file, the key, the value and what is wanted."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_compete.errors import CompeteError
-from megatron_compete.recipe import Value
+from megatron_compete.recipe import Value, read_arguments
+from megatron_compete.yaml_file import YamlFile
 
 Arguments = dict[str, Value]
 
@@ -17,26 +15,27 @@ OWN_ARGUMENTS = (
 
 
 class Reader:
-    """Values of one mapping of the file, with errors that name file and key."""
+    """Values of one mapping of the file, with errors that name file, line and key.
 
-    def __init__(self, path: Path, content: Any, where: str = "") -> None:
-        self.path, self.where = path, where
-        if not isinstance(content, Mapping):
-            self.fail(f"is a {type(content).__name__}, not a mapping of names to values")
-        self.content = dict(content)
+    Args:
+        keys: where the mapping is in the file.
+    """
 
-    def fail(self, what: str, key: str = "") -> NoReturn:
-        name = ".".join(part for part in (self.where, key) if part)
-        raise CompeteError(f"--config {self.path}: {name or 'the file'} {what}")
+    def __init__(self, file: YamlFile, content: Any, *keys: str) -> None:
+        self.file, self.keys = file, keys
+        self.content = dict(file.section(content, *keys))
+
+    def fail(self, what: str, *keys: str) -> NoReturn:
+        self.file.fail(f"{'.'.join((*self.keys, *keys)) or 'the file'} {what}", *self.keys, *keys)
 
     def only(self, *known: str) -> None:
         """Refuse keys that mean nothing."""
         for key in self.content:
             if key not in known:
-                self.fail(f"is no key of a study here: known are {', '.join(known)}", str(key))
+                self.fail(f"is no key of a study here: known are {', '.join(known)}", key)
 
     def part(self, key: str) -> "Reader":
-        return Reader(self.path, self.content.get(key) or {}, ".".join(filter(None, (self.where, key))))
+        return Reader(self.file, self.content.get(key), *self.keys, key)
 
     def get(self, key: str, kind: type | tuple[type, ...], default: Any = None, least: float | None = None) -> Any:
         value = self.content.get(key, default)
@@ -70,11 +69,15 @@ class Reader:
             self.fail(f"is {values!r}: name each seed once", key)
         return tuple(values)
 
+    def names(self, key: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+        values = self.get(key, list, list(default))
+        if not all(isinstance(value, str) for value in values) or len(set(values)) < len(values):
+            self.fail(f"is {values!r}: give a list of names, each once", key)
+        return tuple(values)
+
     def arguments(self, key: str) -> Arguments:
-        part = self.part(key)
-        for name, value in part.content.items():
-            if not isinstance(value, bool | str | int | float | list | None):
-                part.fail(f"is a {type(value).__name__}: give a scalar or a list", str(name))
+        found = read_arguments(self.file, self.content.get(key), *self.keys, key)
+        for name in found:
             if name in OWN_ARGUMENTS:
-                part.fail("is set by the study itself: leave it out", str(name))
-        return part.content
+                self.fail("is set by the study itself: leave it out", key, name)
+        return found

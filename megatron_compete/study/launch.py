@@ -17,10 +17,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-import yaml
-
 from megatron_compete.recipe import Recipe
 from megatron_compete.study.folder import RunFolder
+from megatron_compete.yaml_file import dump_yaml
 
 RECIPE = "recipe.yaml"
 
@@ -135,7 +134,7 @@ def can_be_warm(recipe: Recipe) -> bool:
 def start(recipe: Recipe, folder: RunFolder, lock: int, warm: bool) -> Job:
     """Start the run; its recipe is in the folder then, for whoever wants to run it by hand."""
     path = folder.work / RECIPE
-    path.write_text(yaml.safe_dump({"launch": recipe.launch, "arguments": recipe.arguments}, sort_keys=False))
+    path.write_text(dump_yaml({"launch": recipe.launch, "arguments": recipe.arguments}))
     if warm and can_be_warm(recipe):
         command = recipe.command()
         return WarmFork(command[command.index("-m") + 2 :], folder, lock)

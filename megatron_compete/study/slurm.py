@@ -1,5 +1,6 @@
 """A study as Slurm job arrays: a task trains one run; what others start from comes first; the report comes last."""
 
+import argparse
 import os
 import shlex
 import subprocess
@@ -11,6 +12,9 @@ from megatron_compete.recipe import Value
 from megatron_compete.study.config import Slurm, Study
 from megatron_compete.study.grid import Run
 
+PASSED_ON = ("any_code", "keep_checkpoints", "cold")
+"""Flags that a job gets as they were given."""
+
 SCRIPT = """#!/usr/bin/env bash
 # Trains line SLURM_ARRAY_TASK_ID of {list}; written by megatron_compete.study.
 set -euo pipefail
@@ -20,31 +24,42 @@ exec {command} --only "$run" --jobs 1 --no-report
 """
 
 
-def submit(study: Study, runs: list[Run], config: Path, folder: Path) -> None:
+def submit(study: Study, runs: list[Run], config: Path, folder: Path, flags: argparse.Namespace) -> None:
     """Write the arrays' scripts and hand them to sbatch; DRY_RUN=1 prints the commands instead.
 
-    Corpus and environment must lie where all nodes see them.
+    Corpus and environment must lie where all nodes see them. Every job gets the study's options of sbatch.
 
+    Args:
+        flags: of the command line; they mean for the jobs what they mean for training here.
     Raises:
-        CompeteError: sbatch is missing or refuses.
+        CompeteError: a flag that jobs cannot heed; sbatch is missing or refuses.
     """
+    if flags.jobs is not None:
+        raise CompeteError(
+            "--jobs: a job of --slurm trains one run: bound their number by slurm: {at-once: N} in the study"
+        )
     place = folder / "slurm"
     place.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "megatron_compete.study", "--config", str(config.absolute()), "--out", str(folder.absolute())]  # fmt: skip
+    command += [f"--{name.replace('_', '-')}" for name in PASSED_ON if getattr(flags, name)]
+    own = sbatch_options(study.slurm)
     previous = None
     groups = {"starts": [run for run in runs if run.is_start], "runs": [run for run in runs if not run.is_start]}
     for name, some in groups.items():
-        if some:
+        if some and not flags.timing_only:
             script = write_array(place, name, [run.name for run in some], command)
             width = f"0-{len(some) - 1}" + (f"%{study.slurm.at_once}" if study.slurm.at_once else "")
             options = [f"--array={width}", f"--job-name={study.name}-{name}", f"--output={place}/%x-%a.log"]
-            previous = _sbatch([*options, *_after(previous, "afterok"), *sbatch_options(study.slurm), str(script)])
-    if study.timing is not None:
-        timing = shlex.join([*command, "--timing-only", "--no-report"])
+            previous = _sbatch([*options, *_after(previous, "afterok"), *own, str(script)])
+    if study.timing is not None and (flags.timing_only or not flags.only):
+        only = [word for name in flags.only for word in ("--only", name)]
+        timing = shlex.join([*command, *only, "--timing-only", "--no-report"])
         options = [f"--job-name={study.name}-timing", f"--output={place}/%x.log", f"--chdir={os.getcwd()}"]
-        previous = _sbatch([*options, *_after(previous, "afterany"), *sbatch_options(study.slurm), f"--wrap={timing}"])
-    report = shlex.join([*command, "--report-only"])
-    _sbatch([f"--job-name={study.name}-report", f"--output={place}/%x.log", *_after(previous, "afterany"), f"--wrap={report}"])  # fmt: skip
+        previous = _sbatch([*options, *_after(previous, "afterany"), *own, f"--wrap={timing}"])
+    if not flags.no_report:
+        report = shlex.join([*command, "--report-only"])
+        options = [f"--job-name={study.name}-report", f"--output={place}/%x.log", f"--chdir={os.getcwd()}"]
+        _sbatch([*options, *_after(previous, "afterany"), *own, f"--wrap={report}"])
 
 
 def write_array(place: Path, name: str, runs: list[str], command: list[str]) -> Path:

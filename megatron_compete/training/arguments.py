@@ -3,12 +3,13 @@
 import argparse
 import dataclasses
 import importlib.util
+import re
 import sys
 import traceback
 from typing import Any, NoReturn
 
 from megatron.training.argument_utils import ArgumentGroupFactory
-from megatron.training.arguments import parse_and_validate_args, parse_args
+from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args, parse_args
 
 from megatron_compete.config import CompeteConfig, flag_of
 from megatron_compete.errors import CompeteError
@@ -93,12 +94,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     RivalArgumentGroup(RivalConfig).build_group(parser, title="rival routers")
     _add_reliability_arguments(parser)
     add_probe_arguments(parser)
+    escape_help(parser)
     parser.error = _one_line_error  # type: ignore[method-assign]
     parser.set_defaults(**defaults_asked_for(sys.argv[1:]))
     parser.set_defaults(eval_interval=EVAL_INTERVAL)
     if cpu.is_needed():
         parser.set_defaults(**cpu.ARGUMENTS)
     return parser
+
+
+def escape_help(parser: argparse.ArgumentParser) -> None:
+    """Escape percent signs in help texts of Megatron's; with one that is not (0.19.2 has it), `--help` is a traceback."""
+    for action in parser._actions:
+        if action.help is not None:
+            action.help = re.sub(r"%%|%(?!\()", "%%", action.help)
+
+
+def describe_arguments() -> str:
+    """Megatron's arguments and ours, as `--help` shows them."""
+    parser = argparse.ArgumentParser(prog="", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
+    return add_arguments(add_megatron_arguments(parser)).format_help()
 
 
 def _add_reliability_arguments(parser: argparse.ArgumentParser) -> None:

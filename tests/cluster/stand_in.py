@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
     "sbatch": 'echo "sbatch $*" >>"$CALLS"; if [ -n "$REFUSE" ]; then echo "sbatch: error: $REFUSE" >&2; exit 1; fi\n'
     'wc -l <"$CALLS" | sed "s/^ */10/"',
-    "squeue": '[ -n "$QUEUE" ] && echo "$3|$QUEUE|None|1:00|1:00:00|59:00|N/A|n1" || { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }',
+    "squeue": 'if [ -n "$DOWN" ]; then echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1; fi\n'
+    'if [ -z "$QUEUE" ]; then echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; fi\n'
+    'for id in ${3//,/ }; do echo "$id|$QUEUE|None|1:00|1:00:00|59:00|N/A|n1"; done',
     "scontrol": "printf 'node7\\nnode8\\n'",
 }
 

@@ -94,8 +94,42 @@ def test_a_part_that_is_left_out_is_named_instead(plan: Planner, tmp_path: Path)
 
 
 def test_times_are_read_as_slurm_writes_them(plan: Planner) -> None:
-    parts = plan(None, text="convert: {time: 1:30:00, arguments: {checkpoint: .}}\nevaluate: {time: 20}\n")
-    assert [part.job.settings.get("TIME") for part in parts] == ["1:30:00", "20"]
+    text = "convert: {time: 12:00:00, arguments: {checkpoint: .}}\nevaluate: {cluster: {COMPETE_TIME: 1:30:00}}\n"
+    parts = plan(None, text=text)
+    assert [part.job.settings.get("TIME") for part in parts] == ["12:00:00", "1:30:00"]
+    assert "#SBATCH --time=12:00:00" in parts[0].contents.files["submit.sbatch"]
+    assert plan(None, text="convert: {time: 20, arguments: {checkpoint: .}}\n")[0].job.settings.get("TIME") == "20"
+
+
+def test_an_empty_setting_is_taken_back(plan: Planner) -> None:
+    part = plan(None, text="convert: {cluster: {COMPETE_PARTITION: }, time: , arguments: {checkpoint: .}}\n")[0]
+    assert part.job.settings.get("PARTITION") is None and part.job.settings.get("TIME") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("convert:\n  time: 1\n  time: 2\n", ":3: time is given twice"),
+        ("convert:\n  cluster: {COMPETE_QOS: [a]}\n", ":2: convert: cluster: COMPETE_QOS is a list"),
+        ("convert:\n  cluster:\n    COMPETE_QOS: true\n", ":3: convert: cluster: COMPETE_QOS is true"),
+        ("convert:\n  nodes: yes\n", ":2: .*yes is true or false to some"),
+        ("convert:\n  nodes: [1]\n", ":2: convert: nodes is a list"),
+        ("convert:\n\n  arguments: {a: {b: c}}\n", ":3: a has a mapping as a value"),
+        ("convert: false\n", ":1: convert is false, not a mapping"),
+        ("pretrain:\n  recipe: {a: b}\n", ":2: pretrain: recipe is a mapping"),
+    ],
+)  # fmt: skip
+def test_mistakes_have_their_line(plan: Planner, text: str, says: str) -> None:
+    with pytest.raises(CompeteError, match=f"--chain chain.yaml{says}"):
+        plan(None, text=text)
+
+
+def test_a_setting_has_one_line(plan: Planner) -> None:
+    """It becomes a line of #SBATCH, and one that bash reads."""
+    with pytest.raises(CompeteError, match="'COMPETE_QOS' is no KEY=value on one line"):
+        plan(None, text='convert: {cluster: {COMPETE_QOS: "a\\n#SBATCH --wait"}, arguments: {checkpoint: .}}\n')
+    with pytest.raises(CompeteError, match="'a b' is no KEY=value"):
+        plan(None, text="convert: {cluster: {a b: c}, arguments: {checkpoint: .}}\n")
 
 
 def test_command_lines_name_the_tools(plan: Planner) -> None:
@@ -128,7 +162,7 @@ def test_command_lines_name_the_tools(plan: Planner) -> None:
         ({"convert": {"cluster": {"COMPETE_TIM": 3}}}, "did you mean COMPETE_TIME"),
         ({"evaluate": {"arguments": {"task": "x"}}}, "evaluate: arguments: task is none of"),
         ({"evaluate": {"arguments": {"text": "gone.jsonl"}}}, "evaluate: text: .*gone.jsonl is not there"),
-        ({"evaluate": {"arguments": ["x"]}}, "evaluate: arguments is no mapping of names to values"),
+        ({"evaluate": {"arguments": ["x"]}}, "arguments is a list, not a mapping"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_named(plan: Planner, changes: dict, says: str) -> None:
@@ -140,10 +174,10 @@ def test_what_is_missing_is_named(plan: Planner, changes: dict, says: str) -> No
     ("text", "says"),
     [
         ("", "needs one section or more of preprocess, pretrain"),
-        ("train: {}", "sections train are not preprocess"),
+        ("train: {}", "train is none of preprocess"),
         ("convert: {}\npretrain: {}", "sections convert, pretrain are not .* in this order"),
         ("convert: [1", "is not YAML"),
-        ("convert: 3", "convert is no mapping"),
+        ("convert: 3", "convert is a number, not a mapping"),
     ],
 )
 def test_what_is_no_chain(tmp_path: Path, text: str, says: str) -> None:

@@ -1,6 +1,7 @@
 """`megatron-compete submit`, as a user types it, with stand-ins for Slurm's commands."""
 
 import json
+import secrets
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_compete.cluster import submit
+from megatron_compete.cluster.snapshot import GitState, Snapshot
 from tests.cluster.stand_in import ROOT, Desk, said
 
 QUICK = ("--recipe", "small.yaml", "--nodes", "2", "--no-check")
@@ -41,6 +44,68 @@ def test_a_run_folder_is_written_and_submitted(desk: Desk) -> None:
     assert "#SBATCH --time=2:00:00" in (run / "submit.sbatch").read_text()
     assert (run / "command.txt").read_text().startswith("torchrun ") and (run / "git.txt").is_file()
     assert (run / "code/slurm/job.sh").is_file() and (run / "code/megatron_compete/cli.py").is_file()
+
+
+def test_tokens_stay_in_the_users_file(desk: Desk) -> None:
+    """Neither the run folder nor the chain's holds them; the job reads them where they are, and the ranks get them."""
+    secret = secrets.token_hex(8)
+    with (desk.folder / "cluster.env").open("a") as settings:
+        settings.write(
+            f"HF_TOKEN=hf_{secret}\nexport WANDB_API_KEY='wandb ${secret}' # it's mine\nNCCL_DEBUG=WARN\nCOMPETE_QOS=low\n"
+        )
+    done = desk.submit(*QUICK)
+    assert done.returncode == 0, done.stderr
+    run = desk.folder / "runs/small"
+    texts = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and "code" not in path.parts}
+    assert len(texts) >= 6 and not [path for path, text in texts.items() if secret.encode() in text]
+    assert {path.name: path.stat().st_mode & 0o777 for path in texts if path.name != "job.json"}.keys() >= {
+        "cluster.env", "recipe.yaml", "command.txt", "submit.sbatch", "git.txt",
+    }  # fmt: skip
+    assert {path.stat().st_mode & 0o777 for path in texts if path.name != "job.json"} == {0o600}
+    script = f". {run}/code/slurm/job.sh; load_settings; env -0"
+    slurm = {"SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "n1", "COMPETE_RUN": str(run), "COMPETE_MPI": "kept"}
+    shown = subprocess.run(
+        ["bash", "-eu", "-c", script], env=desk.environment | slurm, cwd="/", capture_output=True, text=True
+    )
+    read = dict(one.split("=", 1) for one in shown.stdout.split("\0") if "=" in one)
+    assert (read["HF_TOKEN"], read["WANDB_API_KEY"], read["NCCL_DEBUG"]) == (
+        f"hf_{secret}",
+        f"wandb ${secret}",
+        "WARN",
+    ), shown.stderr
+    assert (read["COMPETE_QOS"], read["COMPETE_RUN"], read["COMPETE_MPI"]) == ("low", str(run), "kept")
+    (desk.folder / "cluster.env").unlink()
+    gone = subprocess.run(
+        ["bash", "-eu", "-c", script], env=desk.environment | slurm, cwd="/", capture_output=True, text=True
+    )
+    assert gone.returncode == 2 and "which the job was submitted with, cannot be read" in gone.stderr
+
+
+def test_a_chains_section_goes_over_the_file(desk: Desk) -> None:
+    write_chain(desk)
+    chain = yaml.safe_load((desk.folder / "chain.yaml").read_text())
+    chain["convert"]["cluster"] = {"NCCL_DEBUG": "INFO", "COMPETE_QOS": None}
+    (desk.folder / "chain.yaml").write_text(yaml.safe_dump(chain))
+    (desk.folder / "cluster.env").write_text("COMPETE_GPUS_PER_NODE=0\nNCCL_DEBUG=WARN\nCOMPETE_QOS=low\n")
+    assert desk.submit("--chain", "chain.yaml", "--dry-run").returncode == 0
+    assert (desk.folder / "runs/chain/chain.yaml").stat().st_mode & 0o777 == 0o600
+    for part, expected in {"3-convert": "INFO -", "4-evaluate": "WARN low"}.items():
+        run = desk.folder / "runs/chain" / part
+        script = f". {run}/code/slurm/job.sh; load_settings; echo $NCCL_DEBUG ${{COMPETE_QOS:--}}"
+        slurm = {"SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "n1", "COMPETE_RUN": str(run)}
+        shown = subprocess.run(
+            ["bash", "-eu", "-c", script], env=desk.environment | slurm, cwd="/", capture_output=True, text=True
+        )
+        assert shown.stdout.strip() == expected, shown.stderr
+
+
+def test_code_that_git_does_not_track_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = GitState("abc", (" M tools/old.py", "?? tools/new.py"), b"")
+    monkeypatch.setattr(submit, "take_snapshot", lambda: Snapshot({}, state))
+    assert submit.snapshot().git is state
+    assert capsys.readouterr().err == "note: not in the job's code, because git does not track them: tools/new.py\n"
 
 
 def test_a_dry_run_submits_nothing_and_needs_no_slurm(desk: Desk) -> None:
@@ -81,6 +146,59 @@ def test_the_same_again_and_another_job(desk: Desk) -> None:
     (desk.folder / "else/finished").touch()
     done = desk.submit(*QUICK, "--lr", "5", "--run", "else")
     assert done.returncode == 0 and "is finished: nothing to do" in done.stdout and len(desk.submitted()) == 4
+
+
+def test_a_job_that_may_be_queued_is_not_submitted_again(desk: Desk) -> None:
+    assert desk.submit(*QUICK).returncode == 0
+    run = desk.folder / "runs/small"
+    down = said(desk.submit(*QUICK, DOWN="1"))
+    assert "its job 101 is still in the queue cannot be told (slurm_load_jobs error: Unable to contact" in down
+    assert f"sbatch {run}/submit.sbatch" in down
+    assert "cannot be told" in said(desk.submit(*QUICK, "--lr", "9", "--update", "--dry-run", DOWN="1"))
+    assert "lr: 0.001" in (run / "recipe.yaml").read_text()  # what a queued job will read
+    record = (run / "job.json").read_text()
+    (run / "job.json").write_text(record[:9])
+    assert "job.json is damaged, and the job that it is of may be in the queue" in said(desk.submit(*QUICK))
+    assert len(desk.submitted()) == 1
+    (run / "job.json").write_text(record)
+    (run / "finished").touch()
+    assert desk.submit(*QUICK, DOWN="1").returncode == 0  # nothing to ask about
+
+
+def test_a_job_that_sbatch_was_given_by_hand_counts(desk: Desk) -> None:
+    """The documented way to run a folder again; job.json is of the submission before."""
+    assert desk.submit(*QUICK).returncode == 0
+    run = desk.folder / "runs/small"
+    squeue = (
+        (desk.bin / "squeue").read_text().replace("for id in", "case ,$3, in *,77,*) ;; *) exit 0 ;; esac; for id in")
+    )
+    (desk.bin / "squeue").write_text(squeue)
+    for name, line in {
+        "attempt.running": "77\t1\tn1\n",
+        "attempts.tsv": "0\t77\t1\t2\tn1\tstopped\t75\t-\t-\n",
+    }.items():
+        (run / name).write_text(line)
+        assert "is in the queue (PENDING): scancel it first" in said(desk.submit(*QUICK, QUEUE="PENDING"))
+        (run / name).unlink()
+    assert len(desk.submitted()) == 1
+
+
+def test_a_chain_asks_the_queue_before_it_submits_anything(desk: Desk) -> None:
+    write_chain(desk)
+    assert desk.submit("--chain", "chain.yaml").returncode == 0
+    changed = (desk.folder / "chain.yaml").read_text().replace("tasks: x", "tasks: y")
+    (desk.folder / "chain.yaml").write_text(changed)
+    assert "3-convert: whether its job 101" in said(desk.submit("--chain", "chain.yaml", "--update", DOWN="1"))
+    chain = desk.folder / "runs/chain"
+    assert len(desk.submitted()) == 2 and "--tasks x" in (chain / "4-evaluate/command.txt").read_text()
+    (chain / "3-convert/finished").touch()
+    assert "4-evaluate: whether its job 102" in said(desk.submit("--chain", "chain.yaml", DOWN="1"))
+    assert len(desk.submitted()) == 2
+
+
+def test_sbatch_that_was_not_answered_may_have_submitted(desk: Desk) -> None:
+    timed_out = "Batch job submission failed: Socket timed out on send/recv operation"
+    assert "may be in the queue all the same: look with squeue" in said(desk.submit(*QUICK, REFUSE=timed_out))
 
 
 def test_what_slurm_refuses_leaves_a_folder_that_can_be_written_again(desk: Desk) -> None:

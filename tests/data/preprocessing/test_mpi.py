@@ -52,7 +52,7 @@ def test_ranks_share_a_job_that_fails_and_goes_on(
 
 
 def test_what_launchers_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*mpi._LAUNCHED, *mpi._LOCAL_RANKS):
+    for name in (*mpi._SIZES, mpi._PMIX, *mpi._LOCAL_RANKS):
         monkeypatch.delenv(name, raising=False)
     assert not mpi.is_launched() and mpi.has_node_to_itself()
     monkeypatch.setenv("PMI_SIZE", "8")
@@ -62,8 +62,27 @@ def test_what_launchers_say(monkeypatch: pytest.MonkeyPatch) -> None:
         assert mpi.has_node_to_itself() == alone
 
 
+@pytest.mark.parametrize(
+    ("environment", "launched"),
+    [
+        ({"PMI_SIZE": "1", "PMI_RANK": "0"}, False),
+        ({"PMIX_RANK": "0", "SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"PMIX_RANK": "0", "SLURM_STEP_NUM_TASKS": "2"}, True),
+        ({"PMIX_RANK": "0"}, True),
+        ({"PMI_SIZE": "1", "OMPI_COMM_WORLD_SIZE": "4"}, True),  # mpirun in such a shell
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
+    ],
+)
+def test_a_shell_that_srun_started_is_no_mpi_job(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], launched: bool) -> None:  # fmt: skip
+    for name in (*mpi._SIZES, mpi._PMIX, "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert mpi.is_launched() == launched
+
+
 def test_srun_without_mpi_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in mpi._LAUNCHED:
+    for name in (*mpi._SIZES, mpi._PMIX):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
