@@ -11,8 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from megatron_compete.checkpoint.tokenizer import NORMAL, SPACE, UNKNOWN, SentencePieceModel
 from megatron_compete.checkpoint.texts import JSON_LINES, read_documents
+from megatron_compete.checkpoint.tokenizer import NORMAL, SPACE, UNKNOWN, SentencePieceModel
 from megatron_compete.errors import CompeteError
 
 SAMPLES = 2000
