@@ -23,6 +23,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.ranks import be_the_only_rank
+from megatron_compete.comparison import largest_difference
 from megatron_compete.errors import CompeteError, run_command
 
 TOKENS, HIDDEN, FFN = 512, 256, 128
@@ -176,7 +177,7 @@ def check_scoring(wide: bool, quantise: bool) -> None:
     for first, second in zip(fc1, fc2):
         gate, up = (tokens @ first.T).chunk(2, dim=-1)
         expected.append(softplus_response((F.silu(gate) * up) @ second.T))
-    largest = (found - torch.stack(expected, dim=-1)).abs().max().item()
+    largest = largest_difference(found, torch.stack(expected, dim=-1), "scores")
     assert largest <= (1e-2 if quantise else 4e-3), f"a score is off by {largest:.3g}"
 
 

@@ -8,6 +8,7 @@ A benchmark that has no result file is `missing`, never a guess. Needs nothing b
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Target:
                 value = None
         met = None
         if value is not None and self.limit is not None:
-            met = value >= self.limit if self.at_least else value <= self.limit
+            met = math.isfinite(value) and (value >= self.limit if self.at_least else value <= self.limit)
         wanted = "-" if self.limit is None else ("at least " if self.at_least else "at most ") + self._text(self.limit)
         return {
             "what": self.what, "wanted": wanted, "measured": MISSING if value is None else self._text(value),

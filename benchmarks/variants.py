@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.cases import Case
 from benchmarks.naive import NaiveCompeteLayer, NaiveUtilityLayer
+from megatron_compete.comparison import check_finite, relative_difference
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.layer import CompeteMoELayer
@@ -142,7 +143,7 @@ def check_equal(layers: dict[str, MoELayer], batch: Batch) -> None:
     _compare(layers, batch, "competing", "naive")
     _compare(layers, batch, "utility", NAIVE_UTILITY)
     ours, naive = (layers[name].router.weight.grad for name in ("utility", NAIVE_UTILITY))
-    apart = (ours - naive).abs().max() / naive.abs().max()
+    apart = relative_difference(ours, naive, "the router's gradient")
     assert apart <= TOLERANCE, f"the router's gradient differs by {apart:.1e} between utility and {NAIVE_UTILITY}"
 
 
@@ -157,6 +158,8 @@ def _compare(layers: dict[str, MoELayer], batch: Batch, *names: str) -> None:
         found.append((output, batch.tokens.grad))
     batch.tokens.grad = None
     for what, ours, naive in zip(("output", "input gradient"), *found):
-        apart_T = (ours - naive).abs().amax(dim=(1, 2)) > TOLERANCE * naive.abs().max()
-        share = apart_T.float().mean().item()
+        for values in (ours, naive):
+            check_finite(values, what)
+        same_T = (ours - naive).abs().amax(dim=(1, 2)) <= TOLERANCE * naive.abs().max()
+        share = 1 - same_T.float().mean().item()
         assert share <= TIES, f"{what} of {' and '.join(names)} differs in {share:.1%} of the tokens"

@@ -18,14 +18,11 @@ from megatron_compete.checkpoint.export_tokenizer import ExportTokenizer, Ids, e
 from megatron_compete.checkpoint.families import FAMILIES, Dimensions, Family, choose_family
 from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.model_card import model_card
-from megatron_compete.checkpoint.output import check_output, whole_or_nothing
+from megatron_compete.checkpoint.output import check_output, is_done, made_from, whole_or_nothing
 from megatron_compete.checkpoint.plan import ExportPlan, embedding
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.checkpoint.safetensors_writer import nbytes, write_safetensors
 from megatron_compete.errors import CompeteError
-
-MARK = "config.json"
-"""File by which a folder is known as an export that --force may replace."""
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -92,14 +89,14 @@ def export_to_hf(export: Export) -> Exported:
             an output that is in the way.
     """
     start = time.monotonic()
-    check_output(export.output, export.checkpoint, export.force, MARK)
+    check_output(export.output, export.checkpoint, export.force)
     folder = find_checkpoint(export.checkpoint, export.iteration)
     checkpoint = TorchDistCheckpoint(folder)
     family = choose_family(checkpoint.arguments, export.family)
     tokenizer = export_tokenizer(checkpoint.arguments, export.tokenizer_model, export.no_tokenizer)
     plan = ExportPlan(checkpoint, family, _dimensions(checkpoint, tokenizer), DTYPES[export.dtype] if export.dtype else None)  # fmt: skip
     config = hf_config(plan, checkpoint.arguments, tokenizer.ids)
-    with whole_or_nothing(export.output) as staged:
+    with whole_or_nothing(export.output, _made_from(export)) as staged:
         _write_json(staged / "config.json", config)
         _write_json(staged / "generation_config.json", generation_config(tokenizer.ids))
         tokenizer.write(staged, config["max_position_embeddings"])
@@ -114,6 +111,13 @@ def export_to_hf(export: Export) -> Exported:
     weights = sum(map(nbytes, infos.values()))
     caution = family.caution(checkpoint.arguments)
     return Exported(export.output, folder, family, weights, len(files), compared, caution, time.monotonic() - start)
+
+
+def _made_from(export: Export) -> str:
+    """Digest of the checkpoint, the tokenizer, the text that proves it, and the options that shape the output."""
+    sources = (find_checkpoint(export.checkpoint, export.iteration), export.tokenizer_model, export.verify_text)
+    names = ("family", "dtype", "tokenizer_model", "no_tokenizer", "verify_text", "max_shard_bytes")
+    return made_from(filter(None, sources), {"to": "hf"} | {name: getattr(export, name) for name in names})
 
 
 def _dimensions(checkpoint: TorchDistCheckpoint, tokenizer: ExportTokenizer) -> Dimensions:
@@ -208,4 +212,6 @@ def run(options: argparse.Namespace) -> None:
     """Convert as the command line says."""
     names = Export.__dataclass_fields__.keys() - {"max_shard_bytes"}
     given = {name: getattr(options, name) for name in names}
-    print(export_to_hf(Export(**given, max_shard_bytes=parse_size(options.max_shard_size))))
+    export = Export(**given, max_shard_bytes=parse_size(options.max_shard_size))
+    if export.force or not is_done(export.output, _made_from(export)):
+        print(export_to_hf(export))

@@ -23,7 +23,7 @@ from megatron_compete.checkpoint.hf_reader import HfFolder, read_json
 from megatron_compete.checkpoint.import_recipe import RECIPE, model_arguments, write_recipe
 from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.megatron_writer import FILE_BYTES, Piece, write_release
-from megatron_compete.checkpoint.output import check_output, whole_or_nothing
+from megatron_compete.checkpoint.output import check_output, is_done, made_from, whole_or_nothing
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.checkpoint.restricted import Opaque
 from megatron_compete.checkpoint.upcycle import LAYER, ROUTER_INITS, Upcycling, upcycle
@@ -109,13 +109,11 @@ def import_checkpoint(what: Import) -> Imported:
         CompeteError: a model that Megatron cannot represent, damaged files, or an output that is in the way.
     """
     start = time.monotonic()
-    check_output(what.output, what.checkpoint, what.force, RECIPE)
-    if what.output.is_dir() and any(what.output.glob("iter_*")):
-        raise CompeteError(f"--output {what.output} holds a training run's checkpoints: choose another folder")
+    check_output(what.output, what.checkpoint, what.force)
     source, arguments, pieces, tokenizer = _read(what)
     if what.upcycling:
         arguments, pieces = upcycle(arguments, pieces, what.upcycling)
-    with whole_or_nothing(what.output) as staged:
+    with whole_or_nothing(what.output, _made_from(what)) as staged:
         if tokenizer:
             _copy_tokenizer(tokenizer, staged / TOKENIZER)
         files = write_release(staged, arguments, pieces, what.file_bytes)
@@ -124,6 +122,13 @@ def import_checkpoint(what: Import) -> Imported:
     weights = sum(piece.nbytes for piece in pieces)
     experts = bool(arguments.get("num_experts"))
     return Imported(what.output, source, weights, files, time.monotonic() - start, what.upcycling, experts)
+
+
+def _made_from(what: Import) -> str:
+    """Digest of the model and the options that shape the output, where it will lie among them: the recipe says it."""
+    folder = what.checkpoint if what.source == "hf" else find_checkpoint(what.checkpoint, what.iteration)
+    options = {"to": "megatron", "output": what.output.absolute()}
+    return made_from([folder], options | {name: getattr(what, name) for name in ("source", "upcycling", "file_bytes")})
 
 
 def _read(what: Import) -> tuple[Path, dict[str, Any], list[Piece], Path | None]:
@@ -331,4 +336,5 @@ def run(options: argparse.Namespace) -> None:
         upcycling=upcycling,
         file_bytes=parse_size(options.max_file_size),
     )
-    print(import_checkpoint(what))
+    if what.force or not is_done(what.output, _made_from(what)):
+        print(import_checkpoint(what))

@@ -5,13 +5,13 @@
 put together from the model's own pieces, and on text of the user's.
 """
 
-import json
 import random
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from megatron_compete.checkpoint.texts import JSON_LINES, read_documents
 from megatron_compete.checkpoint.tokenizer import NORMAL, SPACE, UNKNOWN, SentencePieceModel
 from megatron_compete.errors import CompeteError
 
@@ -106,26 +106,9 @@ def read_texts(path: Path) -> Iterator[str]:
     """Texts of a file: the "text" of every line of a `.jsonl`, else each line and then the whole.
 
     Raises:
-        CompeteError: no such file, or a line without a text.
+        CompeteError: see `read_documents`.
     """
-    try:
-        content = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise CompeteError(f"--verify-text {path} cannot be read: {error.strerror}") from error
-    if path.suffix not in (".jsonl", ".json"):
-        yield from content.splitlines(keepends=True)
-        yield content
-        return
-    for number, line in enumerate(content.split("\n"), 1):
-        if line.strip():
-            yield _text_of(line, f"--verify-text {path} line {number}")
-
-
-def _text_of(line: str, where: str) -> str:
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError):
-        text = None
-    if not isinstance(text, str):
-        raise CompeteError(f'{where} is not a JSON object with a "text"')
-    return text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates of JSON have no encoding
+    documents = read_documents(path, "--verify-text")
+    if path.suffix not in JSON_LINES:
+        yield from documents[0].splitlines(keepends=True)
+    yield from documents

@@ -111,7 +111,7 @@ def convert_arguments(arguments: Arguments, run: Path, flow: Flow) -> list[str]:
     checkpoint = _given_or_made(arguments, "checkpoint", flow.checkpoint, "convert", "pretrain")
     arguments["checkpoint"] = str(checkpoint)
     output = Path(str(arguments.setdefault("output", str(run / "hf")))).absolute()
-    arguments |= {"output": str(output), "force": True}  # a retry replaces what the attempt before it left
+    arguments["output"] = str(output)
     flow.hf, flow.checkpoint = output, checkpoint
     return flag_words(arguments)
 

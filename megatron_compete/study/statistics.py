@@ -35,7 +35,9 @@ class Difference:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation."""
+    """Mean and sample standard deviation; nan where a run diverged."""
+    if not all(map(math.isfinite, values)):
+        return Spread(len(values), math.nan, math.nan if len(values) > 1 else None)
     return Spread(len(values), mean(values), stdev(values) if len(values) > 1 else None)
 
 
@@ -46,6 +48,8 @@ def paired_difference(variant: Mapping[int, float], baseline: Mapping[int, float
     differences = [variant[seed] - baseline[seed] for seed in sorted(variant.keys() & baseline.keys())]
     if not differences:
         return None
+    if not all(map(math.isfinite, differences)):  # a run that diverged: no interval, and no test that could be passed
+        return Difference(len(differences), math.nan, math.nan, math.nan, math.nan)
     count, middle = len(differences), mean(differences)
     if count == 1:
         return Difference(1, middle, None, None, None)

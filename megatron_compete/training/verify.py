@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_compete.checkpoint.texts import read_documents
+from megatron_compete.comparison import check_finite, largest_difference
 from megatron_compete.errors import CompeteError
+from megatron_compete.files import write_whole
 
 LENGTH = 512
 """Tokens of a compared window at most: enough to see every position's effect, and cheap for models of long context."""
@@ -37,15 +40,6 @@ class Comparison:
     perplexity_hf: float
 
 
-def read_texts(path: Path, key: str = "text") -> list[str]:
-    """Documents of a JSON Lines file, or a plain text file as one document."""
-    if not path.is_file():
-        raise CompeteError(f"--text {path} is not a file")
-    if path.suffix not in (".jsonl", ".json"):
-        return [path.read_text()]
-    return [json.loads(line)[key] for line in path.read_text().splitlines() if line.strip()]
-
-
 def windows(ids: list[list[int]], length: int, limit: int) -> Tensor:
     """Up to `limit` windows of `length` + 1 token ids, [windows, length + 1], spread evenly over the documents."""
     cut = [document[start : start + length + 1] for document in ids for start in range(0, len(document) - length, length)]  # fmt: skip
@@ -65,21 +59,20 @@ def compare(
         limit: windows at most.
         length: tokens of a window at most; no more than the model was trained with.
         trust_remote_code: run code that the folder or the tokenizer brings; this package's own needs no such word.
+    Raises:
+        CompeteError: a folder that cannot be loaded, ids that a model does not embed, or logits that are no numbers.
     """
     from megatron.training import get_args, get_tokenizer
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from megatron_compete.checkpoint.custom_code import is_own_code
     from megatron_compete.checkpoint.location import find_checkpoint
     from megatron_compete.checkpoint.reader import TorchDistCheckpoint
     from megatron_compete.training.single import load_model, logits
 
     fresh, trained = load_model(TorchDistCheckpoint(find_checkpoint(checkpoint)), tokenizer_model, trust_remote_code)
     ids = [get_tokenizer().tokenize(text) for text in texts]
-    hf_tokenizer = AutoTokenizer.from_pretrained(hf, trust_remote_code=trust_remote_code)
-    trusted = trust_remote_code or is_own_code(hf)
-    hf_model = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32, trust_remote_code=trusted).eval()
+    hf_tokenizer, hf_model = _load_hf(hf, trust_remote_code)
     vocab_size = hf_model.config.vocab_size
+    _check_ids(ids, {f"--hf {hf}": vocab_size, f"--checkpoint {checkpoint}": get_args().padded_vocab_size})
 
     totals = _Totals()
     for batch in windows(ids, min(length, get_args().seq_length), limit).split(8):
@@ -92,6 +85,28 @@ def compare(
     return totals.comparison(same_ids, vocab_size)
 
 
+def _load_hf(folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Tokenizer and model of a Hugging Face folder, in fp32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from megatron_compete.checkpoint.custom_code import is_own_code
+
+    trusted = trust_remote_code or is_own_code(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trusted)
+    except Exception as error:  # the classes fail in many ways
+        raise CompeteError(f"--hf {folder}: transformers cannot load it: {type(error).__name__}: {error}") from error
+    return tokenizer, model.eval()
+
+
+def _check_ids(ids: list[list[int]], sizes: dict[str, int]) -> None:
+    largest = max((max(document) for document in ids if document), default=0)
+    for whose, size in sizes.items():
+        if largest >= size:
+            raise CompeteError(f"{whose} embeds {size} ids, and the training tokenizer gives the text id {largest}")
+
+
 class _Totals:
     """Sums over windows of what `Comparison` averages."""
 
@@ -99,9 +114,11 @@ class _Totals:
         self.tokens, self.max, self.sums = 0, 0.0, torch.zeros(5, dtype=torch.float64)
 
     def add(self, targets: Tensor, ours: Tensor, theirs: Tensor, untrained: Tensor) -> None:
+        check_finite(ours, "logits of --checkpoint")
+        check_finite(theirs, "logits of --hf")
+        self.max = max(self.max, largest_difference(ours, theirs, "logits"))
         difference = (ours - theirs).abs()
         self.tokens += targets.numel()
-        self.max = max(self.max, difference.max().item())
         per_token = [
             difference.mean(-1).sum(),
             (ours.argmax(-1) == theirs.argmax(-1)).sum(),
@@ -110,8 +127,8 @@ class _Totals:
         self.sums += torch.stack([value.double() for value in per_token])
 
     def comparison(self, same_ids: bool, vocab_size: int) -> Comparison:
-        difference, top1, *losses = (self.sums / self.tokens).tolist()
-        untrained, ours, theirs = map(math.exp, losses)
+        difference, top1, *_ = (self.sums / self.tokens).tolist()
+        untrained, ours, theirs = (self.sums[2:] / self.tokens).exp().tolist()
         return Comparison(self.tokens, self.max, difference, top1, same_ids, vocab_size, untrained, ours, theirs)
 
 
@@ -172,7 +189,14 @@ def main(argv: list[str] | None = None) -> None:
         raise CompeteError("nothing to verify: give --checkpoint, --hf, or both")
     if options.text is not None and (options.checkpoint is None or options.hf is None):
         raise CompeteError("--text compares two models: give both --checkpoint and --hf")
-    texts = read_texts(options.text) if options.text else []
+    for flag in ("windows", "length"):
+        if getattr(options, flag) < 1:
+            raise CompeteError(f"--{flag} {getattr(options, flag)}: nothing would be compared, give 1 or more")
+    if not 0 <= options.tolerance < math.inf:
+        raise CompeteError(f"--tolerance {options.tolerance}: give a number from 0, such as 1e-3")
+    if options.json and options.text is None:
+        raise CompeteError(f"--json {options.json} holds what --text finds: give --text too")
+    texts = read_documents(options.text, "--text") if options.text else []
     inspect(options.checkpoint, options.hf, options.read)
     if options.text:
         _compare_and_judge(options, texts)
@@ -185,6 +209,8 @@ def _compare_and_judge(options: argparse.Namespace, texts: list[str]) -> None:
     if cpu.is_needed():
         silence_cpu_warnings()
         cpu.activate()
+    if options.json:
+        options.json.unlink(missing_ok=True)  # an earlier comparison's numbers are not this one's
     found = compare(
         options.checkpoint, options.hf, texts, options.windows, options.tokenizer_model, options.length,
         options.trust_remote_code,
@@ -192,11 +218,11 @@ def _compare_and_judge(options: argparse.Namespace, texts: list[str]) -> None:
     for name, value in _rows(found):
         print(f"{name:<26}{value}")
     if options.json:
-        options.json.write_text(json.dumps(asdict(found), indent=2) + "\n")
+        write_whole(options.json, json.dumps(asdict(found), indent=2) + "\n")
     _judge(found, options.tolerance, options.hf)
 
 
-def _judge(found: Comparison, tolerance: float, hf: Any) -> None:
+def _judge(found: Comparison, tolerance: float, hf: Path) -> None:
     if not found.same_ids:
         raise CompeteError(f"--hf {hf}: its tokenizer gives other ids than the training tokenizer")
     if not found.max_logit_difference <= tolerance:

@@ -13,6 +13,7 @@ from benchmarks.cases import Case
 from benchmarks.memory import LiveStorages, PeakMemory
 from benchmarks.traffic import SentBytes
 from megatron_compete.config import CompeteConfig
+from megatron_compete.errors import CompeteError
 from tests.ranks import run_rank, run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,3 +193,33 @@ def test_impossible_shapes_are_refused(flags: list[str], message: str) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+class Scaled(torch.nn.Module):
+    """Stands for a layer: its output is the tokens times a factor that is its router's weight."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.router = torch.nn.Linear(1, 1, bias=False)
+        self.router.weight.data.fill_(factor)
+        self.router.weight.grad = torch.zeros(1, 1)
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return tokens * self.router.weight, None
+
+
+def equality_of_what_is_no_number() -> None:
+    from benchmarks.variants import NAIVE_UTILITY, Batch, check_equal
+
+    names = ("competing", "naive", "utility", NAIVE_UTILITY)
+    for wrong in names:
+        layers = {name: Scaled(2.0) for name in names}
+        batch = Batch(torch.randn(4, 1, 1, requires_grad=True), torch.ones(4, 1, 1))
+        check_equal(layers, batch)  # type: ignore[arg-type]
+        layers[wrong].router.weight.data.fill_(torch.nan)
+        with pytest.raises(CompeteError, match="infinite or not numbers"):
+            check_equal(layers, batch)  # type: ignore[arg-type]
+
+
+def test_the_check_of_equality_fails_on_what_is_no_number() -> None:
+    run_rank(equality_of_what_is_no_number)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron_compete.checkpoint import export as export_module
 from megatron_compete.checkpoint.convert import main
 from megatron_compete.checkpoint.export import Export, export_to_hf, parse_size
+from megatron_compete.checkpoint.output import SENTINEL
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.errors import CompeteError
 from tests.checkpoint import gpt
@@ -131,16 +132,33 @@ def test_the_command(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture
     arguments = ["--to", "hf", "--checkpoint", str(saved[0]), "--output", str(tmp_path / "deep" / "hf")]
     main(arguments)
     assert "no tokenizer" in capsys.readouterr().out
-    with pytest.raises(CompeteError, match="exists: choose another folder, or replace it with --force"):
-        main(arguments)
+    with pytest.raises(CompeteError, match="exists: choose another folder, or replace it"):
+        main([*arguments, "--dtype", "bfloat16"])
     main([*arguments, "--force"])
     assert sorted(path.name for path in (tmp_path / "deep" / "hf").iterdir()) == [
+        SENTINEL,
         "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",
     ]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["hf"]
+
+
+def test_the_same_command_again_has_nothing_to_do(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A job that was stopped between its last file and its end is run again without --force."""
+    output = tmp_path / "hf"
+    arguments = ["--to", "hf", "--checkpoint", str(saved[0]), "--output", str(output)]
+    main(arguments)
+    before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    main(arguments)
+    assert "is there already, made from the same checkpoint" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in output.iterdir()} == before
+    (output / "config.json").unlink()
+    with pytest.raises(CompeteError, match="exists: choose another folder"):
+        main(arguments)
 
 
 def test_a_named_family_and_dtype(saved: Saved, tmp_path: Path) -> None:
@@ -191,7 +209,7 @@ def test_a_failed_replacement_leaves_the_old_one(saved: Saved, tmp_path: Path, m
 def test_force_replaces_exports_alone(saved: Saved, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    with pytest.raises(CompeteError, match="is not a converted model"):
+    with pytest.raises(CompeteError, match="is not an earlier conversion"):
         export_to_hf(Export(saved[0], tmp_path / "mine", force=True))
     with pytest.raises(CompeteError, match="holds the checkpoint"):
         export_to_hf(Export(saved[0] / "iter_0000007", saved[0], force=True))

@@ -157,8 +157,21 @@ def test_a_run_is_not_replaced(tmp_path: Path) -> None:
     source = hf_models.save(tmp_path / "source", "llama")
     import_checkpoint(Import(source, tmp_path / "megatron"))
     (tmp_path / "megatron" / "iter_0000010").mkdir()
-    with pytest.raises(CompeteError, match="holds a training run's checkpoints"):
+    (tmp_path / "megatron" / "iter_0000010" / "__0_0.distcp").write_bytes(b"days of work")
+    with pytest.raises(CompeteError, match=r"holds what the conversion did not write: iter_0000010/__0_0\.distcp"):
         import_checkpoint(Import(source, tmp_path / "megatron", force=True))
+    assert (tmp_path / "megatron" / "iter_0000010" / "__0_0.distcp").is_file()
+
+
+def test_a_run_folder_with_a_recipe_is_not_replaced(tmp_path: Path) -> None:
+    """Every run folder that `submit` writes holds a recipe.yaml, as an import does."""
+    source = hf_models.save(tmp_path / "source", "llama")
+    run = tmp_path / "run"
+    (run / "checkpoints" / "iter_0000010").mkdir(parents=True)
+    (run / "recipe.yaml").write_text("arguments: {}\n")
+    with pytest.raises(CompeteError, match="is not an earlier conversion"):
+        import_checkpoint(Import(source, run, force=True))
+    assert (run / "checkpoints" / "iter_0000010").is_dir()
 
 
 def change_tensors(folder: Path, **changes: torch.Tensor | None) -> None:

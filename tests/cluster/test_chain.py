@@ -93,6 +93,14 @@ def test_a_part_that_is_left_out_is_named_instead(plan: Planner, tmp_path: Path)
     assert pretrain.recipe.arguments["vocab-size"] == 9
 
 
+def test_a_chain_replaces_nothing(plan: Planner, tmp_path: Path) -> None:
+    """A conversion that a retry finds whole is done; one that is there and another is not the chain's to remove."""
+    (tmp_path / "ck").mkdir()
+    for more in ({}, {"output": "mine"}):
+        convert, _ = plan({"convert": {"arguments": {"checkpoint": "ck"} | more}, "evaluate": {}})
+        assert "--force" not in convert.job.arguments
+
+
 def test_times_are_read_as_slurm_writes_them(plan: Planner) -> None:
     text = "convert: {time: 12:00:00, arguments: {checkpoint: .}}\nevaluate: {cluster: {COMPETE_TIME: 1:30:00}}\n"
     parts = plan(None, text=text)

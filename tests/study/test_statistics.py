@@ -1,5 +1,7 @@
 """Statistics against values worked out by hand or taken from tables."""
 
+import math
+
 import pytest
 
 from megatron_compete.study.statistics import at_seconds, paired_difference, pooled_clock, spread
@@ -51,3 +53,12 @@ def test_values_at_seconds_lie_on_the_line_between_probes() -> None:
     assert at_seconds(series, clock, 6.0) == pytest.approx(1.75)
     with pytest.raises(ValueError, match="not within"):
         at_seconds(series, clock, 12.1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_run_that_diverged_is_no_result(value: float) -> None:
+    """A p of 0 or an interval would say that the difference is sure."""
+    found = paired_difference({1: 2.0, 2: value, 3: 2.1}, {1: 2.1, 2: 2.2, 3: 2.3})
+    assert found is not None and found.count == 3
+    assert all(map(math.isnan, (found.mean, found.deviation, found.half_width, found.p_value)))
+    assert math.isnan(spread([1.0, value]).mean) and math.isnan(spread([value]).mean)

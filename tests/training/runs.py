@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from megatron_compete import comparison
 from megatron_compete.report.scalars import read_scalars
 from tests.ranks import run_ranks
 
@@ -41,6 +42,5 @@ def losses(folder: Path) -> dict[int, float]:
 
 def largest_difference(one: dict[int, float], other: dict[int, float]) -> float:
     """Largest absolute difference over the iterations both have; they must have some in common."""
-    common = one.keys() & other.keys()
-    assert common, (one.keys(), other.keys())
-    return max(abs(one[step] - other[step]) for step in common)
+    common = sorted(one.keys() & other.keys())
+    return comparison.largest_difference([one[step] for step in common], [other[step] for step in common], "curves")

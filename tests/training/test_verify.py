@@ -2,6 +2,7 @@
 
 import importlib.resources
 import json
+import math
 import pickle
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from megatron_compete.checkpoint.convert import main as convert
 from megatron_compete.checkpoint.custom_code import FILES, is_own_code
@@ -17,7 +19,7 @@ from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.restricted import load_metadata
 from megatron_compete.errors import CompeteError
 from megatron_compete.training.single import refuse_code
-from megatron_compete.training.verify import main, windows
+from megatron_compete.training.verify import _Totals, main, windows
 from tests.checkpoint import hf_models
 from tests.checkpoint.conftest import saved, train_model  # noqa: F401  fixtures
 from tests.ranks import run_rank
@@ -91,6 +93,59 @@ def test_another_model_fails(imported: Path, tmp_path: Path) -> None:
     assert "error: " in said and "more than --tolerance 0.001" in said
 
 
+def with_value(folder: Path, target: Path, value: float) -> Path:
+    """A copy of a model of which one weight has `value`."""
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    tensors["model.layers.1.self_attn.q_proj.weight"][0, 0] = value
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def test_a_weight_that_is_no_number_fails(imported: Path, tmp_path: Path) -> None:
+    """On one side alone, where max(0.0, nan) was 0, and on both, where two models that say nothing were equal."""
+    report, broken = tmp_path / "report.json", with_value(imported / "hf", tmp_path / "hf", math.nan)
+    report.write_text("{}")
+    text = ["--text", str(imported / "text.txt"), "--windows", "2", "--length", "32", "--json", str(report)]
+    said = run_rank(on_a_rank, ["--checkpoint", str(imported / "dense"), "--hf", str(broken), *text])
+    assert "error: logits of --hf: " in said and "values are infinite or not numbers" in said
+    assert not report.exists()  # an earlier comparison's
+    convert(["--to", "megatron", "--checkpoint", str(broken), "--output", str(tmp_path / "megatron")])
+    said = run_rank(on_a_rank, ["--checkpoint", str(tmp_path / "megatron"), "--hf", str(broken), *text])
+    assert "error: logits of --checkpoint: " in said and "values are infinite or not numbers" in said
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan], ids=str)
+def test_a_conversion_of_a_weight_that_is_no_number_is_not_verified(
+    imported: Path, tmp_path: Path, value: float
+) -> None:
+    broken = with_value(imported / "hf", tmp_path / "hf", value)
+    command = ["--to", "megatron", "--checkpoint", str(broken), "--output", str(tmp_path / "converted")]
+    said = run_rank(on_a_rank, [*command, "--verify", str(imported / "text.txt")], convert)
+    assert "error: logits of --checkpoint: " in said and "values are infinite or not numbers" in said
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_totals_of_what_cannot_be_compared(value: float) -> None:
+    targets, ours = torch.zeros(2, 3, dtype=torch.int64), torch.randn(2, 3, 5)
+    theirs = ours.clone()
+    theirs[1, 1, 1] = value
+    for one, other, whose in ((ours, theirs, "--hf"), (theirs, ours, "--checkpoint"), (theirs, theirs, "--checkpoint")):
+        with pytest.raises(CompeteError, match=f"logits of {whose}: 1 of 30 values are infinite or not numbers"):
+            _Totals().add(targets, one, other, untrained=ours)
+    with pytest.raises(CompeteError, match="shapes"):
+        _Totals().add(targets, ours, ours[..., :4], untrained=ours)
+
+
+def test_a_model_with_fewer_ids_than_the_tokenizer_gives(imported: Path, tmp_path: Path) -> None:
+    other = hf_models.save(tmp_path / "other", "llama", vocab_size=300)
+    for path in (imported / "hf").glob("*token*"):
+        (other / path.name).write_bytes(path.read_bytes())
+    command = ["--checkpoint", str(imported / "dense"), "--hf", str(other), "--text", str(imported / "text.txt")]
+    said = run_rank(on_a_rank, command)
+    assert "other embeds 300 ids, and the training tokenizer gives the text id" in said
+
+
 def test_files_alone(saved: tuple[Path, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     export_to_hf(Export(saved[0], tmp_path / "hf", max_shard_bytes=40_000))
     main(["--checkpoint", str(saved[0]), "--hf", str(tmp_path / "hf"), "--read"])
@@ -160,11 +215,40 @@ def test_this_packages_code_is_known_from_other_code(tmp_path: Path) -> None:
     assert not is_own_code(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        ("", "t.txt", "holds no text"),
+        (" \n\n", "t.txt", "holds no text"),
+        ("", "t.jsonl", "holds no text"),
+        ('{"text": ""}\n', "t.jsonl", "holds no text"),
+        ('{"txt": "a"}\n', "t.jsonl", "line 1 is not a JSON object"),
+        ('{"text": "a"}\n{"text": 5}', "t.jsonl", "line 2 is not a JSON object"),
+        ("[" * 100_000, "t.jsonl", "line 1 is not a JSON object"),
+    ],
+    ids=str,
+)
+def test_texts_on_which_nothing_would_be_compared(tmp_path: Path, content: str, name: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CompeteError, match=message):
+        main(["--checkpoint", "x", "--hf", "y", "--text", str(tmp_path / name)])
+
+
+@pytest.mark.parametrize(
+    "flag", ["--windows=0", "--windows=-1", "--length=0", "--tolerance=nan", "--tolerance=inf", "--tolerance=-1"]
+)
+def test_settings_under_which_nothing_would_be_compared(flag: str) -> None:
+    with pytest.raises(CompeteError, match=flag.partition("=")[0]):
+        main(["--checkpoint", "x", "--hf", "y", "--text", "z", flag])
+
+
 def test_what_is_missing_is_said() -> None:
     with pytest.raises(CompeteError, match="give --checkpoint, --hf, or both"):
         main([])
     with pytest.raises(CompeteError, match="give both --checkpoint and --hf"):
         main(["--hf", "x", "--text", "y"])
+    with pytest.raises(CompeteError, match="--json z holds what --text finds"):
+        main(["--hf", "x", "--json", "z"])
 
 
 def test_windows() -> None:
