@@ -552,6 +552,60 @@ def test_corpus_without_tokens(write_corpus: WriteCorpus, tmp_path: Path, tokeni
     assert files_in(tmp_path) == ["corpus.jsonl"]
 
 
+def test_a_key_without_tokens_costs_no_finished_shard(
+    write_corpus: WriteCorpus, tmp_path: Path, tokenizer_model: str
+) -> None:
+    records: list[dict[str, Any]] = [{"note": [], "text": f"line {index}", "title": ""} for index in range(100)]
+    path = write_corpus([*records, {"text": "no title"}])
+    options: dict[str, Any] = {"shard_bytes": 1000, "on_error": "skip"}
+    with pytest.raises(CompeteError, match=r"under 'note, title' in .*--json-keys text goes on from .*d\.work"):
+        run(path, tmp_path / "d", tokenizer_model, json_keys=("note", "text", "title"), **options)
+    done = run(path, tmp_path / "d", tokenizer_model, json_keys=("text",), **options)
+    shards = -(-os.path.getsize(path) // 1000)
+    assert done.continued == shards - 1  # the last one left out a document that lacks a title
+    expected = [*records, {"text": "no title"}]
+    assert dataset(tmp_path / "d") == reference(tokenised(expected, "text", tokenizer_model, False), np.uint16)
+    assert not (tmp_path / "d.work").exists()
+
+
+def test_a_key_with_tokens_cannot_be_left_out_of_an_unfinished_run(
+    write_corpus: WriteCorpus, tmp_path: Path, tokenizer_model: str
+) -> None:
+    path = write_corpus([*({"text": f"line {index}", "title": "t"} for index in range(100)), "{"])
+    with pytest.raises(CompeteError, match="not JSON"):
+        run(path, tmp_path / "d", tokenizer_model, json_keys=("text", "title"), shard_bytes=1000)
+    with pytest.raises(CompeteError, match=r"--json-keys changed \(text title then, text now\)"):
+        run(path, tmp_path / "d", tokenizer_model, shard_bytes=1000)
+    assert list((tmp_path / "d.work" / "parts").glob("*.journal"))
+
+
+@pytest.mark.parametrize("content", [None, b"[]", b"{}", b'{"engine": {}, "identity": []}'])
+def test_finished_shards_outlive_a_lost_description(
+    write_corpus: WriteCorpus, tmp_path: Path, tokenizer_model: str, content: bytes | None
+) -> None:
+    path = write_corpus([*({"text": f"line {index}"} for index in range(100)), "{"])
+    with pytest.raises(CompeteError, match="not JSON"):
+        run(path, tmp_path / "d", tokenizer_model, shard_bytes=1000)
+    (tmp_path / "d.work" / "job.json").unlink()
+    if content is not None:
+        (tmp_path / "d.work" / "job.json").write_bytes(content)
+    with pytest.raises(CompeteError, match=r"job\.json is (gone|damaged): .*--restart"):
+        run(path, tmp_path / "d", tokenizer_model, shard_bytes=1000)
+    assert list((tmp_path / "d.work" / "parts").glob("*.journal"))
+    run(path, tmp_path / "d", tokenizer_model, shard_bytes=1000, restart=True, on_error="skip")
+
+
+def test_a_folder_of_somebody_else_is_left_alone(
+    write_corpus: WriteCorpus, tmp_path: Path, tokenizer_model: str
+) -> None:
+    (tmp_path / "d.work" / "parts").mkdir(parents=True)
+    (tmp_path / "d.work" / "thesis.tex").write_text("years")
+    for restart in (False, True):
+        with pytest.raises(CompeteError, match=r"d\.work .* holds thesis\.tex, which is not of this tool"):
+            run(write_corpus(DOCUMENTS), tmp_path / "d", tokenizer_model, restart=restart)
+    assert sorted(path.name for path in (tmp_path / "d.work").iterdir()) == ["parts", "thesis.tex"]
+
+
 def test_place_that_cannot_be_written_to(write_corpus: WriteCorpus, tmp_path: Path, tokenizer_model: str) -> None:
     path = write_corpus(DOCUMENTS)
     with pytest.raises(CompeteError, match=r"corpus\.jsonl"):

@@ -77,8 +77,9 @@ class Assembly:
         target = os.open(bin_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             for record in self.records:
-                extent = record.datasets[key].ids
-                copy_range(parts.get(f"{record.part}.{key}.bin"), target, extent.offset, extent.bytes)
+                dataset = record.datasets[key]
+                part = parts.get(f"{record.part}.{dataset.number}.bin")
+                copy_range(part, target, dataset.ids.offset, dataset.ids.bytes)
             write_index(idx_path, self.dtype, self.sequences(key), self.documents, lambda: self._index(key, parts))
         finally:
             os.close(target)
@@ -86,8 +87,7 @@ class Assembly:
 
     def _index(self, key: int, parts: _OpenParts) -> Iterator[IndexChunk]:
         for record in self.records:
-            before = sum(4 * dataset.sequences + 8 * record.documents for dataset in record.datasets[:key])
-            sequences, offset = record.datasets[key].sequences, record.index.offset + before
+            sequences, offset = record.datasets[key].sequences, record.datasets[key].index.offset
             descriptor = parts.get(record.part + ".index")
             lengths = os.pread(descriptor, 4 * sequences, offset)
             ends = os.pread(descriptor, 8 * record.documents, offset + 4 * sequences)

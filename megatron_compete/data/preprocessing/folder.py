@@ -10,13 +10,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from megatron_compete.data.preprocessing.identity import Identity, refuse_difference
+from megatron_compete.data.preprocessing.identity import Identity, dropped_keys, refuse_difference
 from megatron_compete.data.preprocessing.parts import JOURNAL, ShardRecord, is_whole, read_journal
 from megatron_compete.data.staged import StagedFiles
 from megatron_compete.errors import CompeteError
 
 LOCK_SECONDS = 10.0
 """How long to wait for the processes of a run that was killed to be gone."""
+
+_OWN = {"lock", "job.json", "parts", "output"}
+"""What the folder holds, besides hidden files of writers and of file systems."""
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -52,8 +55,10 @@ class WorkFolder:
         Returns:
             The engine that an unfinished run of this job used, as it was noted; None for a new job.
         Raises:
-            CompeteError: another run is at it, or what it holds belongs to another job (without `restart`).
+            CompeteError: another run is at it, what it holds belongs to another job (without `restart`), or it is not
+                such a folder.
         """
+        self._refuse_foreign_files()
         self._take_lock()
         try:
             return self._take_over(identity, restart)
@@ -64,13 +69,34 @@ class WorkFolder:
     def _take_over(self, identity: Identity, restart: bool) -> dict[str, Any] | None:
         noted = None if restart else self._read_job()
         if noted is not None:
-            refuse_difference(noted["identity"], identity, self.path)
+            self._refuse_another_job(noted, identity)
+        elif self.has_finished_shards() and not restart:
+            raise CompeteError(f"{self.path} has finished shards, but {self._job_path} is gone: begin with --restart")
         else:
             shutil.rmtree(self.parts, ignore_errors=True)
         shutil.rmtree(self.aside, ignore_errors=True)
         for folder in (self.parts, self.aside):
             os.makedirs(folder, exist_ok=True)
         return None if noted is None else noted["engine"]
+
+    def _refuse_foreign_files(self) -> None:
+        """The folder is removed in the end; what is not of this tool must not go with it."""
+        names = sorted(os.listdir(self.path)) if os.path.isdir(self.path) else []
+        foreign = next((name for name in names if name not in _OWN and not name.startswith(".")), None)
+        if foreign is not None:
+            raise CompeteError(
+                f"{self.path} is where unfinished work goes, and it holds {foreign}, which is not of this tool: move "
+                "that, or take another --output-prefix"
+            )
+
+    def _refuse_another_job(self, noted: dict[str, Any], identity: Identity) -> None:
+        """Refuse the unfinished run of another job; one that had more keys is the same if these have no token yet."""
+        dropped = dropped_keys(noted["identity"], identity)
+        datasets = (dataset for record in self._all_records() for dataset in record.datasets)
+        if dropped and not any(dataset.tokens for dataset in datasets if dataset.key in dropped):
+            self.note(identity, noted["engine"])
+        else:
+            refuse_difference(noted["identity"], identity, self.path)
 
     def note(self, identity: Identity, engine: dict[str, Any]) -> None:
         """Write down the job and the engine it uses."""
@@ -81,16 +107,16 @@ class WorkFolder:
 
     def records(self) -> Iterator[ShardRecord]:
         """Finished shards of earlier runs whose parts still have their checksums."""
-        for name in sorted(os.listdir(self.parts)):
-            if name.endswith(JOURNAL):
-                for record in read_journal(os.path.join(self.parts, name)):
-                    if is_whole(record):
-                        yield record
+        return (record for record in self._all_records() if is_whole(record))
 
     def has_finished_shards(self) -> bool:
         """Whether there is anything here that a later run would go on from."""
-        journals = (os.path.join(self.parts, name) for name in os.listdir(self.parts) if name.endswith(JOURNAL))
-        return any(os.path.getsize(journal) for journal in journals)
+        return next(self._all_records(), None) is not None
+
+    def _all_records(self) -> Iterator[ShardRecord]:
+        for name in sorted(os.listdir(self.parts)) if os.path.isdir(self.parts) else ():
+            if name.endswith(JOURNAL):
+                yield from read_journal(os.path.join(self.parts, name))
 
     def remove(self) -> None:
         """Remove the folder with all it holds, the lock last."""
@@ -108,10 +134,12 @@ class WorkFolder:
         try:
             with open(self._job_path, encoding="utf-8") as stream:
                 noted = json.load(stream)
-            return noted if {"identity", "engine"} <= noted.keys() else None
+            if not (isinstance(noted["identity"]["settings"], dict) and isinstance(noted["engine"], dict)):
+                raise ValueError
+            return dict(noted)
         except FileNotFoundError:
             return None
-        except (ValueError, AttributeError):
+        except (ValueError, TypeError, KeyError):
             raise CompeteError(f"{self._job_path} is damaged: begin again with --restart") from None
 
     def _take_lock(self) -> None:

@@ -11,7 +11,7 @@ from megatron_compete.data.preprocessing.job import Preprocessing
 from megatron_compete.data.progress import MEGABYTE
 from megatron_compete.errors import CompeteError
 
-FORMAT = "megatron-compete preprocessing 1"
+FORMAT = "megatron-compete preprocessing 2"
 _SAMPLE_BYTES = 1 << 16
 """Bytes at either end of a file that go into its fingerprint."""
 
@@ -66,6 +66,13 @@ def _sha256_of_ends(path: str, size: int) -> str:
 def digest(identity: Identity) -> str:
     """One short name for a job."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def dropped_keys(old: Identity, new: Identity) -> list[str]:
+    """Keys that the old job has and the new one has not, if that is all they differ in."""
+    keys, fewer = old["settings"].get("--json-keys", []), new["settings"]["--json-keys"]
+    same = old | {"settings": old["settings"] | {"--json-keys": fewer}} == new
+    return [key for key in keys if key not in fewer] if same and set(fewer) < set(keys) else []
 
 
 def refuse_difference(old: Identity, new: Identity, folder: str) -> None:

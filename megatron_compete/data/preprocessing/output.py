@@ -71,10 +71,8 @@ class Output:
         assembly = Assembly(list(records), self.sources, DType.optimal_dtype(self.vocab_size))
         with StagedFiles(folder.aside) as staged:
             skips = self._write_faults(assembly, staged)
+            self._refuse_keys_without_tokens(assembly, folder, skips)
             for number, key in enumerate(self.job.json_keys):
-                if not assembly.tokens(number):
-                    folder.remove()
-                    raise no_documents(self.sources, key, skips)
                 prefix = self.job.dataset_prefix(key)
                 assembly.write_dataset(number, staged.path(prefix + ".bin"), staged.path(prefix + ".idx"))
                 self._manifest(assembly, number, skips).write(staged.path(manifest_path(prefix)))
@@ -90,6 +88,19 @@ class Output:
             empty=assembly.total("empty"),
             continued=continued,
         )
+
+    def _refuse_keys_without_tokens(self, assembly: Assembly, folder: WorkFolder, skips: SkipLog) -> None:
+        """A dataset needs tokens. Where other keys have some, their shards stay for a run without these keys."""
+        keys = {key: assembly.tokens(number) for number, key in enumerate(self.job.json_keys)}
+        void, good = [key for key in keys if not keys[key]], [key for key in keys if keys[key]]
+        if void and not good:
+            folder.remove()
+            raise no_documents(self.sources, void[0], skips)
+        if void:
+            raise CompeteError(
+                f"{no_documents(self.sources, ', '.join(void), skips)}: the same command with --json-keys "
+                f"{' '.join(good)} goes on from the finished shards in {folder.path}"
+            )
 
     def _write_faults(self, assembly: Assembly, staged: StagedFiles) -> SkipLog:
         """The list of skipped documents; one that an earlier job left goes if this one has none."""

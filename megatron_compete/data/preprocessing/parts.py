@@ -34,7 +34,14 @@ class Extent(NamedTuple):
 class DatasetPart:
     """One key's share of a shard."""
 
+    key: str
+    number: int
+    """Of its `.bin` among the part files."""
+
     ids: Extent
+    index: Extent
+    """Lengths of its sequences (int32), then its document ends (int64)."""
+
     sequences: int
     tokens: int
 
@@ -54,9 +61,6 @@ class ShardRecord:
     empty: int
     datasets: list[DatasetPart]
     """In the order of the keys."""
-
-    index: Extent
-    """For each key the lengths of its sequences (int32), then its document ends (int64)."""
 
     faults: Extent
     """JSON lines [piece, number, kind, reason]."""
@@ -83,6 +87,18 @@ class ShardRecord:
         del record["part"]
         return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
+    def of_keys(self, keys: Sequence[str]) -> "ShardRecord | None":
+        """This shard as a job with fewer keys would have made it; None where that cannot be told.
+
+        A key without any token changed nothing for the others, unless it is the reason why a document was left out.
+        """
+        dropped = [dataset for dataset in self.datasets if dataset.key not in keys]
+        if not dropped:
+            return self
+        if self.fault_counts or any(dataset.tokens for dataset in dropped):
+            return None
+        return replace(self, datasets=[dataset for dataset in self.datasets if dataset.key in keys])
+
 
 def read_journal(path: str) -> Iterator[ShardRecord]:
     """Finished shards of one worker; a line that a kill cut off is none."""
@@ -96,15 +112,16 @@ def read_journal(path: str) -> Iterator[ShardRecord]:
 
 
 def _record(fields: dict[str, Any], part: str) -> ShardRecord:
-    parts = [DatasetPart(Extent(*one.pop("ids")), **one) for one in fields["datasets"]]
-    changed = {name: Extent(*fields[name]) for name in ("index", "faults")}
-    return ShardRecord(**fields | changed | {"key": tuple(fields["key"]), "datasets": parts, "part": part})
+    extents = ("ids", "index")
+    parts = [DatasetPart(**one | {name: Extent(*one[name]) for name in extents}) for one in fields["datasets"]]
+    changed = {"key": tuple(fields["key"]), "faults": Extent(*fields["faults"])}
+    return ShardRecord(**fields | changed | {"datasets": parts, "part": part})
 
 
 def is_whole(record: ShardRecord) -> bool:
     """Whether the part files still hold what the journal says; reads it all."""
-    extents = [(f".{index}.bin", dataset.ids) for index, dataset in enumerate(record.datasets)]
-    extents += [(".index", record.index), (".faults", record.faults)]
+    extents = [(f".{dataset.number}.bin", dataset.ids) for dataset in record.datasets]
+    extents += [(".index", dataset.index) for dataset in record.datasets] + [(".faults", record.faults)]
     return all(_checksum(record.part + suffix, extent) == extent.crc32 for suffix, extent in extents)
 
 
@@ -205,16 +222,17 @@ class PartWriter:
             known: the fields of `ShardRecord` that the writer cannot know.
         """
         datasets = []
-        for file, lengths, sentences in zip(self._ids, self._lengths, self._sentences):
-            ids, all_lengths = file.finish(), _join(lengths, np.int32)
-            self._index.write(all_lengths.tobytes())
-            self._index.write(np.cumsum(_join(sentences, np.int64)).tobytes())
-            datasets.append(DatasetPart(ids, len(all_lengths), ids.bytes // item_bytes))
+        for number, key in enumerate(self._keys):
+            ids, lengths = self._ids[number].finish(), _join(self._lengths[number], np.int32)
+            self._index.begin()
+            self._index.write(lengths.tobytes())
+            self._index.write(np.cumsum(_join(self._sentences[number], np.int64)).tobytes())
+            index = self._index.finish()
+            datasets.append(DatasetPart(key, number, ids, index, len(lengths), ids.bytes // item_bytes))
         record = ShardRecord(
             documents=self._counts.documents,
             empty=self._counts.empty,
             datasets=datasets,
-            index=self._index.finish(),
             faults=self._faults.finish(),
             fault_counts=self._counts.faults,
             **known,

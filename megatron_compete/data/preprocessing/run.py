@@ -226,8 +226,11 @@ class _Session:
     def _finished(self, engine: EngineChoice) -> Iterator[ShardRecord]:
         """Shards of earlier runs that need not be done again."""
         for record in self._folder.records():
-            if record.engine == engine.name and not (record.fault_counts and self._job.on_error == "fail"):
-                yield record
+            fitting = record.of_keys(self._job.json_keys)
+            if record.engine != engine.name or fitting is None:
+                continue
+            if self._job.on_error == "skip" or not record.fault_counts:
+                yield fitting
 
     def _stdin(self) -> Iterator[bytes] | None:
         if self._plan.stdin is None:

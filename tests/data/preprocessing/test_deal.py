@@ -24,7 +24,7 @@ def plan(known: int = 0, streams: int = 0) -> Plan:
 
 
 def record(key: ShardKey, engine: EngineChoice = FAST, at_end: bool = False, crc: int | None = None) -> ShardRecord:
-    return ShardRecord(key, [], engine.name, 1, 0, [], NOTHING, NOTHING, {}, at_end, 0, 0, 0, 0, crc)
+    return ShardRecord(key, [], engine.name, 1, 0, [], NOTHING, {}, at_end, 0, 0, 0, 0, crc)
 
 
 def key_of(task: Task | None) -> ShardKey | None:
