@@ -2,7 +2,8 @@
 # How an attempt ended, why, and on which node. Sourced by job.sh.
 
 # One word. srun's own code is the largest of all tasks', some of which it killed itself, so the trainer's word comes first,
-# then the code of the task that was the first to end badly.
+# then the code of the task that was the first to end badly. What is to say itself that it has finished (`must_say_finished`)
+# has not where it has not said so.
 attempt_outcome() {
     local file=$COMPETE_RUN/outcomes/$COMPETE_ATTEMPT first
     if [ -s "$file" ]; then
@@ -10,7 +11,7 @@ attempt_outcome() {
     else
         first=$(sed -nE '1s/.*: Exited with exit code ([0-9]+)$/\1/p' "$COMPETE_RUN/srun.errors" 2>/dev/null)
         case ${first:-$code} in
-        0) echo finished ;;
+        0) if [ -n "${must_say_finished:-}" ]; then echo failed; else echo finished; fi ;;
         2) echo refused ;;
         75) echo stopped ;;
         *) if [ -z "$late" ] && [ -n "$stopping" ] && [ "$code" = 143 ]; then echo stopped; else echo failed; fi ;;
@@ -34,17 +35,33 @@ attempt_reason() { # outcome
     fi
 }
 
-# The record of the failure that came first. A rank that was killed or crashed goes before those that lost their peer.
+# The record of the failure that came first: what is printed, and whose node is counted.
+#
+# Ranks that were well and left because of another (`follows`) count only where nothing else is recorded. The earliest counts,
+# but a rank that was killed or crashed goes before those that lost their peer: the clock of its host may be a little behind.
 first_failure() {
-    local file time
-    for file in "$COMPETE_RUN/failures/$COMPETE_ATTEMPT"-*.json; do
-        [ -f "$file" ] || continue
-        time=$(json_field "$file" time)
-        case $(json_field "$file" exit_code) in
-        -4 | -7 | -8 | -9 | -11) echo "0 $time $file" ;; # SIGILL, SIGBUS, SIGFPE, SIGKILL, SIGSEGV
-        *) echo "1 $time $file" ;;
-        esac
-    done | sort -k1,1n -k2,2g | head -n 1 | cut -d ' ' -f 3-
+    local files=("$COMPETE_RUN/failures/$COMPETE_ATTEMPT"-*.json)
+    [ -f "${files[0]}" ] || return 0
+    awk -v same_incident=10 -v deadly=" -4 -7 -8 -9 -11 " ' # SIGILL, SIGBUS, SIGFPE, SIGKILL, SIGSEGV
+        function number(name) { return match($0, "\"" name "\": *-?[0-9.]+") ? substr($0, RSTART + length(name) + 3, RLENGTH) + 0 : "" }
+        FNR == 1 && number("time") != "" {
+            time[++count] = number("time")
+            is_deadly[count] = index(deadly, " " number("exit_code") " ") > 0
+            follows[count] = $0 ~ /"follows": *true/
+            file[count] = FILENAME
+            if (!follows[count]) own = 1
+        }
+        function earliest(only_deadly, until,    i, found) {
+            for (i = 1; i <= count; i++)
+                if (!(own && follows[i]) && (!only_deadly || is_deadly[i]) && (!until || time[i] <= until) && (!found || time[i] < time[found]))
+                    found = i
+            return found
+        }
+        END {
+            first = earliest(0, 0)
+            killed = first ? earliest(1, time[first] + same_incident) : 0
+            if (first) print file[killed ? killed : first]
+        }' "${files[@]}"
 }
 
 # A scalar of a flat JSON object, without a parser on the host.
@@ -64,6 +81,8 @@ failure_reason() {
         echo "rank $(json_field "$file" rank) on $(json_field "$file" host): $ended"
     elif [ -s "$COMPETE_RUN/srun.errors" ]; then
         head -n 1 "$COMPETE_RUN/srun.errors" | sed 's/^srun: error: //'
+    elif [ "$code" = 0 ]; then
+        echo "left with exit code 0 and did not say that it had finished"
     else
         echo "exit code $code"
     fi

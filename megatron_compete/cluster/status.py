@@ -22,7 +22,6 @@ from megatron_compete.cluster.queue import Queue, QueuedJob
 from megatron_compete.cluster.run_folder import ATTEMPTS, FINISHED, JOB, RECIPE, SCRIPT, SETTINGS, RunFolder
 from megatron_compete.errors import CompeteError
 from megatron_compete.recipe import read_recipe
-from megatron_compete.runtime.run_files import first_failure, read_failures
 
 TRACKER = "latest_checkpointed_iteration.txt"
 STALLED_INTERVALS = 10
@@ -51,6 +50,11 @@ class Attempt:
     def seconds(self) -> float:
         """How long it had its nodes."""
         return self.end - self.begin
+
+    @property
+    def why(self) -> str | None:
+        """What the batch script found to be the reason: its first failure, or what the trainer said."""
+        return self.reason if self.reason not in ("", "-") else None
 
 
 @dataclass
@@ -131,7 +135,6 @@ class _Facts:
         self.kind = str(_json(folder / JOB).get("kind") or "pretrain")
         self.attempts = read_attempts(folder / ATTEMPTS)
         self.begun = _begun(folder / RUNNING)
-        self.failures = read_failures(folder)
         self.progress = _json(folder / "progress.json")
         self.recipe = _recipe(folder / RECIPE)
         self.settings = _settings(folder / SETTINGS)
@@ -154,7 +157,7 @@ class _Facts:
             return "failed", "left the queue before it began: cancelled, or a job before it failed"
         last = self.attempts[-1]
         state = last.outcome if last.outcome in ("finished", "stopped", "refused") else "failed"
-        return state, self.why(last)
+        return state, last.why
 
     def _without_job(self) -> tuple[str, str | None]:
         """No batch script runs it: what the trainer itself has written."""
@@ -181,13 +184,6 @@ class _Facts:
             return "stalled", f"no step logged for {age:.0f} s"
         return "running", None
 
-    def why(self, attempt: Attempt) -> str | None:
-        """What the attempt's first failure says, else what the batch script noted."""
-        cause = first_failure([each for each in self.failures if each.attempt == attempt.number])
-        if attempt.outcome not in ("finished", "stopped", "refused") and cause is not None:
-            return cause.describe()
-        return attempt.reason if attempt.reason not in ("", "-") else None
-
 
 def _add_progress(status: RunStatus, facts: _Facts) -> None:
     progress = facts.progress
@@ -211,7 +207,7 @@ def _add_attempts(status: RunStatus, facts: _Facts) -> None:
     if facts.job is not None and not facts.job.waits:
         status.used_seconds += facts.job.used_seconds
     status.failures = [
-        f"attempt {attempt.number}: {facts.why(attempt) or f'exit code {attempt.exit_code}'}"
+        f"attempt {attempt.number}: {attempt.why or f'exit code {attempt.exit_code}'}"
         for attempt in facts.attempts
         if attempt.outcome not in ("finished", "stopped")
     ]

@@ -1,7 +1,8 @@
 """What a job leaves in its run folder: outcome, failures and progress.
 
 A batch script sets COMPETE_RUN (the folder) and COMPETE_ATTEMPT (which start of the job this is, from 0). Without the
-first, nothing is written. All files appear whole or not at all: they are written under another name and renamed.
+first, nothing is written. All files appear whole or not at all. Which of an attempt's failures came first, the batch script
+decides when the attempt is over (`slurm/outcome.sh`), for its log, for attempts.tsv and for the node it leaves out.
 
     outcomes/N                  first line `finished`, `stopped` or `refused`; what follows explains
     failures/N-HOST-RANK.json   one line: a rank that failed in attempt N
@@ -20,13 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_compete.errors import CompeteError
+from megatron_compete.files import write_whole
 
 Outcome = Literal["finished", "stopped", "refused"]
-
-DEADLY_SIGNALS = {signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
-"""Signals that no rank sends itself because another one failed; SIGABRT is how NCCL's watchdog ends a rank that waits."""
-SAME_INCIDENT_SECONDS = 10.0
-"""Failures that far apart may have one cause: what a host with a clock a little behind reports must not win."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,8 @@ class Failure:
     time: float
     """Epoch seconds; where only its end was seen, the last time it was known to be alive."""
     message: str
+    follows: bool = False
+    """Whether the rank itself was well, and left because another one had failed."""
 
     def describe(self) -> str:
         """One line: who, where and why."""
@@ -109,7 +108,13 @@ def _attempt(folder: Path, environment: Mapping[str, str]) -> int:
 
 
 def record_failure(
-    message: str, rank: int, local_rank: int, exit_code: int, at: float | None = None, host: str | None = None
+    message: str,
+    rank: int,
+    local_rank: int,
+    exit_code: int,
+    at: float | None = None,
+    host: str | None = None,
+    follows: bool = False,
 ) -> Failure:
     """A failure in this attempt, recorded in the run folder where there is one.
 
@@ -118,6 +123,7 @@ def record_failure(
         exit_code: negative for a signal.
         at: epoch seconds, default now.
         host: default this one.
+        follows: the rank was well, and left because another one had failed.
     Returns:
         What is recorded; a record that the rank wrote itself stays.
     """
@@ -125,7 +131,7 @@ def record_failure(
     failure = Failure(
         attempt=run.attempt if run else 0, host=host or host_name(), rank=rank, local_rank=local_rank,
         exit_code=exit_code, time=time.time() if at is None else at,
-        message=_first_line(message) or describe_exit(exit_code),
+        message=_first_line(message) or describe_exit(exit_code), follows=follows,
     )  # fmt: skip
     if run is None:
         return failure
@@ -148,25 +154,6 @@ def describe_exit(exit_code: int) -> str:
         return f"ended by signal {-exit_code}"
 
 
-def read_failures(folder: Path) -> list[Failure]:
-    """All recorded failures of a run, by attempt and time; what cannot be read is left out."""
-    failures = (read_failure(path) for path in (folder / "failures").glob("*.json"))
-    return sorted((each for each in failures if each is not None), key=lambda each: (each.attempt, each.time))
-
-
-def first_failure(failures: list[Failure]) -> Failure | None:
-    """The cause among an attempt's failures: the earliest, but a rank that was killed outranks what followed from it."""
-    if not failures:
-        return None
-    earliest = min(failures, key=lambda each: each.time)
-    killed = [
-        each
-        for each in failures
-        if -each.exit_code in DEADLY_SIGNALS and each.time <= earliest.time + SAME_INCIDENT_SECONDS
-    ]
-    return min(killed, key=lambda each: each.time) if killed else earliest
-
-
 def read_failure(path: Path) -> Failure | None:
     """One record, or None where there is none that can be read."""
     try:
@@ -181,14 +168,6 @@ def _note(path: Path, text: str) -> None:
         write_whole(path, text)
     except OSError as error:
         print(f"megatron-compete: {path} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that readers see the old content or the new, also after a kill in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    other = path.with_name(f".{path.name}.{host_name()}.{os.getpid()}")
-    other.write_text(text)
-    other.replace(path)
 
 
 def _first_line(message: str) -> str:

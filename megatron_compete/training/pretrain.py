@@ -36,14 +36,15 @@ from megatron_compete.moe.rivals import RIVALS, check_rival
 from megatron_compete.moe.specs import compete_layer_spec, rival_layer_spec, trainer_step
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.presets import DEFAULT, describe_preset
-from megatron_compete.runtime import cpu
 from megatron_compete.runtime.launch import environment_defaults
 from megatron_compete.runtime.launch_environment import enter_launch
 from megatron_compete.runtime.prebuilt import use_prebuilt_helpers
+from megatron_compete.training.agreement import on_rank_0
 from megatron_compete.training.arguments import compete_config_from_args, parse_arguments, rival_config_from_args
 from megatron_compete.training.batches import forward_step
 from megatron_compete.training.data_check import check_data
 from megatron_compete.training.datasets import build_datasets
+from megatron_compete.training.devices import settle_device
 from megatron_compete.training.flops import install_flops
 from megatron_compete.training.optimizer_layout import install_optimizer_layout
 from megatron_compete.training.probe import install_probe
@@ -135,8 +136,9 @@ def _count_modules(model: list[MegatronModule], kind: type[torch.nn.Module]) -> 
 
 def train() -> None:
     """Train as `sys.argv` says."""
+    settle_device()
     args = parse_arguments()
-    check_data(args)
+    on_rank_0(lambda: check_data(args))
     use_prebuilt_helpers()
     install_optimizer_layout()
     install_probe(args)
@@ -162,8 +164,6 @@ def main(launcher: str | None = None) -> None:
     except CompeteError as error:
         refuse_once(error, rank_from_launcher())
     os.environ.update(environment_defaults())
-    if cpu.is_needed():
-        cpu.activate()
     run_rank(train, launch.rank, launch.local_rank)
 
 

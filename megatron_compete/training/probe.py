@@ -29,7 +29,9 @@ from torch import Tensor
 
 from megatron_compete.data.index_file import DamagedIndex, read_index
 from megatron_compete.errors import CompeteError
+from megatron_compete.files import write_whole
 from megatron_compete.routing.habits import coactivation, decision_margin, pack_choices, pair_counts, router_entropy
+from megatron_compete.training.agreement import on_rank_0
 
 REMEMBERED_TOKENS = 256
 """Tokens whose experts a line names, evenly spaced over the probe's."""
@@ -216,17 +218,15 @@ class ProbeLog:
     def resume(self, step: int) -> None:
         """Go on at `step`: drop later lines, and count on from the last one before."""
         self.is_open = True
+        if not self.write:
+            return
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in map(json.loads, lines) if line["step"] <= step] if step > 0 else []
         if kept and kept[-1]["step"] > 0:
             share = step / kept[-1]["step"]  # a checkpoint between two probes: at the mean cost of the steps before
             self.wall_seconds = kept[-1]["wall_seconds"] * share
             self.processor_seconds = kept[-1]["processor_seconds"] * share
-        if self.write:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            staged = self.path.with_suffix(".new")
-            staged.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            staged.rename(self.path)
+        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, line: dict[str, Any]) -> None:
         """Append a probe's line."""
@@ -260,7 +260,7 @@ def install_probe(args: argparse.Namespace) -> None:
         return
     from megatron.training import training
 
-    sequences = read_sequences(args.probe_data, args.probe_sequences, args.seq_length)
+    sequences = on_rank_0(lambda: read_sequences(args.probe_data, args.probe_sequences, args.seq_length))
     log = ProbeLog(Path(args.probe_log), write=args.rank == 0)
     training.train_step = probing(training.train_step, args, sequences, log)
 

@@ -24,7 +24,7 @@ def reliable(config: GPTModelConfig, args: argparse.Namespace) -> Iterator[None]
     """Train with all of it; the checks run when Megatron has built the model and before it loads a checkpoint.
 
     Raises:
-        CompeteError: training ended and the last checkpoint could not be saved.
+        CompeteError: training ended, by itself or because it was told to, and the last checkpoint could not be saved.
     """
     config.pre_wrap_hooks.append(functools.partial(claim_save_folder, args=args))
     config.pre_wrap_hooks.append(functools.partial(choose_on_resume, args=args))
@@ -35,6 +35,10 @@ def reliable(config: GPTModelConfig, args: argparse.Namespace) -> Iterator[None]
     try:
         yield
         check_last_save()
+    except SystemExit as left:  # how Megatron leaves its loop
+        if not left.code:
+            check_last_save()
+        raise
     finally:
         stop_watchdog()
         forget_saving()

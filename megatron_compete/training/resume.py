@@ -52,7 +52,7 @@ def choose_on_resume(model: list[MegatronModule], args: argparse.Namespace) -> l
     Raises:
         CompeteError: on every rank; checkpoints are there, and none that may be loaded is whole.
     """
-    folder = load_folder(args)
+    folder = on_rank_0(lambda: load_folder(args))
     if folder is None or args.ckpt_format != "torch_dist":
         return model
     own = args.save is not None and os.path.realpath(args.save) == os.path.realpath(folder)

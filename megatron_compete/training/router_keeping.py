@@ -29,7 +29,7 @@ def check_router_on_resume(model: list[MegatronModule], args: argparse.Namespace
     Raises:
         CompeteError: on every rank, as `check_same_router`.
     """
-    folder = load_folder(args)
+    folder = on_rank_0(lambda: load_folder(args))
     if folder is not None and args.ckpt_format == "torch_dist" and not args.finetune:
         saved = on_rank_0(lambda: _saved_arguments(folder, args.ckpt_step))
         if saved is not None:

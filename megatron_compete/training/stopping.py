@@ -1,9 +1,12 @@
 """How a rank leaves: exit code and outcome for whoever decides whether the job goes on.
 
-    0   finished: all of --train-iters, or the user's own --exit-interval
+    0   finished: all of --train-iters, the user's own --exit-interval, or an evaluation alone (--skip-train)
     2   bad input; said once
     75  told to stop (SIGTERM, --exit-duration-in-mins) and saved: the same command goes on at the next step
     *   anything else is a failure
+
+Finished is what training itself has decided: its loop came to its end, or left as the user had asked. That the process
+leaves without an error code is no sign of it (`exits.py`).
 
 With --exit-signal-handler Megatron looks for the signal when a step has ended: it then saves and leaves. So the signal
 takes effect after what is left of the step, and after the evaluation or the save that is going on; neither looks for
@@ -17,6 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -27,6 +31,9 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from megatron_compete.errors import CompeteError, exit_with_error
 from megatron_compete.runtime.run_files import Outcome, current_run, record_failure
 from megatron_compete.runtime.stop_signal import STOPPED_EXIT_CODE, stop_signal_is_handled
+from megatron_compete.training.agreement import PeerFailed
+from megatron_compete.training.devices import NoDevice
+from megatron_compete.training.exits import Exit, LastWords
 
 EXIT_SECONDS = 60.0
 """What a failed rank has for its farewell: threads, worker processes and NCCL may all wait for peers in vain."""
@@ -36,6 +43,22 @@ PEER_SECONDS = 1.0
 """A rank whose peers were told to stop a moment before it sees them vanish; its own signal is then under way."""
 
 
+class Unfinished(Exception):
+    """Megatron returned from training before its end."""
+
+
+PLAIN = (PeerFailed, NoDevice, Unfinished)
+"""Failures that say all there is to say in one line; a stack adds nothing."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How training has ended, where that is no failure."""
+
+    outcome: Outcome
+    details: str = ""
+
+
 class ExitWatch:
     """Stands in for `train` and `checkpoint_and_decide_exit` of Megatron's trainer; knows why the loop was left."""
 
@@ -43,13 +66,17 @@ class ExitWatch:
         self.upstream = train, decide
         self.steps = 0
         """Steps that ended in this process."""
-        self.stopped_at: int | None = None
-        """Iteration after which the job was told to stop."""
+        self.decided: End | None = None
+        """What was decided within the loop; it then leaves with `sys.exit()`."""
+        self.reached: int | None = None
+        """Iteration with which the loop came to its end."""
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Megatron's training loop; from here on it handles the stop signal."""
         stop_signal_is_handled()
-        return self.upstream[0](*args, **kwargs)
+        result = self.upstream[0](*args, **kwargs)
+        self.reached = result[0]
+        return result
 
     def decide(
         self, model: Any, optimizer: Any, opt_param_scheduler: Any, iteration: int, *args: Any, **kwargs: Any
@@ -57,9 +84,33 @@ class ExitWatch:
         """Megatron's decision; all ranks make the same one."""
         leaves = self.upstream[1](model, optimizer, opt_param_scheduler, iteration, *args, **kwargs)
         self.steps += 1
-        if leaves and not _wanted_by_user(iteration):
-            self.stopped_at = iteration
+        if leaves:
+            self.decided = (
+                End("finished") if _wanted_by_user(iteration) else End("stopped", f"after iteration {iteration}")
+            )
         return leaves
+
+    def end_on_return(self) -> End:
+        """The end where Megatron's trainer has returned.
+
+        Raises:
+            Unfinished: there are steps left.
+        """
+        args = get_args()
+        done = args.iteration if self.reached is None else self.reached  # no loop where the checkpoint has all steps
+        if args.skip_train or done >= (args.train_iters or 0):
+            return End("finished")
+        raise Unfinished(
+            f"training ended after iteration {done} of {args.train_iters}"
+            + ("" if args.do_train else ": there is no training data (--split, --train-data-path)")
+        )
+
+    def end_on_exit(self, left: Exit) -> End | None:
+        """The end where a `SystemExit` came through, None for a failure."""
+        if self.decided is not None and not left.code:
+            return self.decided
+        meaning = left.meaning()
+        return None if meaning is None else End(*meaning)
 
     def told_to_stop(self) -> bool:
         """Whether this rank has got the signal while Megatron handles it."""
@@ -102,27 +153,45 @@ def run_rank(train: Callable[[], None], rank: int, local_rank: int) -> None:
     """Run the trainer on this rank, and leave as the module says; returns where training has finished.
 
     Raises:
-        SystemExit: 2 or 75.
-        Exception: a failure, after it was recorded.
+        SystemExit: 2 or 75; 1 or Megatron's own code for a failure, of which one line says what there is to say.
+        Exception: any other failure, after it was recorded.
     """
-    with watched_exit() as watch:
+    words = LastWords()
+    with watched_exit() as watch, words.heard():
         try:
             train()
+            end = watch.end_on_return()
         except CompeteError as error:
             refuse_once(error, rank)
         except SystemExit as error:
-            if error.code not in (None, 0):
-                _fail(error, rank, local_rank)
-                raise
+            end = _end_of_exit(watch, Exit(error, words), rank, local_rank)
         except Exception as error:
             now = time.time()
             if not _stopped_at_start(watch):
                 _fail(error, rank, local_rank, now)
+                if isinstance(error, PLAIN):
+                    raise SystemExit(1) from None
                 raise
             traceback.print_exc()
-            _write_outcome(rank, "stopped", "before the first step was done")
+            _write_outcome(rank, End("stopped", "before the first step was done"))
             raise SystemExit(STOPPED_EXIT_CODE) from None
-    _leave_together(watch, rank)
+    _leave_together(end, rank)
+
+
+def _end_of_exit(watch: ExitWatch, left: Exit, rank: int, local_rank: int) -> End:
+    """What a `SystemExit` means.
+
+    Raises:
+        SystemExit: it was a failure, or argparse has shown its help.
+    """
+    if left.is_help():
+        raise SystemExit(0)
+    end = watch.end_on_exit(left)
+    if end is None:
+        code = left.code if isinstance(left.code, int) and left.code else 1
+        _fail(left.describe(), rank, local_rank, code=code)
+        raise SystemExit(code)
+    return end
 
 
 def _stopped_at_start(watch: ExitWatch) -> bool:
@@ -132,32 +201,35 @@ def _stopped_at_start(watch: ExitWatch) -> bool:
     return watch.steps == 0 and watch.told_to_stop()
 
 
-def _leave_together(watch: ExitWatch, rank: int) -> None:
+def _leave_together(end: End, rank: int) -> None:
     """Write the outcome, and leave only when it is written: a launcher ends all ranks when one leaves with 75."""
-    if watch.stopped_at is None:
-        _write_outcome(rank, "finished")
-    else:
-        _write_outcome(rank, "stopped", f"after iteration {watch.stopped_at}")
+    _write_outcome(rank, end)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-    if watch.stopped_at is not None:
+    if end.outcome == "stopped":
         raise SystemExit(STOPPED_EXIT_CODE)
 
 
-def _fail(error: BaseException, rank: int, local_rank: int, at: float | None = None) -> None:
+def _fail(
+    error: Exception | str,
+    rank: int,
+    local_rank: int,
+    at: float | None = None,
+    code: int = 1,
+) -> None:
     """Record a failure where the batch script and torchrun's agent look for it, and say it in one line."""
-    code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
-    failure = record_failure("".join(traceback.format_exception_only(error)), rank, local_rank, code, at)
-    get_error_handler().record_exception(error)
+    text = str(error) if isinstance(error, (str, *PLAIN)) else "".join(traceback.format_exception_only(error))
+    failure = record_failure(text, rank, local_rank, code, at, follows=isinstance(error, PeerFailed))
+    get_error_handler().record_exception(error if isinstance(error, Exception) else RuntimeError(error))
     print(f"megatron-compete: {failure.describe()}", file=sys.stderr, flush=True)
     faulthandler.dump_traceback_later(EXIT_SECONDS, exit=True)
 
 
-def _write_outcome(rank: int, outcome: Outcome, *details: str) -> None:
+def _write_outcome(rank: int, end: End) -> None:
     run = current_run()
     if run is not None and rank == 0:
-        run.write_outcome(outcome, *details)
+        run.write_outcome(end.outcome, *filter(None, [end.details]))
 
 
 def refuse_once(error: CompeteError, rank: int) -> NoReturn:

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any
 
-WAITING_FILES = ("torch/distributed/", "torch/cuda/", "megatron/core/pipeline_parallel/p2p_communication.py")
-"""Innermost frame of a rank that waits for others: in a collective, or for the device that is in one."""
+WAITING_FILES = ("torch/distributed/", "torch/cuda/", "megatron/core/pipeline_parallel/p2p_communication.py", "megatron_compete/training/agreement.py")  # fmt: skip
+"""Innermost frame of a rank that waits for others: in a collective, for the device that is in one, or for rank 0's word."""
 
 SAVING = frozenset({"save_checkpoint", "maybe_finalize_async_save", "load_checkpoint"})
 EVALUATING = frozenset({"evaluate"})

@@ -131,20 +131,13 @@ def test_over(run: Path) -> None:
     assert state(run, EMPTY) == ("finished", None)
 
 
-def test_a_recorded_failure_is_the_reason(run: Path) -> None:
-    attempt(run, 0, "failed", 1, "n2", "exit code 1")
+def test_the_reason_is_the_one_that_the_batch_script_counted(run: Path) -> None:
+    """Which failure came first is decided once; a record that would be chosen otherwise changes nothing."""
+    attempt(run, 0, "failed", 1, "n2", "rank 3 on n2: ended by SIGKILL")
     (run / "failures").mkdir()
-    record = {
-        "attempt": 0,
-        "host": "n2",
-        "rank": 3,
-        "local_rank": 1,
-        "exit_code": -9,
-        "time": 5.0,
-        "message": "ended by SIGKILL",
-    }
-    (run / "failures/0-n2-3.json").write_text(json.dumps(record))
-    assert state(run, EMPTY) == ("failed", "rank 3 on host n2 failed: ended by SIGKILL")
+    record = {"attempt": 0, "host": "n1", "rank": 0, "local_rank": 0, "exit_code": 1, "time": 5.0, "message": "lost"}
+    (run / "failures/0-n1-0.json").write_text(json.dumps(record))
+    assert state(run, EMPTY) == ("failed", "rank 3 on n2: ended by SIGKILL")
 
 
 def test_a_trainer_without_a_batch_script(run: Path) -> None:

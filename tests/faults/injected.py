@@ -109,6 +109,19 @@ def stop_at_step(rank: int, step: int) -> None:
     _at_step(rank, step, lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
+def tell_at_step(rank: int, step: int) -> None:
+    """The stop signal."""
+    _at_step(rank, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def time_is_up_at_step(step: int) -> None:
+    """--exit-duration-in-mins is over from this step on, and not before."""
+    from megatron.training import training
+
+    training._TRAIN_START_TIME = time.time()  # not that of the warm process this one was forked from
+    _at_step(0, step, lambda: setattr(training, "_TRAIN_START_TIME", 0.0))
+
+
 def sleep_at_step(rank: int, step: int, seconds: float) -> None:
     """A data loader that hangs."""
     _at_step(rank, step, lambda: time.sleep(seconds))

@@ -9,7 +9,17 @@ import pytest
 
 from megatron_compete.report.scalars import read_scalars
 from tests.faults.damage import TRACKER
-from tests.faults.injected import RUN, assert_goes_on, fail_on_write, failing, full_disk, losses, train
+from tests.faults.injected import (
+    RUN,
+    assert_goes_on,
+    fail_on_write,
+    failing,
+    full_disk,
+    losses,
+    tell_at_step,
+    time_is_up_at_step,
+    train,
+)
 
 pytestmark = pytest.mark.faults
 
@@ -69,6 +79,33 @@ def test_the_last_save_fails(tmp_path: Path, undisturbed: Path) -> None:
     assert "error: training ended, but its last checkpoint is not saved" in said and "SystemExit: 2" in said
     train(2, f"{flags(tmp_path)} --tensorboard-dir {tmp_path}/resumed")
     assert_goes_on(tmp_path / "resumed", undisturbed, after=6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["signal", "interval", "duration"])
+def test_the_save_before_leaving_fails(way: str, kind: str, tmp_path: Path, undisturbed: Path) -> None:
+    """Whichever way a run leaves, it does not claim to have saved."""
+    leaving = {
+        "signal": ("--exit-signal-handler", (tell_at_step, (0, 3))),
+        "interval": ("--exit-interval 3", (tell_at_step, (0, 99))),
+        "duration": ("--exit-duration-in-mins 1", (time_is_up_at_step, (3,))),
+    }[way]
+    said = failing(
+        2,
+        f"{flags(tmp_path, kind)} --on-save-failure continue {leaving[0]}",
+        (in_run_folder, (str(tmp_path),)),
+        (full_disk, (1, 3, 100)),
+        leaving[1],
+    )
+    assert "error: training ended, but its last checkpoint is not saved" in said and "SystemExit: 2" in said
+    assert (tmp_path / "outcomes/0").read_text().startswith("refused\ntraining ended, but its last checkpoint")
+    train(2, f"{flags(tmp_path)} --tensorboard-dir {tmp_path}/resumed")
+    assert_goes_on(tmp_path / "resumed", undisturbed, after=2)
+
+
+def in_run_folder(folder: str) -> None:
+    """As the batch script sets it; the fork server has its own environment."""
+    os.environ.update(COMPETE_RUN=folder, COMPETE_ATTEMPT="0")
 
 
 @pytest.fixture

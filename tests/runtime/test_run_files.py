@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,15 +12,15 @@ from megatron_compete.runtime.run_files import (
     Failure,
     RunFiles,
     current_run,
-    first_failure,
     host_name,
-    read_failures,
     record_failure,
-)  # fmt: skip
+)
+from tests.failures import first_failure, from_batch_script, read_failures
 
 
-def failure(rank: int, exit_code: int, time: float, host: str = "n1") -> Failure:
-    return Failure(attempt=0, host=host, rank=rank, local_rank=rank, exit_code=exit_code, time=time, message="x")
+def failure(rank: int, exit_code: int, time: float, host: str = "n1", **more: Any) -> Failure:
+    values = {"attempt": 0, "local_rank": rank, "message": "x"} | more
+    return Failure(host=host, rank=rank, exit_code=exit_code, time=time, **values)
 
 
 def test_without_a_run_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +61,7 @@ def test_files_follow_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert text.count("\n") == 1
     assert json.loads(text) == {
         "attempt": 2, "host": "gpu07", "rank": 5, "local_rank": 1, "exit_code": -11, "time": 12.5, "message": "ended by SIGSEGV",
+        "follows": False,
     }  # fmt: skip
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
         "2",
@@ -75,14 +77,33 @@ def test_what_the_rank_says_itself_stays(tmp_path: Path, monkeypatch: pytest.Mon
     assert (seen.message, seen.time) == ("OSError: disk full", 10.0)
 
 
-def test_the_cause_among_failures() -> None:
-    assert first_failure([]) is None
-    early, late = failure(0, 1, 100.0), failure(1, 1, 101.0)
-    assert first_failure([late, early]) is early
-    killed = failure(2, -9, 102.0, host="n2")
-    assert first_failure([late, early, killed]) is killed, "its clock may be behind"
-    assert first_failure([early, failure(2, -9, 200.0)]) is early
-    assert first_failure([early, failure(2, -6, 100.5)]) is early, "SIGABRT follows from a peer's end"
+EARLY, LATE = failure(0, 1, 1764345600.25), failure(1, 1, 1764345601.0)
+KILLED = failure(2, -9, 1764345602.0, host="n2")
+FOLLOWED = failure(3, 1, 1764345500.0, host="n3", follows=True)
+CASES: dict[str, tuple[list[Failure], Failure | None]] = {
+    "none": ([], None),
+    "the earliest": ([LATE, EARLY], EARLY),
+    "one that was killed, whose clock may be behind": ([LATE, EARLY, KILLED], KILLED),
+    "not one that was killed long after": ([EARLY, failure(2, -9, 1764345700.0, host="n2")], EARLY),
+    "SIGABRT follows from a peer's end": ([EARLY, failure(2, -6, 1764345600.5)], EARLY),
+    "one that only followed does not count": ([LATE, FOLLOWED], LATE),
+    "unless there is no other": ([FOLLOWED], FOLLOWED),
+    "another attempt's does not count": ([LATE, failure(0, -9, 1764345600.0, attempt=1)], LATE),
+    "numbers within a message are not the record's": ([EARLY, failure(1, 1, 1764345601.0, message='{"time": 1, "exit_code": -9}')], EARLY),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_failure_is_the_first(case: str, tmp_path: Path) -> None:
+    """For what is printed and for the node that is left out, by the batch script's one rule."""
+    failures, expected = CASES[case]
+    for each in failures:
+        RunFiles(tmp_path, each.attempt).write_failure(each)
+    assert first_failure(tmp_path) == expected
+    assert from_batch_script(tmp_path, 0, "failed_node") == (expected.host if expected else "-")
+    if expected:
+        reason = from_batch_script(tmp_path, 0, "failure_reason")
+        assert reason.startswith(f"rank {expected.rank} on {expected.host}: ")
 
 
 def test_damaged_records_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +112,7 @@ def test_damaged_records_are_left_out(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "failures/0-n9-1.json").write_text('{"attempt": 0, "ho')
     (tmp_path / "failures/0-n9-2.json").write_text('{"attempt": 0}')
     assert [each.rank for each in read_failures(tmp_path)] == [0]
+    assert getattr(first_failure(tmp_path), "rank", None) == 0
 
 
 def test_notes_that_cannot_be_written_do_not_end_a_job(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -106,10 +128,10 @@ def test_progress_is_never_seen_half_written(tmp_path: Path) -> None:
     run.write_progress({"iteration": -1})
     child = os.fork()
     if child == 0:
-        for iteration in range(2000):
+        for iteration in range(200):
             run.write_progress({"iteration": iteration, "padding": "x" * (iteration % 3000)})
         os._exit(0)
     seen = 0
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         seen = max(seen, json.loads((tmp_path / "progress.json").read_text())["iteration"])
-    assert json.loads((tmp_path / "progress.json").read_text())["iteration"] == 1999 and seen >= -1
+    assert json.loads((tmp_path / "progress.json").read_text())["iteration"] == 199 and seen >= -1

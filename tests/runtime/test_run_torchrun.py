@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_compete.runtime.run_files import first_failure, read_failures
+from tests.failures import first_failure, read_failures
 
 pytestmark = pytest.mark.slow
 
@@ -119,7 +119,7 @@ def test_the_cause_is_found_among_what_followed_from_it(tmp_path: Path) -> None:
     agents[0].read_until("waits", 2)
     assert [agent.ended() for agent in agents] == [1, 1]
     failures = read_failures(tmp_path)
-    cause = first_failure(failures)
+    cause = first_failure(tmp_path, attempt=3)
     assert cause is not None and (cause.exit_code, cause.message) == (-11, "ended by SIGSEGV")
     assert cause == failures[0]
     followed = [each for each in failures if each.exit_code == 1]

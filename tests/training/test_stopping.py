@@ -1,5 +1,6 @@
 """How a rank of the real trainer leaves: exit codes, outcomes, failures and progress.json."""
 
+import argparse
 import json
 import os
 import signal
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 
 from megatron_compete.errors import CompeteError
-from megatron_compete.runtime.run_files import read_failures
 from megatron_compete.training.progress import last_saved
+from tests.failures import read_failures
 from tests.ranks import run_ranks
 from tests.training.runs import MODEL, losses
 
@@ -54,7 +55,26 @@ def refused() -> None:
     raise CompeteError("--luck 0 is too little: raise it")
 
 
-ACTS = {"nothing": lambda: None, "told": told_twice, "time": time_is_up, "broken": broken, "refused": refused}
+def bare_exit() -> None:
+    print("the weather is bad, exiting")
+    sys.exit()
+
+
+def exit_with_0() -> None:
+    sys.exit(0)
+
+
+def stops_short() -> None:
+    """A loop that returns as if all were done."""
+    from megatron.training import training
+
+    training.train = lambda *args, **kwargs: (3, 0)
+
+
+ACTS = {
+    "nothing": lambda: None, "told": told_twice, "time": time_is_up, "broken": broken, "refused": refused,
+    "bare exit": bare_exit, "exit with 0": exit_with_0,
+}  # fmt: skip
 
 
 def leave_on_rank(run: str, flags: str, iteration: int, act: str, only: int | None) -> Any:
@@ -147,6 +167,70 @@ def test_a_failure_is_recorded_by_the_rank_that_has_it(tmp_path: Path) -> None:
     failures = read_failures(tmp_path)
     assert sorted((each.rank, each.local_rank, each.exit_code) for each in failures) == [(0, 0, 1), (1, 1, 1)]
     assert {each.message for each in failures} == {"RuntimeError: out of luck"}
+
+
+@pytest.mark.parametrize("act", ["bare exit", "exit with 0"])
+def test_an_exit_without_an_error_code_is_no_end(act: str, tmp_path: Path) -> None:
+    """Also within the training loop: nothing there has decided that it ends."""
+    assert leave(tmp_path, PIPELINE, act, iteration=3) == [1, 1]
+    assert not (tmp_path / "outcomes").exists()
+    function = act.replace(" ", "_")
+    said = {each.message.partition(": the")[0].partition(" (")[2] for each in read_failures(tmp_path)}
+    assert said == {f"{function})"} and len(read_failures(tmp_path)) == 2
+    if act == "bare exit":
+        message = read_failures(tmp_path)[0].message
+        assert message.startswith("SystemExit without a code") and "at test_stopping.py:" in message
+        assert message.endswith("(bare_exit): the weather is bad, exiting")
+
+
+def test_megatron_s_own_exits_are_failures(tmp_path: Path) -> None:
+    """They end with code 0 upstream."""
+    assert leave(tmp_path, f"{PIPELINE} --load {tmp_path}/none --exit-on-missing-checkpoint") == [1, 1]
+    messages = {each.rank: each.message for each in read_failures(tmp_path)}
+    assert "checkpointing.py:" in messages[0] and "checkpointing.py:" in messages[1]
+    assert messages[0].endswith(": >> '--exit-on-missing-checkpoint' set ... exiting. <<")
+    assert not (tmp_path / "outcomes").exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    assert leave(other, "--train-iters 3 --checkpoint-activations", ranks=1) == [1]
+    assert "--checkpoint-activations is no longer valid" in read_failures(other)[0].message
+
+
+def test_a_loop_that_returns_early_is_no_end(tmp_path: Path) -> None:
+    from tests.training import test_stopping
+
+    assert run_ranks(1, test_stopping.leave_early, str(tmp_path)) == [1]
+    assert [each.message for each in read_failures(tmp_path)] == ["training ended after iteration 3 of 8"]
+    assert not (tmp_path / "outcomes").exists()
+
+
+def leave_early(run: str) -> Any:
+    stops_short()
+    return leave_on_rank(run, "--train-iters 8", 0, "nothing", None)
+
+
+def test_what_has_nothing_left_to_do_has_finished(tmp_path: Path) -> None:
+    """A checkpoint with all steps, and an evaluation alone."""
+    flags = f"--train-iters 2 --save {tmp_path}/ckpt --load {tmp_path}/ckpt --save-interval 2"
+    assert leave(tmp_path, flags, ranks=1) == [0]
+    for again in (flags, f"{flags} --skip-train", f"--skip-train --train-iters 8 --load {tmp_path}/ckpt"):
+        (tmp_path / "outcomes/1").unlink()
+        assert leave(tmp_path, again, ranks=1) == [0]
+        assert outcome(tmp_path) == "finished\n"
+
+
+def test_help_is_no_outcome(tmp_path: Path) -> None:
+    """argparse leaves with 0 once it has shown it."""
+    from megatron_compete.training.exits import Exit, LastWords
+
+    def left(code: Any = None) -> Exit:
+        try:
+            argparse.ArgumentParser().exit(code)
+        except SystemExit as error:
+            return Exit(error, LastWords())
+        raise AssertionError
+
+    assert left(0).is_help() and not left(2).is_help()
 
 
 @pytest.mark.parametrize(("iteration", "expected"), [(1, 75), (2, "RuntimeError")], ids=["first", "later"])
