@@ -19,6 +19,7 @@ from pathlib import Path
 
 from megatron_compete.cluster.snapshot import Snapshot, digest_of, files_under
 from megatron_compete.errors import CompeteError
+from megatron_compete.files import publish, rename, write_whole
 
 SCRIPT, CODE, JOB, FINISHED, ATTEMPTS = "submit.sbatch", "code", "job.json", "finished", "attempts.tsv"
 RECIPE, COMMAND, SETTINGS = "recipe.yaml", "command.txt", "cluster.env"
@@ -79,9 +80,7 @@ class RunFolder:
     def record_submission(self, job_id: str, kind: str) -> None:
         """Write `job.json`."""
         record = {"job_id": job_id, "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "kind": kind}
-        aside = self / f".{JOB}.tmp"
-        aside.write_text(json.dumps(record) + "\n")
-        aside.replace(self / JOB)
+        write_whole(self / JOB, json.dumps(record) + "\n")
 
     def differences(self, contents: Contents) -> tuple[str, ...]:
         """Names of what it holds otherwise; none where the same job is there already."""
@@ -133,8 +132,8 @@ class RunFolder:
         (staged / "logs").mkdir()  # Slurm does not make it
         aside = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.old")
         if self.path.exists():
-            self.path.rename(aside)
-        staged.rename(self.path)
+            rename(self.path, aside)
+        publish(staged, self.path)
         shutil.rmtree(aside, ignore_errors=True)
 
     def _update(self, contents: Contents) -> None:
@@ -144,9 +143,9 @@ class RunFolder:
         earlier.mkdir(parents=True)
         for name in WRITTEN:
             if (self / name).exists():
-                (self / name).rename(earlier / name)
+                rename(self / name, earlier / name)
             if (staged / name).exists():
-                (staged / name).rename(self / name)
+                publish(staged / name, self / name)
         staged.rmdir()
 
     def _staged(self, contents: Contents) -> Path:
