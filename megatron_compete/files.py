@@ -5,11 +5,17 @@ its place under another name, is on the disk before it takes its name, and the n
 """
 
 import contextlib
+import errno
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from megatron_compete.errors import CompeteError
+
+_NO_SYNC_OF_FOLDERS = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+"""What file systems say that keep names by other means, some network ones and those in user space."""
 
 
 def write_whole(path: Path, content: str | bytes, mode: int | None = None) -> None:
@@ -20,12 +26,18 @@ def write_whole(path: Path, content: str | bytes, mode: int | None = None) -> No
     Raises:
         OSError: nothing was replaced.
     """
+    with open_whole(path, mode) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def open_whole(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
+    """`write_whole` for what is written piece by piece: the file takes its place when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    data = content.encode() if isinstance(content, str) else content
     try:
         with open(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode), "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(staged, path)
@@ -43,8 +55,14 @@ def publish(staged: Path, path: Path) -> None:
         path: on the same file system; a file is replaced, a folder must not be there.
     """
     sync_tree(staged)
-    os.replace(staged, path)
-    sync(path.absolute().parent)
+    rename(staged, path)
+
+
+def rename(path: Path, other: Path) -> None:
+    """Give a file or folder another name, which is on the disk when the call returns; its content is taken as it is."""
+    os.replace(path, other)
+    for folder in {path.absolute().parent, other.absolute().parent}:
+        sync(folder)
 
 
 def sync(path: Path | str) -> None:
@@ -52,6 +70,9 @@ def sync(path: Path | str) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC_OF_FOLDERS or not os.path.isdir(path):
+            raise
     finally:
         os.close(descriptor)
 
@@ -65,16 +86,16 @@ def sync_tree(path: Path) -> None:
         sync(path)
 
 
-def path_within(folder: Path, name: str, index: str) -> Path:
+def path_within(folder: Path, name: object, index: Path | str) -> Path:
     """The path of a file that an index names, which must lie in the index's folder.
 
     Args:
         name: what the index says, with `/` between its parts.
         index: the file that says so, for the error.
     Raises:
-        CompeteError: the name is empty, absolute, leads out of the folder, or has a character that no file name has.
+        CompeteError: it is no text, empty, absolute, leads out of the folder, or has a character that no file name has.
     """
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
+    if not isinstance(name, str) or not parts or name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
         raise CompeteError(f"{index} names the file {name!r}, which is not in its folder: do not use it")
     return folder / name

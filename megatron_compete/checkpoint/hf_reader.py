@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from megatron_compete.checkpoint.reader import TensorInfo
 from megatron_compete.checkpoint.safetensors_writer import INDEX
 from megatron_compete.errors import CompeteError
+from megatron_compete.files import path_within
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -103,7 +104,8 @@ class HfFolder:
         if not folder.is_dir():
             raise CompeteError(f"--checkpoint {folder}: no such folder; a model of the hub has to be downloaded first")
         self.config = read_json(folder / CONFIG)
-        self.files = {path.name: SafetensorsFile(path) for path in self._paths()}
+        self._weight_map = read_weight_map(folder)
+        self.files = {name: SafetensorsFile(folder / name) for name in self._names()}
         self._check_index()
 
     @cached_property
@@ -119,20 +121,10 @@ class HfFolder:
     def _file_of(self) -> dict[str, SafetensorsFile]:
         return {name: file for file in self.files.values() for name in file.tensors}
 
-    @cached_property
-    def _weight_map(self) -> dict[str, str] | None:
-        """The index: which file has which tensor; None with a single file."""
-        if not (self.folder / INDEX).is_file():
-            return None
-        weight_map = read_json(self.folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CompeteError(f"{self.folder / INDEX} has no weight_map")
-        return weight_map
-
-    def _paths(self) -> list[Path]:
+    def _names(self) -> list[str]:
         if self._weight_map is None:
             if (self.folder / SINGLE).is_file():
-                return [self.folder / SINGLE]
+                return [SINGLE]
             if any(self.folder.glob("*.bin")):
                 raise CompeteError(
                     f"{self.folder} has its weights as .bin, pickles that can run code: only safetensors are read. "
@@ -140,15 +132,12 @@ class HfFolder:
                 )
             raise CompeteError(f"{self.folder} has neither {SINGLE} nor {INDEX}")
         names = sorted(set(self._weight_map.values()))
-        for name in names:
-            if PurePath(name).name != name:
-                raise CompeteError(f"{self.folder / INDEX} points outside of its folder: {name}")
         missing = [name for name in names if not (self.folder / name).is_file()]
         if missing:
             raise CompeteError(
                 f"{self.folder} lacks {len(missing)} of its {len(names)} files: {', '.join(missing[:4])}"
             )
-        return [self.folder / name for name in names]
+        return names
 
     def _check_index(self) -> None:
         if self._weight_map is None:
@@ -159,6 +148,23 @@ class HfFolder:
         strangers = sorted(self._file_of.keys() - self._weight_map.keys())
         if strangers:
             raise CompeteError(f"{self.folder}: {strangers[0]} is in a file and not in {INDEX}")
+
+
+def read_weight_map(folder: Path) -> dict[str, str] | None:
+    """The index of a folder, which file has which tensor; None with a single file.
+
+    Raises:
+        CompeteError: it is no such index, or names a file that is not in the folder.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        return None
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CompeteError(f"{path} has no weight_map")
+    for name in weight_map.values():
+        path_within(folder, name, path)
+    return weight_map
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,12 +16,13 @@ import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
 from megatron_compete.checkpoint.hf_reader import CONFIG as HF_CONFIG
-from megatron_compete.checkpoint.hf_reader import SINGLE, SafetensorsFile, read_json
+from megatron_compete.checkpoint.hf_reader import SINGLE, SafetensorsFile, read_json, read_weight_map
 from megatron_compete.checkpoint.location import CONFIG, METADATA
 from megatron_compete.checkpoint.reader import LEGACY_COMMON_STATE, TorchDistCheckpoint
 from megatron_compete.checkpoint.restricted import load_metadata
 from megatron_compete.checkpoint.safetensors_writer import INDEX
 from megatron_compete.errors import CompeteError
+from megatron_compete.files import path_within
 
 BESIDE_THE_INDEX = frozenset({CONFIG, METADATA, LEGACY_COMMON_STATE, "integrity_manifest.json"})
 """Files that Megatron writes into a checkpoint's folder without naming them in its index."""
@@ -73,7 +74,11 @@ def _wrong_files(folder: Path, index: Metadata, found: Findings) -> Iterator[str
     for info in index.storage_data.values():
         ends[info.relative_path] = max(ends[info.relative_path], info.offset + info.length)
     for name, end in sorted(ends.items()):
-        path = folder / name
+        try:
+            path = path_within(folder, name, folder / METADATA)
+        except CompeteError as error:
+            yield str(error)
+            continue
         if not path.is_file():
             yield f"{name} is missing: {end} bytes of tensors lie in it"
             continue
@@ -162,11 +167,8 @@ def inspect_hf(folder: Path, read: bool = False) -> Findings:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if isinstance(weight_map, dict) and weight_map:
-            return weight_map
-        raise CompeteError(f"{folder / INDEX} has no weight_map")
+    if weight_map := read_weight_map(folder):
+        return weight_map
     if (folder / SINGLE).is_file():
         return {"": SINGLE}
     raise CompeteError(f"{folder} has neither {SINGLE} nor {INDEX}")

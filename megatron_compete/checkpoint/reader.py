@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from megatron_compete.checkpoint.location import METADATA
 from megatron_compete.checkpoint.restricted import load_metadata, load_plain, load_tensor
 from megatron_compete.errors import CompeteError
+from megatron_compete.files import path_within
 
 COMMON_STATE = "common_state/shard_0_1"
 """Key of arguments and counters since Megatron-Core 0.19; before, they were the file `common.pt`."""
@@ -166,16 +167,14 @@ class TorchDistCheckpoint:
         info = self._storage.get(index)
         if info is None or getattr(info, "transform_descriptors", None):
             raise CompeteError(f"{name} is not in the index, or compressed")
-        path = PurePath(info.relative_path)
-        if path.is_absolute() or ".." in path.parts:
-            raise CompeteError(f"{self.folder / METADATA} points outside of its folder: {info.relative_path}")
+        path = path_within(self.folder, info.relative_path, self.folder / METADATA)
         try:
-            section = Section(self.folder / path, info.offset, info.length)
+            section = Section(path, info.offset, info.length)
         except OSError as error:
-            raise CompeteError(f"{name} cannot be read: {error.strerror} ({path})") from error
+            raise CompeteError(f"{name} cannot be read: {error.strerror} ({path.name})") from error
         if section.is_short():
             section.close()
-            raise CompeteError(f"{name} is damaged: the file {path} ends too early")
+            raise CompeteError(f"{name} is damaged: the file {path.name} ends too early")
         return section
 
     def _load_common(self) -> dict[str, Any]:

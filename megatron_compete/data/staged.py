@@ -6,6 +6,8 @@ import secrets
 from types import TracebackType
 from typing import Self
 
+from megatron_compete.files import sync
+
 
 class StagedFiles:
     """A set of output files, written under temporary names in their own folders and renamed together.
@@ -46,14 +48,14 @@ class StagedFiles:
         incomplete, which readers notice, and never a mixture of old and new, which they would not.
         """
         for temporary in self._temporary.values():
-            _sync(temporary)
+            sync(temporary)
         if len(self._temporary) + len(self._retired) > 1:
             for final in (*reversed(self._temporary), *self._retired):
                 _remove(final)
         for final, temporary in self._temporary.items():
             os.replace(temporary, final)
         for folder in {os.path.dirname(os.path.abspath(final)) for final in self._temporary}:
-            _sync(folder)
+            sync(folder)
         self._temporary.clear()
 
     def __enter__(self) -> Self:
@@ -65,15 +67,6 @@ class StagedFiles:
         for temporary in self._temporary.values():
             _remove(temporary)
         self._temporary.clear()
-
-
-def _sync(path: str) -> None:
-    """Have a file's content, or a folder's names, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: str) -> None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_compete.files import write_whole
+
 FINISHED, STARTED = "finished.json", "started.json"
 
 
@@ -94,6 +96,4 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write the file whole or not at all."""
-    staged = path.with_suffix(".new")
-    staged.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    staged.rename(path)
+    write_whole(path, json.dumps(content, indent=1, sort_keys=True) + "\n")

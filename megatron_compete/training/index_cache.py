@@ -6,15 +6,16 @@ renamed; one that is damaged all the same (by Megatron itself, or a full disk) i
 """
 
 import contextlib
-import os
 import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy
 from megatron.core.datasets import blended_dataset, gpt_dataset
 
 from megatron_compete.errors import CompeteError
+from megatron_compete.files import open_whole
 
 
 @contextlib.contextmanager
@@ -44,12 +45,8 @@ class _Numpy:
     @staticmethod
     def save(path: str, array: Any, **options: Any) -> None:
         """`numpy.save`."""
-        temporary = f"{path}.{os.getpid()}.new"
-        with open(temporary, "wb") as file:
+        with open_whole(Path(path)) as file:
             numpy.save(file, array, **options)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
 
 
 def _naming(upstream: Callable[..., Any]) -> Callable[..., Any]:

@@ -27,7 +27,7 @@ import torch
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
-from megatron_compete.data.index_file import DamagedIndex, read_index
+from megatron_compete.data.dataset import open_dataset
 from megatron_compete.errors import CompeteError
 from megatron_compete.files import write_whole
 from megatron_compete.routing.habits import coactivation, decision_margin, pack_choices, pair_counts, router_entropy
@@ -74,10 +74,9 @@ def read_sequences(prefix: str, count: int, length: int) -> Tensor:
         CompeteError: no such dataset, or one with too little text.
     """
     try:
-        index = read_index(f"{prefix}.idx")
-    except DamagedIndex as damage:
-        raise CompeteError(f"--probe-data {prefix}: {prefix}.idx cannot be read: {damage}") from None
-    ids = np.memmap(f"{prefix}.bin", index.dtype, "r")
+        ids = open_dataset(prefix).ids()
+    except CompeteError as error:
+        raise CompeteError(f"--probe-data {prefix}: {error}") from None
     if len(ids) < count * length + 1:
         raise CompeteError(
             f"--probe-data {prefix} holds {len(ids)} tokens, and {count} sequences of {length} need more: "

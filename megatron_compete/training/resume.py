@@ -24,6 +24,7 @@ from megatron.training.utils import print_rank_0
 from megatron_compete.checkpoint.integrity import inspect_torch_dist
 from megatron_compete.checkpoint.location import CONFIG, RELEASE, TRACKER, find_checkpoint
 from megatron_compete.errors import CompeteError
+from megatron_compete.files import rename, write_whole
 from megatron_compete.training.agreement import on_rank_0
 
 DAMAGED = ".damaged"
@@ -122,18 +123,8 @@ def rename_aside(path: Path, suffix: str = DAMAGED) -> Path:
     number = 1
     while (target := path.with_name(f"{path.name}{suffix}{f'-{number}' if number > 1 else ''}")).exists():
         number += 1
-    path.rename(target)
+    rename(path, target)
     return target
-
-
-def write_tracker(path: Path, text: str) -> None:
-    """Write the tracker so that a kill leaves either the old or the new one."""
-    temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def iteration_folder(folder: Path, iteration: int) -> Path:
@@ -212,7 +203,7 @@ def _newest_first(iterations: list[int], named: int) -> list[int]:
 def _mend(folder: Path, iteration: int, damaged: list[Path]) -> list[str]:
     """Set `damaged` aside and let the tracker name `iteration`; says so."""
     lines = [f"{path} is set aside as {rename_aside(path).name}" for path in damaged]
-    write_tracker(folder / TRACKER, str(iteration))
+    write_whole(folder / TRACKER, str(iteration))
     return lines
 
 

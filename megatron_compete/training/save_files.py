@@ -9,7 +9,8 @@ from typing import Any
 from megatron.training import get_args
 
 from megatron_compete.checkpoint.location import TRACKER
-from megatron_compete.training.resume import problems_of, rename_aside, write_tracker
+from megatron_compete.files import rename, write_whole
+from megatron_compete.training.resume import problems_of, rename_aside
 from megatron_compete.training.save_causes import room
 
 REPLACED = ".replaced"
@@ -36,7 +37,7 @@ def clear_up(folder: Path) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     replaced = folder.with_name(folder.name + REPLACED)
     if replaced.exists() and not folder.exists():
-        replaced.rename(folder)
+        rename(replaced, folder)
     try:
         newest = int((folder.parent / TRACKER).read_text())
     except (OSError, ValueError):
@@ -74,7 +75,7 @@ class _TrackerFile(io.StringIO):
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None:
             try:
-                write_tracker(self.path, self.getvalue())
+                write_whole(self.path, self.getvalue())
             except OSError as failure:
                 raise TrackerFailed(str(failure)) from failure
         super().__exit__(kind, error, trace)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_compete.checkpoint.integrity import Findings, inspect_hf, inspect_torch_dist
+from megatron_compete.checkpoint.restricted import load_metadata
 from tests.checkpoint import gpt, hf_models
 from tests.ranks import run_ranks
 
@@ -68,6 +69,24 @@ def test_files_of_another_save(parallel: Path, tmp_path: Path) -> None:
     path = sorted(folder.glob("*.distcp"))[1]
     path.write_bytes(path.read_bytes() + b"x" * 99)
     assert f"{path.name} is not this checkpoint's" in only_problem(inspect_torch_dist(folder))
+
+
+def test_files_outside_of_the_folder(parallel: Path, sharded: Path, tmp_path: Path) -> None:
+    folder = copy(parallel, tmp_path / "outside")
+    index = load_metadata(folder / ".metadata")
+    moved = sorted(folder.glob("*.distcp"))[0]
+    moved.rename(tmp_path / moved.name)
+    for info in index.storage_data.values():
+        if info.relative_path == moved.name:
+            info.relative_path = f"../{moved.name}"
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+    assert f"names the file '../{moved.name}', which is not in its folder" in only_problem(inspect_torch_dist(folder))
+    folder = copy(sharded, tmp_path / "hf")
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    for name in ("../model.safetensors", ["model.safetensors"], 5):
+        path.write_text(json.dumps(index | {"weight_map": {key: name for key in index["weight_map"]}}))
+        assert "which is not in its folder" in only_problem(inspect_hf(folder))
 
 
 def test_content_that_is_damaged(parallel: Path, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def _moment(moment: str) -> tuple[int, Any, str, Callable[[Any], bool]]:
         "between shards": (1, filesystem_async, "_write_item", lambda args: next(writes) == 5),
         "before .metadata": (0, FileSystemWriter, "finish", always),
         "before metadata.json": (0, saving.Guard, "_save_last", always),
-        "before the tracker": (0, save_files, "write_tracker", always),
+        "before the tracker": (0, save_files, "write_whole", always),
         "within the tracker": (0, resume.os, "replace", lambda args: str(args[1]).endswith(TRACKER)),
     }[moment]
 
@@ -207,7 +207,7 @@ def fail_on_write(name: str, iteration: int) -> None:
     owner, attribute, is_meant = {
         ".metadata": (FileSystemWriter, "finish", lambda args: str(args[0].path).endswith(folder)),
         "metadata.json": (serialization, "save_config", lambda args: str(args[1]).endswith(folder)),
-        "tracker": (save_files, "write_tracker", lambda args: args[1] == str(iteration)),
+        "tracker": (save_files, "write_whole", lambda args: args[1] == str(iteration)),
     }[name]
     upstream = getattr(owner, attribute)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from megatron_compete.errors import CompeteError
+from megatron_compete.files import write_whole
 from megatron_compete.training import resume
-from megatron_compete.training.resume import Choice, choose, load_folder, rename_aside, write_tracker
+from megatron_compete.training.resume import Choice, choose, load_folder, rename_aside
 from tests.faults.damage import DAMAGES, TRACKER, TRACKERS
 from tests.training.runs import train
 
@@ -182,12 +183,12 @@ def test_no_name_is_given_twice(tmp_path: Path) -> None:
 
 
 def test_a_kill_in_the_trackers_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_tracker(tmp_path / TRACKER, "1")
+    write_whole(tmp_path / TRACKER, "1")
 
     def killed(*args: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(resume.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_tracker(tmp_path / TRACKER, "2")
+        write_whole(tmp_path / TRACKER, "2")
     assert (tmp_path / TRACKER).read_text() == "1"
