@@ -56,8 +56,6 @@ def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:
             f"--moe-router-topk {config.moe_router_topk} is more than --num-experts {config.num_moe_experts}: "
             "lower it or add experts"
         )
-    if compete.response not in RESPONSES:
-        raise CompeteError(f"{flag_of('response')} {compete.response} is unknown: choose from {', '.join(RESPONSES)}")
     check_score_kernel(
         compete.score_kernel, config, utility if compete.kind == "utility" else RESPONSES[compete.response]
     )
