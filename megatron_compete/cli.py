@@ -58,7 +58,7 @@ class PretrainHelp(argparse.Action):
             from megatron_compete.runtime.launch import silence_cpu_warnings
 
             silence_cpu_warnings()
-            from megatron_compete.training.arguments import describe_arguments
+            from megatron_compete.training.argument_help import describe_arguments
         except ImportError as error:
             print(f"arguments of the trainer, for a recipe's arguments section or as flags: not here ({error})")
         else:

@@ -7,6 +7,7 @@ text under a field is its help (see `megatron_compete.training.arguments`).
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from megatron_compete.config_fields import check_fields
 from megatron_compete.errors import CompeteError
 
 
@@ -55,7 +56,7 @@ class CompeteConfig:
     its probability, in place of the sparse gradient of the selected ones. missing: the sparse gradient as at normal
     steps, and the dense one for experts that were not selected."""
 
-    response: str = "softplus"
+    response: Literal["softplus", "l2"] = "softplus"
     """What an expert's output is worth to a token: softplus (mean over the hidden size) or l2 (norm)."""
 
     response_centering: Literal["none", "batch", "ema"] = "none"
@@ -106,6 +107,7 @@ class CompeteConfig:
     the model and the GPU (Hopper or newer), else plain."""
 
     def __post_init__(self) -> None:
+        check_fields(self, flag_of)
         _check(0.0 <= self.rate <= 1.0, "rate", self.rate, "a fraction of steps: give a number from 0 to 1")
         _check(self.max_active_layers >= 1, "max_active_layers", self.max_active_layers, "give 1 or more, or --compete-rate 0 for no competition")  # fmt: skip
         _check(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "give 0 or more")
@@ -121,8 +123,6 @@ class CompeteConfig:
 
     def _check_kind(self) -> None:
         """No setting of the other kind of competition, unless it switches something off."""
-        _check(self.kind in ("response", "utility"), "kind", self.kind, "give response or utility")
-        _check(self.utility_gradient in ("dense", "missing"), "utility_gradient", self.utility_gradient, "give dense or missing")  # fmt: skip
         other = UTILITY_ALONE if self.kind == "response" else RESPONSE_ALONE
         for field in fields(self):
             value = getattr(self, field.name)

@@ -1,11 +1,20 @@
 """Settings and their checks."""
 
+import argparse
+import dataclasses
+import math
+import typing
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from megatron_compete.config import CompeteConfig, flag_of
 from megatron_compete.errors import CompeteError
+from megatron_compete.moe.rivals.config import RivalConfig
+from megatron_compete.moe.rivals.config import flag_of as rival_flag_of
+from megatron_compete.routing.responses import RESPONSES
+from megatron_compete.training.arguments import add_arguments
 
 
 def test_defaults_are_the_authors_language_recipe() -> None:
@@ -46,5 +55,35 @@ def test_utility_shares_what_is_not_about_responses_and_takes_losses_that_are_of
 
 
 def test_unknown_kinds() -> None:
-    with pytest.raises(CompeteError, match="--compete-kind usefulness is out of range: give response or utility"):
+    with pytest.raises(CompeteError, match="--compete-kind usefulness is out of range: choose from response, utility"):
         CompeteConfig(kind="usefulness")  # type: ignore[arg-type]
+
+
+CONFIGS = [(CompeteConfig, flag_of), (RivalConfig, rival_flag_of)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag", "field"),
+    [(kind, flag, field.name) for kind, flag in CONFIGS for field in dataclasses.fields(kind)],
+)
+def test_every_field_refuses_what_its_annotation_does_not_have(
+    kind: type, flag: Callable[[str], str], field: str
+) -> None:
+    """Built in Python too, where no argparse has looked at it; a misspelt choice must not mean the default."""
+    default = getattr(kind(), field)
+    for wrong in (f"{default}x", None, math.nan, math.inf, [default]):
+        with pytest.raises(CompeteError, match=rf"^{flag(field)} .* is out of range: (choose from|give) "):
+            kind(**{field: wrong})
+    if isinstance(default, bool | int):
+        with pytest.raises(CompeteError, match="is out of range"):
+            kind(**{field: 1.5})
+
+
+def test_the_command_line_offers_what_the_configuration_takes() -> None:
+    parser = add_arguments(argparse.ArgumentParser())
+    for kind, flag in CONFIGS:
+        hints = typing.get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            (action,) = [action for action in parser._actions if flag(field.name) in action.option_strings]
+            assert tuple(action.choices or ()) == (typing.get_args(hints[field.name]) or ()), field.name
+    assert typing.get_args(typing.get_type_hints(CompeteConfig)["response"]) == tuple(RESPONSES)

@@ -7,6 +7,7 @@ from typing import Any
 from megatron_compete.cluster.sbatch import KINDS
 from megatron_compete.cluster.settings import Settings
 from megatron_compete.errors import CompeteError
+from megatron_compete.local_paths import check_local
 from megatron_compete.recipe import read_arguments
 from megatron_compete.yaml_file import YamlFile, kind_of
 
@@ -51,6 +52,8 @@ def _section(file: YamlFile, kind: str, content: Any) -> Section:
             file.fail(f"{kind}: {name} is none of {', '.join(known)}", kind, name)
         if name in ("arguments", "tokenizer"):
             section[name] = read_arguments(file, value, kind, name)
+            for argument, given in section[name].items():
+                check_local(f"{kind}: {name}: {argument}:", given)
         elif name == "cluster":
             section[name] = _settings(file, value, kind)
         elif not isinstance(value, str | int) or isinstance(value, bool):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from megatron_compete.cluster.settings import Settings
 from megatron_compete.errors import CompeteError
+from megatron_compete.local_paths import check_local
 from megatron_compete.recipe import Recipe, Value
 from megatron_compete.yaml_file import dump_yaml
 
@@ -45,6 +46,8 @@ def resolve(recipe: Recipe, run: Path, nodes: int, settings: Settings) -> None:
     recipe.launch["nnodes"] = nodes
     recipe.launch["nproc-per-node"] = settings.tasks_per_node
     arguments = recipe.arguments
+    for name, value in arguments.items():
+        check_local(f"--{name}", value)
     arguments["save"] = _absolute(arguments.get("save") or run / "checkpoints")
     arguments["load"] = _absolute(arguments.get("load") or arguments["save"])
     if arguments["load"] != arguments["save"]:

@@ -17,6 +17,7 @@ from megatron_compete.cluster.sbatch import check_sbatch, submit
 from megatron_compete.cluster.settings import LAUNCHERS, Settings, find_settings, settings_to_keep
 from megatron_compete.cluster.snapshot import Snapshot, take_snapshot
 from megatron_compete.errors import CompeteError
+from megatron_compete.local_paths import check_local
 from megatron_compete.recipe import read_recipe
 
 HELP = """Write a run folder (resolved recipe, command, settings, git revision, code, batch script) and submit it to
@@ -83,13 +84,11 @@ def run_submit(arguments: argparse.Namespace, overrides: list[str]) -> None:
         _submit_recipe(arguments, overrides, settings)
 
 
-def snapshot() -> Snapshot:
-    """The code that the job gets, with a note on what it does not get."""
-    found = take_snapshot()
-    missing = found.git.untracked() if found.git is not None else ()
+def note_on_code(snapshot: Snapshot) -> None:
+    """Say what the job's code does not have."""
+    missing = snapshot.git.untracked() if snapshot.git is not None else ()
     if missing:
         print(f"note: not in the job's code, because git does not track them: {', '.join(missing)}", file=sys.stderr)
-    return found
 
 
 def cluster_settings(arguments: argparse.Namespace) -> dict[str, str]:
@@ -127,6 +126,7 @@ def with_software(values: Mapping[str, str]) -> dict[str, str]:
 
 def run_path(given: Path | None, source: Path) -> Path:
     """The run folder of a recipe's or a chain's file."""
+    check_local("--run", given)
     return (given or Path("runs") / source.stem).expanduser().absolute()
 
 
@@ -136,7 +136,7 @@ def _submit_recipe(arguments: argparse.Namespace, overrides: list[str], values: 
     recipe = read_recipe(arguments.recipe)
     recipe.override(overrides)
     run = RunFolder(run_path(arguments.run, arguments.recipe))
-    part = pretrain_part(recipe, run, arguments.nodes, Settings.of(values), snapshot())
+    part = pretrain_part(recipe, run, arguments.nodes, Settings.of(values), take_snapshot())
     check_files(recipe)
     if _is_over(part):
         return
@@ -144,6 +144,7 @@ def _submit_recipe(arguments: argparse.Namespace, overrides: list[str], values: 
     if not arguments.no_check:
         _check_layout(part)
     run.write(part.contents, arguments.update)
+    note_on_code(part.contents.snapshot)
     if arguments.dry_run:
         _show(part)
         return
@@ -159,13 +160,15 @@ def _submit_chain(arguments: argparse.Namespace, overrides: list[str], values: d
             raise CompeteError(f"--{flag} is one job's: write {flag} into the sections of --chain {arguments.chain}")
     folder = run_path(arguments.run, arguments.chain)
     RunFolder(folder)  # its path is fit for Slurm
-    parts = plan_chain(read_chain(arguments.chain, folder), folder, values, overrides, snapshot())
+    snapshot = take_snapshot()
+    parts = plan_chain(read_chain(arguments.chain, folder), folder, values, overrides, snapshot)
     if not arguments.no_check:
         for part in parts:
             if part.recipe is not None and not part.folder.is_finished:
                 _check_layout(part)
     queued = queued_jobs(parts)
     write_chain(parts, queued, folder, arguments.chain, arguments.update)
+    note_on_code(snapshot)
     if arguments.dry_run:
         for part in parts:
             _show(part)

@@ -58,8 +58,6 @@ def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:
             "lower it or add experts"
         )
     _check_groups(config)
-    if compete.response not in RESPONSES:
-        raise CompeteError(f"{flag_of('response')} {compete.response} is unknown: choose from {', '.join(RESPONSES)}")
     check_score_kernel(
         compete.score_kernel, config, utility if compete.kind == "utility" else RESPONSES[compete.response]
     )

@@ -23,4 +23,4 @@ def l2_response(outputs: Tensor) -> Tensor:
 
 
 RESPONSES: dict[str, Response] = {"softplus": softplus_response, "l2": l2_response}
-"""The responses that `--compete-response` can name; add an entry to add one."""
+"""The responses that `--compete-response` can name, as `CompeteConfig.response` lists them."""

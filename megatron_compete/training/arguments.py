@@ -3,13 +3,12 @@
 import argparse
 import dataclasses
 import importlib.util
-import re
 import sys
 import traceback
 from typing import Any, NoReturn
 
 from megatron.training.argument_utils import ArgumentGroupFactory
-from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args, parse_args
+from megatron.training.arguments import parse_and_validate_args, parse_args
 
 from megatron_compete.config import CompeteConfig, flag_of
 from megatron_compete.errors import CompeteError
@@ -17,8 +16,9 @@ from megatron_compete.moe.rivals import RIVALS, check_flags
 from megatron_compete.moe.rivals.config import RivalConfig
 from megatron_compete.moe.rivals.config import flag_of as rival_flag_of
 from megatron_compete.presets import DEFAULT, PREFIX, PRESETS, defaults_asked_for
-from megatron_compete.routing.responses import RESPONSES
 from megatron_compete.runtime import cpu
+from megatron_compete.training.argument_help import escape_help
+from megatron_compete.training.local_paths import check_local_paths, refuse_msc
 from megatron_compete.training.probe import add_probe_arguments, check_probe_arguments
 
 RIVAL_PREFIX = "router_"
@@ -43,8 +43,6 @@ class CompeteArgumentGroup(ArgumentGroupFactory):
         keywords = super()._build_argparse_kwargs_from_field(attribute)
         keywords["dest"] = PREFIX + attribute.name
         keywords["help"] = keywords["help"].replace("%", "%%") + " (default: %(default)s)"  # the preset's
-        if attribute.name == "response":
-            keywords["choices"] = tuple(RESPONSES)
         return keywords
 
 
@@ -96,24 +94,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     add_probe_arguments(parser)
     escape_help(parser)
     parser.error = _one_line_error  # type: ignore[method-assign]
+    refuse_msc(sys.argv[1:])
     parser.set_defaults(**defaults_asked_for(sys.argv[1:]))
     parser.set_defaults(eval_interval=EVAL_INTERVAL)
     if cpu.is_needed():
         parser.set_defaults(**cpu.ARGUMENTS)
     return parser
-
-
-def escape_help(parser: argparse.ArgumentParser) -> None:
-    """Escape percent signs in help texts of Megatron's; with one that is not (0.19.2 has it), `--help` is a traceback."""
-    for action in parser._actions:
-        if action.help is not None:
-            action.help = re.sub(r"%%|%(?!\()", "%%", action.help)
-
-
-def describe_arguments() -> str:
-    """Megatron's arguments and ours, as `--help` shows them."""
-    parser = argparse.ArgumentParser(prog="", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
-    return add_arguments(add_megatron_arguments(parser)).format_help()
 
 
 def _add_reliability_arguments(parser: argparse.ArgumentParser) -> None:
@@ -184,6 +170,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise a `CompeteError` for arguments that cannot train; cheap, before any process group exists."""
+    check_local_paths(args)
     compete_config_from_args(args)
     check_flags(args.router, rival_config_from_args(args))
     if args.num_experts is not None:

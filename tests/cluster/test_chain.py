@@ -132,6 +132,11 @@ def test_mistakes_have_their_line(plan: Planner, text: str, says: str) -> None:
         plan(None, text=text)
 
 
+def test_object_storage_is_no_folder(plan: Planner) -> None:
+    with pytest.raises(CompeteError, match="convert: arguments: output: s3://bucket/hf: object storage"):
+        plan({"convert": {"arguments": {"checkpoint": ".", "output": "s3://bucket/hf"}}})
+
+
 def test_a_setting_has_one_line(plan: Planner) -> None:
     """It becomes a line of #SBATCH, and one that bash reads."""
     with pytest.raises(CompeteError, match="'COMPETE_QOS' is no KEY=value on one line"):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_compete.cluster import submit
 from megatron_compete.cluster.snapshot import GitState, Snapshot
+from megatron_compete.cluster.submit import note_on_code
 from tests.cluster.stand_in import ROOT, Desk, said
 
 QUICK = ("--recipe", "small.yaml", "--nodes", "2", "--no-check")
@@ -99,13 +99,11 @@ def test_a_chains_section_goes_over_the_file(desk: Desk) -> None:
         assert shown.stdout.strip() == expected, shown.stderr
 
 
-def test_code_that_git_does_not_track_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    state = GitState("abc", (" M tools/old.py", "?? tools/new.py"), b"")
-    monkeypatch.setattr(submit, "take_snapshot", lambda: Snapshot({}, state))
-    assert submit.snapshot().git is state
+def test_code_that_git_does_not_track_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    note_on_code(Snapshot({}, GitState("abc", (" M tools/old.py", "?? tools/new.py"), b"")))
     assert capsys.readouterr().err == "note: not in the job's code, because git does not track them: tools/new.py\n"
+    note_on_code(Snapshot({}, None))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_dry_run_submits_nothing_and_needs_no_slurm(desk: Desk) -> None:
@@ -222,6 +220,8 @@ def test_what_slurm_refuses_leaves_a_folder_that_can_be_written_again(desk: Desk
         ((*QUICK, "--gpus-per-node", "eight"), "COMPETE_GPUS_PER_NODE=eight: give a whole number"),
         ((*QUICK, "--max-failures", "few"), "COMPETE_MAX_FAILURES=few"),
         (("--recipe", "small.yaml", "--nodes", "2", "--global-batch-size", "9"), "--global-batch-size 9 does not divide"),
+        ((*QUICK, "--save", "msc://store/run"), "--save msc://store/run: object storage is not read or written here"),
+        ((*QUICK, "--run", "s3://bucket/run"), "--run s3:/bucket/run: object storage"),
         ((*QUICK, "stray"), "'stray' does not follow a flag"),
         ((*QUICK, "--run", "a b"), "means something else to Slurm"),
         (("--chain", "chain.yaml", "--nodes", "2"), "--nodes is one job's: write nodes into the sections"),

@@ -108,7 +108,7 @@ def test_more_winners_than_experts_and_unknown_responses_are_refused() -> None:
     from megatron_compete.moe.validation import check_supported
 
     config = transformer_config(Layout())
-    with pytest.raises(CompeteError, match="--compete-response cosine is unknown"):
+    with pytest.raises(CompeteError, match="--compete-response cosine is out of range: choose from softplus, l2"):
         check_supported(config, CompeteConfig(response="cosine"))
     config.moe_router_topk = EXPERTS + 1
     with pytest.raises(CompeteError, match=f"--moe-router-topk {EXPERTS + 1} is more than --num-experts {EXPERTS}"):

@@ -6,6 +6,7 @@ and the text under a field is its help. Which router reads which field stands in
 
 from dataclasses import dataclass
 
+from megatron_compete.config_fields import check_fields
 from megatron_compete.errors import CompeteError
 
 
@@ -43,6 +44,7 @@ class RivalConfig:
     tokens (usmoe, threshold). 1: the first, which has no other."""
 
     def __post_init__(self) -> None:
+        check_fields(self, flag_of)
         check_range(self.temperature > 0.0, "temperature", self.temperature, "give more than 0")
         check_range(self.dim >= 0, "dim", self.dim, "give 1 or more, or 0 for half the number of experts")
         check_range(self.perturbation > 0.0, "perturbation", self.perturbation, "give more than 0, or use --router xmoe")  # fmt: skip
