@@ -66,7 +66,7 @@ def make_blend(inputs: Sequence[str], weights: Sequence[str] = (), temperature: 
         )
     datasets = [open_dataset(prefix) for prefix in find_prefixes(inputs)]
     _check(datasets)
-    tokens = [dataset.index.tokens() for dataset in datasets]
+    tokens = [dataset.index.tokens for dataset in datasets]
     raw = _given(datasets, tokens, weights) if weights else _by_temperature(tokens, temperature)
     return Blend(
         tuple(

@@ -13,6 +13,8 @@ from megatron_compete.data.manifest import DatasetManifest, manifest_path, read_
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.errors import CompeteError
 
+_WAY_OUT = "copy it again from where it is whole, or preprocess the corpus again"
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -34,11 +36,14 @@ class Dataset:
         return np.memmap(self.bin_path, self.index.dtype, "r")
 
 
-def open_dataset(prefix: str) -> Dataset:
-    """Open a dataset and check that its files are there and of the size they should have.
+def open_dataset(prefix: str, ignore_manifest: bool = False) -> Dataset:
+    """Open a dataset and check that its tables, its `.bin` and its manifest fit one another; ids are not read.
 
+    Args:
+        prefix: with or without either file's suffix.
+        ignore_manifest: do as if there were none.
     Raises:
-        CompeteError: they are not, or it is a multimodal dataset.
+        CompeteError: they do not fit, a file is missing, or it is a multimodal dataset.
     """
     prefix = without_suffix(prefix)
     for suffix in (".bin", ".idx"):
@@ -47,16 +52,37 @@ def open_dataset(prefix: str) -> Dataset:
     try:
         index = read_index(prefix + ".idx")
     except DamagedIndex as damage:
-        raise CompeteError(f"{prefix}.idx is damaged: {damage}; tools/inspect_dataset.py says more") from None
+        raise CompeteError(f"{prefix}.idx is damaged: {damage}; {_WAY_OUT}") from None
     if index.multimodal:
-        raise CompeteError(f"{prefix} is a multimodal dataset: these tools are for text")
-    expected, size = index.tokens() * index.item_bytes, os.path.getsize(prefix + ".bin")
-    if size != expected:
-        raise CompeteError(
-            f"{prefix}.bin has {size} bytes where {prefix}.idx expects {expected}: the two are not of one run, or a copy "
-            "is incomplete"
-        )
-    return Dataset(prefix, index, read_manifest(prefix))
+        raise CompeteError(f"{prefix} is a multimodal dataset: only text is read here; give a dataset of text")
+    manifest = None if ignore_manifest else read_manifest(prefix)
+    for fault in (bin_fault(prefix, index), None if manifest is None else manifest_fault(prefix, manifest, index)):
+        if fault is not None:
+            raise CompeteError(f"{fault}; {_WAY_OUT}")
+    return Dataset(prefix, index, manifest)
+
+
+def bin_fault(prefix: str, index: IndexFile) -> str | None:
+    """What is wrong with the size of a dataset's `.bin`, or None."""
+    expected, size = index.tokens * index.item_bytes, os.path.getsize(prefix + ".bin")
+    if size == expected:
+        return None
+    return (
+        f"{prefix}.bin has {size} bytes where {prefix}.idx expects {expected}: the two are not of one run, or the copy is "
+        "incomplete"
+    )
+
+
+def manifest_fault(prefix: str, manifest: DatasetManifest, index: IndexFile) -> str | None:
+    """Which count of a manifest is not the dataset's, or None."""
+    found = {"documents": index.documents, "sequences": index.sequences, "tokens": index.tokens}
+    for what, count in found.items():
+        if (written := getattr(manifest, what)) != count:
+            return (
+                f"{manifest_path(prefix)} is of another dataset than {prefix}.bin ({written} {what} against {count}): "
+                "remove it if another tool wrote the dataset"
+            )
+    return None
 
 
 def without_suffix(path: str) -> str:
@@ -117,9 +143,9 @@ def _identity(manifest: DatasetManifest) -> tuple[object, ...]:
 
 def tokenizer_of(manifest: DatasetManifest) -> TokenizerChoice:
     """The tokenizer that a manifest names."""
-    options: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in manifest.tokenizer_options.items()
-    }
+    options: dict[str, Any] = dict(manifest.tokenizer_options)  # checked keys and types: no --trust-remote-code
+    if "special_tokens" in options:
+        options["special_tokens"] = tuple(options["special_tokens"])
     needs_size = manifest.tokenizer_type in ("NullTokenizer", "TikTokenizer")
     size = manifest.vocab_size if needs_size else None
     return TokenizerChoice(manifest.tokenizer_type, manifest.tokenizer_model, size, **options)

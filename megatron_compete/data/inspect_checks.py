@@ -1,11 +1,11 @@
 """Is a dataset whole? Every finding is one line; files of any size are gone through in blocks."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from megatron_compete.data.dataset import bin_fault, manifest_fault
 from megatron_compete.data.index_file import CHUNK, DamagedIndex, IndexFile, read_index
 from megatron_compete.data.manifest import DatasetManifest, manifest_path, read_manifest
 from megatron_compete.data.progress import Progress
@@ -67,82 +67,27 @@ def _manifest(inspection: Inspection) -> DatasetManifest | None:
 
 
 def _check_index(inspection: Inspection) -> None:
-    """Header and size; `inspection.index` is set where the tables can be used."""
+    """`inspection.index` is set where its tables can be used."""
     path = inspection.prefix + ".idx"
     try:
-        index = read_index(path)
+        inspection.index = read_index(path)
     except DamagedIndex as damage:
         inspection.damage.append(f"{path}: {damage}")
-        return
-    findings = list(_table_findings(index))
-    inspection.damage += [f"{path}: {finding}" for finding in findings]
-    if not findings:
-        inspection.index = index
-
-
-def _table_findings(index: IndexFile) -> Iterator[str]:
-    """The three tables against one another; one finding a table, about its first fault."""
-    end = 0
-    for start in range(0, index.sequences, CHUNK):
-        lengths = index.lengths[start : start + CHUNK].astype(np.int64)
-        if (lengths < 0).any():
-            at = start + int(np.argmax(lengths < 0))
-            yield f"sequence {at} has {int(index.lengths[at])} tokens"
-            return
-        ends = end + np.cumsum(lengths) * index.item_bytes
-        expected = np.concatenate(([end], ends[:-1]))
-        wrong = index.pointers[start : start + CHUNK] != expected
-        if wrong.any():
-            at = int(np.argmax(wrong))
-            yield f"sequence {start + at} begins at byte {int(index.pointers[start + at])} and not at {expected[at]}"
-            return
-        end = int(ends[-1])
-    yield from _bounds_findings(index)
-
-
-def _bounds_findings(index: IndexFile) -> Iterator[str]:
-    if int(index.bounds[0]) != 0:
-        yield f"the first document begins at sequence {int(index.bounds[0])} and not at 0"
-        return
-    for start in range(0, index.documents, CHUNK):
-        backwards = np.diff(index.bounds[start : start + CHUNK + 1]) < 0
-        if backwards.any():
-            at = start + int(np.argmax(backwards))
-            yield f"document {at} ends at sequence {int(index.bounds[at + 1])}, before it begins"
-            return
-    if int(index.bounds[-1]) != index.sequences:
-        yield f"the last document ends at sequence {int(index.bounds[-1])} of {index.sequences}"
 
 
 def _check_bin(inspection: Inspection, index: IndexFile, vocabulary: Vocabulary) -> None:
     path = inspection.prefix + ".bin"
-    size, tokens = os.path.getsize(path), index.tokens()
-    if size != tokens * index.item_bytes:
-        inspection.damage.append(
-            f"{path} has {size} bytes, where {tokens} tokens of {index.item_bytes} bytes take {tokens * index.item_bytes}"
-        )
+    if fault := bin_fault(inspection.prefix, index):
+        inspection.damage.append(fault)
         return
-    _check_manifest(inspection, index, tokens)
-    if not size:
+    if inspection.manifest is not None and (fault := manifest_fault(inspection.prefix, inspection.manifest, index)):
+        inspection.damage.append(fault)
+    if not os.path.getsize(path):
         inspection.damage.append(f"{path} holds no tokens")
         return
     ids = np.memmap(path, index.dtype, "r")
     _check_ids(inspection, index, ids, vocabulary)
     _check_ends(inspection, index, ids, vocabulary)
-
-
-def _check_manifest(inspection: Inspection, index: IndexFile, tokens: int) -> None:
-    manifest = inspection.manifest
-    if manifest is None:
-        return
-    for what, written, found in (
-        ("documents", manifest.documents, index.documents),
-        ("sequences", manifest.sequences, index.sequences),
-        ("tokens", manifest.tokens, tokens),
-    ):
-        if written != found:
-            path = manifest_path(inspection.prefix)
-            inspection.damage.append(f"{path} tells of {written} {what}, the dataset has {found}: it is of another one")
 
 
 def _check_ids(inspection: Inspection, index: IndexFile, ids: np.ndarray, vocabulary: Vocabulary) -> None:

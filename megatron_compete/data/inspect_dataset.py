@@ -29,7 +29,7 @@ def summary_lines(inspection: Inspection) -> list[str]:
     lines: list[str] = []
     index = inspection.index
     if index is not None:
-        tokens = index.tokens()
+        tokens = index.tokens
         sequences = "" if index.sequences == index.documents else f", {index.sequences} sequences"
         lines.append(
             f"{inspection.prefix}: {index.documents} documents{sequences}, {tokens} tokens as "
@@ -59,7 +59,9 @@ def _origin_lines(manifest: DatasetManifest) -> list[str]:
         else:
             proven = ", which was named and NOT proven identical to the reference"
         checked = (
-            f"; {engine['checked']} texts checked, {engine['differing']} differed" if engine.get("checked") else ""
+            f"; {engine['checked']} texts checked, {engine.get('differing', 0)} differed"
+            if engine.get("checked")
+            else ""
         )
         lines.append(f"tokenizer engine {engine['name']}{proven}{checked}")
     if manifest.skipped:

@@ -1,18 +1,15 @@
 """Does a dataset belong to a tokenizer? Asked before training, because a wrong pair trains without complaint."""
 
 import os
-import struct
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from megatron_compete.data.manifest import DatasetManifest, manifest_path, read_manifest
+from megatron_compete.data.dataset import Dataset, open_dataset, without_suffix
+from megatron_compete.data.manifest import DatasetManifest, manifest_path
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.errors import CompeteError
-
-if TYPE_CHECKING:
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 SAMPLED_SEQUENCES = 2000
 """Sequences looked at in a dataset without a manifest: the first, the last and evenly spaced ones between."""
@@ -23,84 +20,48 @@ SAMPLED_TOKENS = 8192
 _AGAIN = "preprocess the corpus again with this tokenizer (tools/preprocess_data.py)"
 
 
-def check_tokenizer_matches(
-    prefix: str,
-    *,
-    tokenizer_type: str,
-    tokenizer_model: str | None,
-    vocab_size: int,
-    vocab_file: str | None = None,
-    merge_file: str | None = None,
-    tokenizer_options: Mapping[str, Any] | None = None,
-) -> None:
+def check_tokenizer_matches(prefix: str, choice: TokenizerChoice, vocab_size: int) -> Dataset:
     """Refuse a dataset that is not there, not whole, or not made with this tokenizer.
 
-    With a manifest beside it, the tokenizers are compared by the sha256 of their files. A dataset of Megatron-LM's own
-    tool has none: a bounded sample of its sequences must then stay below `vocab_size`.
+    With a manifest beside it, the tokenizers are compared by the sha256 of their files and by the other flags that decide
+    about ids. A dataset of Megatron-LM's own tool has none: a bounded sample of its sequences must then stay below
+    `vocab_size`.
 
     Args:
         prefix: path without `.bin`, as --data-path takes it.
         vocab_size: number of ids the model knows.
-        tokenizer_options: the other flags that decide about ids (`TokenizerChoice.options`); None does not compare them.
     Raises:
         CompeteError: names the files and the way out.
     """
     dataset = _open(prefix)
-    choice = TokenizerChoice(
-        tokenizer_type, tokenizer_model=tokenizer_model, vocab_file=vocab_file, merge_file=merge_file
-    )
-    manifest = read_manifest(prefix)
+    manifest = dataset.manifest
     if manifest is None:
-        _check_sample(prefix, dataset, vocab_size, choice)
-        return
-    _check_manifest_is_of(prefix, manifest, dataset)
+        _check_sample(dataset, vocab_size, choice)
+        return dataset
     _check_same_tokenizer(prefix, manifest, choice)
-    if tokenizer_options is not None:
-        _check_same_options(prefix, manifest, tokenizer_options)
+    _check_same_options(prefix, manifest.tokenizer_options, choice.options)
     if manifest.vocab_size > vocab_size:
         raise CompeteError(
             f"dataset {prefix} was made with a vocabulary of {manifest.vocab_size}, but the model has {vocab_size}: "
             f"raise the model's vocabulary, or {_AGAIN}"
         )
+    return dataset
 
 
-def _open(prefix: str) -> "IndexedDataset":
+def _open(prefix: str) -> Dataset:
     for suffix in (".bin", ".idx"):
         if not os.path.isfile(prefix + suffix):
-            stripped = prefix.removesuffix(".bin").removesuffix(".idx")
+            stripped = without_suffix(prefix)
             hint = f"give the path without its suffix, {stripped}" if stripped != prefix else _how_to_make(prefix)
             raise CompeteError(f"no dataset at {prefix}: {prefix}{suffix} is missing; {hint}")
-    if os.path.getsize(prefix + ".bin") == 0:
+    dataset = open_dataset(prefix)
+    if not dataset.index.tokens:
         raise CompeteError(f"dataset {prefix} holds no tokens: {prefix}.bin is empty; {_how_to_make(prefix)}")
-
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
-
-    try:
-        dataset = IndexedDataset(prefix, mmap=True)
-        # Pointers are bytes, and the last sequence ends where the file does.
-        end = int(dataset.index.sequence_pointers[-1]) + int(dataset.sequence_lengths[-1]) * dataset.index.dtype_size
-    except (AssertionError, AttributeError, IndexError, ValueError, struct.error) as error:
-        raise CompeteError(f"{prefix}.idx cannot be read ({error}): {_how_to_make(prefix)}") from None
-    if end != os.path.getsize(prefix + ".bin"):
-        raise CompeteError(
-            f"{prefix}.bin has {os.path.getsize(prefix + '.bin')} bytes where {prefix}.idx expects {end}: the two are "
-            f"not of one run, or the copy is incomplete; {_how_to_make(prefix)}"
-        )
     return dataset
 
 
 def _how_to_make(prefix: str) -> str:
     return f"make it with tools/preprocess_data.py --output-prefix {prefix.removesuffix('_text_document')}"
-
-
-def _check_manifest_is_of(prefix: str, manifest: DatasetManifest, dataset: "IndexedDataset") -> None:
-    tokens = os.path.getsize(prefix + ".bin") // dataset.index.dtype_size
-    if (manifest.sequences, manifest.tokens) != (len(dataset), tokens):
-        raise CompeteError(
-            f"{manifest_path(prefix)} is of another dataset than {prefix}.bin ({manifest.tokens} tokens in "
-            f"{manifest.sequences} sequences against {tokens} in {len(dataset)}): remove it if another tool wrote the "
-            "dataset, or preprocess again"
-        )
 
 
 def _check_same_tokenizer(prefix: str, manifest: DatasetManifest, choice: TokenizerChoice) -> None:
@@ -118,9 +79,9 @@ def _check_same_tokenizer(prefix: str, manifest: DatasetManifest, choice: Tokeni
     )
 
 
-def _check_same_options(prefix: str, manifest: DatasetManifest, options: Mapping[str, Any]) -> None:
-    for name in sorted(manifest.tokenizer_options.keys() | options.keys()):
-        made, given = manifest.tokenizer_options.get(name, "its default"), options.get(name, "its default")
+def _check_same_options(prefix: str, recorded: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    for name in sorted(recorded.keys() | options.keys()):
+        made, given = recorded.get(name, "its default"), options.get(name, "its default")
         if made != given:
             raise CompeteError(
                 f"dataset {prefix} was made with {name} {made}, and training has {given}: ids of the same text differ; "
@@ -128,14 +89,16 @@ def _check_same_options(prefix: str, manifest: DatasetManifest, options: Mapping
             )
 
 
-def _check_sample(prefix: str, dataset: "IndexedDataset", vocab_size: int, choice: TokenizerChoice) -> None:
-    count = min(len(dataset), SAMPLED_SEQUENCES)
-    for index in np.unique(np.linspace(0, len(dataset) - 1, count).astype(np.int64)):
-        length = min(int(dataset.sequence_lengths[index]), SAMPLED_TOKENS)
-        ids = dataset.get(int(index), length=length)
-        if length and (int(ids.max()) >= vocab_size or int(ids.min()) < 0):
-            worst = int(ids.max()) if int(ids.max()) >= vocab_size else int(ids.min())
+def _check_sample(dataset: Dataset, vocab_size: int, choice: TokenizerChoice) -> None:
+    index, ids = dataset.index, dataset.ids()
+    lengths, pointers = index.lengths, index.pointers
+    count = min(index.sequences, SAMPLED_SEQUENCES)
+    for sequence in np.unique(np.linspace(0, index.sequences - 1, count).astype(np.int64)).tolist():
+        start = int(pointers[sequence]) // index.item_bytes
+        sample = ids[start : start + min(int(lengths[sequence]), SAMPLED_TOKENS)]
+        outside = sample[(sample < 0) | (sample >= vocab_size)]
+        if outside.size:
             raise CompeteError(
-                f"sequence {index} of dataset {prefix} holds token id {worst}, outside the {vocab_size} ids of "
-                f"{choice.describe()}: give the tokenizer it was made with, or {_AGAIN}"
+                f"sequence {sequence} of dataset {dataset.prefix} holds token id {outside[0]}, outside the {vocab_size} "
+                f"ids of {choice.describe()}: give the tokenizer it was made with, or {_AGAIN}"
             )

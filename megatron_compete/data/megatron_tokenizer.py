@@ -6,8 +6,9 @@ import os
 import warnings
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+from megatron_compete.data.manifest import TokenizerOptions
 from megatron_compete.errors import CompeteError
 
 SENTENCEPIECE_TYPES = frozenset({"SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"})
@@ -93,15 +94,16 @@ class TokenizerChoice:
         return cls(**given)
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> TokenizerOptions:
         """What differs from Megatron's defaults besides type and files, for the manifest: these change ids too."""
         named = ("tokenizer_type", "tokenizer_model", "vocab_size", "vocab_file", "merge_file", "trust_remote_code")
         values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
-        return {
+        differing = {
             name: list(value) if isinstance(value, tuple) else value
             for name, (value, default) in values.items()
             if name not in named and value != default
         }
+        return cast(TokenizerOptions, differing)
 
     @property
     def library(self) -> str:

@@ -11,7 +11,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from megatron_compete.data.dataset import Dataset, check_same_kind, find_prefixes, open_dataset
 from megatron_compete.data.indexed import IndexChunk, copy_range, write_index
@@ -44,9 +43,9 @@ def merge_datasets(inputs: Sequence[str], output_prefix: str, ignore_manifests: 
     prefixes = find_prefixes(inputs)
     if os.path.realpath(output_prefix) in map(os.path.realpath, prefixes):
         raise CompeteError(f"--output-prefix {output_prefix} is one of the datasets to merge: give another name")
-    datasets = [open_dataset(prefix) for prefix in prefixes]
+    datasets = [open_dataset(prefix, ignore_manifests) for prefix in prefixes]
     _check_dtypes(datasets)
-    manifest = None if ignore_manifests else _merged_manifest(datasets)
+    manifest = _merged_manifest(datasets)
     try:
         return _write(datasets, output_prefix, manifest)
     except OSError as error:
@@ -99,7 +98,7 @@ def _merged_manifest(datasets: Sequence[Dataset]) -> DatasetManifest | None:
     )
 
 
-def _each_once(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _each_once(entries: Iterable[dict[str, str | int]]) -> list[dict[str, str | int]]:
     """In order of first appearance: parts of a split dataset name the same inputs."""
     return list({tuple(sorted(entry.items())): entry for entry in entries}.values())
 
@@ -107,7 +106,7 @@ def _each_once(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _write(datasets: Sequence[Dataset], prefix: str, manifest: DatasetManifest | None) -> Merged:
     sequences = sum(dataset.index.sequences for dataset in datasets)
     documents = sum(dataset.index.documents for dataset in datasets)
-    tokens = sum(dataset.index.tokens() for dataset in datasets)
+    tokens = sum(dataset.index.tokens for dataset in datasets)
 
     def chunks() -> Iterator[IndexChunk]:
         for dataset in datasets:

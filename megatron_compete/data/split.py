@@ -11,6 +11,7 @@ import argparse
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -148,10 +149,9 @@ def _write_part(
         raise CompeteError(f"the part {prefix} would hold no tokens: give it more documents")
     documents = int((labels == label).sum())
     with open(dataset.bin_path, "rb") as source, open(staged.path(prefix + ".bin"), "wb") as target:
-        for start, stop in _runs(labels, label):
-            offset, size = _span(index, start, stop)
-            copy_range(source.fileno(), target.fileno(), offset, size)
-            progress.advance(stop - start, size)
+        for stretch in _stretches(index, labels, label):
+            copy_range(source.fileno(), target.fileno(), stretch.offset, stretch.size)
+            progress.advance(stretch.documents, stretch.size)
     write_index(staged.path(prefix + ".idx"), index.dtype, sequences, documents, lambda: _chunks(index, labels, label))
     if dataset.manifest is not None:
         _part_manifest(dataset.manifest, documents, sequences, tokens, empty).write(staged.path(manifest_path(prefix)))
@@ -163,37 +163,45 @@ def _write_part(
 def _count(index: IndexFile, labels: np.ndarray, label: int) -> tuple[int, int, int]:
     """Sequences, tokens and documents without tokens of a part."""
     sequences = tokens = empty = 0
+    bounds = index.bounds
     for start in range(0, index.documents, CHUNK):
         stop = min(start + CHUNK, index.documents)
         chosen = labels[start:stop] == label
         document_tokens = index.document_tokens(start, stop)[chosen]
-        sequences += int(np.diff(index.bounds[start : stop + 1])[chosen].sum())
+        sequences += int(np.diff(bounds[start : stop + 1])[chosen].sum())
         tokens += int(document_tokens.sum())
         empty += int((document_tokens == 0).sum())
     return sequences, tokens, empty
 
 
-def _runs(labels: np.ndarray, label: int) -> Iterator[tuple[int, int]]:
-    """Stretches of neighbouring documents of a part: first, last + 1."""
-    for start in range(0, len(labels), CHUNK):
-        chosen = np.concatenate(([False], labels[start : start + CHUNK] == label, [False]))
-        edges = np.flatnonzero(chosen[1:] != chosen[:-1]) + start
-        yield from zip(edges[::2].tolist(), edges[1::2].tolist())
+class _Stretch(NamedTuple):
+    """Neighbouring documents of a part, and where they lie in the `.bin`."""
+
+    documents: int
+    offset: int
+    size: int
+    """Bytes."""
 
 
-def _span(index: IndexFile, start: int, stop: int) -> tuple[int, int]:
-    """Where the documents `start` to `stop` - 1 lie in the `.bin`: first byte and number of bytes."""
-    first, last = int(index.bounds[start]), int(index.bounds[stop])
-    size = int(index.lengths[first:last].sum(dtype=np.int64)) * index.item_bytes
-    return (int(index.pointers[first]), size) if size else (0, 0)
+def _stretches(index: IndexFile, labels: np.ndarray, label: int) -> Iterator[_Stretch]:
+    before = 0
+    for start in range(0, index.documents, CHUNK):
+        stop = min(start + CHUNK, index.documents)
+        ends = before + np.cumsum(np.concatenate(([0], index.document_tokens(start, stop)))) * index.item_bytes
+        chosen = np.concatenate(([False], labels[start:stop] == label, [False]))
+        edges = np.flatnonzero(chosen[1:] != chosen[:-1])
+        for first, last in zip(edges[::2].tolist(), edges[1::2].tolist()):
+            yield _Stretch(last - first, int(ends[first]), int(ends[last] - ends[first]))
+        before = int(ends[-1])
 
 
 def _chunks(index: IndexFile, labels: np.ndarray, label: int) -> Iterator[IndexChunk]:
+    all_lengths, all_bounds = index.lengths, index.bounds
     for start in range(0, index.documents, CHUNK):
-        bounds = np.asarray(index.bounds[start : start + CHUNK + 1])
+        bounds = np.asarray(all_bounds[start : start + CHUNK + 1])
         chosen = labels[start : start + len(bounds) - 1] == label
         per_document = np.diff(bounds)
-        lengths = index.lengths[bounds[0] : bounds[-1]][np.repeat(chosen, per_document)]
+        lengths = all_lengths[bounds[0] : bounds[-1]][np.repeat(chosen, per_document)]
         yield IndexChunk(lengths, np.cumsum(per_document[chosen]))
 
 

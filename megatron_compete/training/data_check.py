@@ -29,14 +29,9 @@ def check_data(args: argparse.Namespace) -> None:
     prefixes = data_prefixes(args)
     if not prefixes:
         raise CompeteError("no training data: give --data-path PREFIX (of the .bin/.idx pair), or --mock-data")
+    choice = TokenizerChoice.from_arguments(args)
     for prefix in prefixes:
-        check_tokenizer_matches(
-            prefix,
-            tokenizer_type=args.tokenizer_type,
-            tokenizer_model=args.tokenizer_model,
-            vocab_size=get_tokenizer().vocab_size,
-            tokenizer_options=TokenizerChoice.from_arguments(args).options,
-        )
+        check_tokenizer_matches(prefix, choice, get_tokenizer().vocab_size)
     blend, _ = get_blend_and_blend_per_split(args)
     if blend is not None and args.split is not None:
         for prefix in prefixes:

@@ -1,9 +1,12 @@
 """Finding and comparing finished datasets."""
 
+import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from megatron_compete.data.blend import make_blend
 from megatron_compete.data.dataset import (
     check_same_kind,
     find_prefixes,
@@ -11,8 +14,13 @@ from megatron_compete.data.dataset import (
     same_tokenizer,
     tokenizer_of,
 )
+from megatron_compete.data.inspect_checks import Vocabulary, inspect
+from megatron_compete.data.match import check_tokenizer_matches
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
+from megatron_compete.data.merge import merge_datasets
+from megatron_compete.data.split import Part, split_dataset
 from megatron_compete.errors import CompeteError
+from tests.data.conftest import files_in
 from tests.data.datasets import random_documents, write_dataset, write_manifest
 
 
@@ -47,11 +55,52 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(CompeteError, match=r"a\.bin has \d+ bytes where .*a\.idx expects"):
         open_dataset(prefix)
     Path(prefix + ".idx").write_bytes(b"MMIDIDX")
-    with pytest.raises(CompeteError, match=r"a\.idx is damaged: .*inspect_dataset"):
+    with pytest.raises(CompeteError, match=r"a\.idx is damaged: .*preprocess the corpus again"):
         open_dataset(prefix)
     Path(prefix + ".idx").unlink()
     with pytest.raises(CompeteError, match=r"a\.idx is missing"):
         open_dataset(prefix)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "pointers", "words"),
+    [
+        (range(21), None, "table of documents ends at sequence 20 of 40"),  # as an old merge of Megatron-LM left them
+        ([0], None, "table of documents ends at sequence 0 of 40"),
+        ([*range(41), 45], None, "table of documents ends at sequence 45 of 40"),
+        ([0, 5, 3, *range(6, 41)], None, "table of documents has document 1 end at sequence 3"),
+        (range(3, 41), None, "table of documents begins at sequence 3"),
+        ([0, 2**63 - 1, -(2**63), -1, 40], None, "table of documents has document 1 end at"),
+        (None, [(39 - number) * 10 for number in range(40)], "table of pointers has sequence 0 begin at byte 390"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused_by_every_tool(
+    bounds: Sequence[int] | None, pointers: Sequence[int] | None, words: str, tmp_path: Path
+) -> None:
+    whole = write_dataset(tmp_path / "whole", [[[1, 2, 3, number, 7]] for number in range(40)])
+    raw = Path(whole + ".idx").read_bytes()
+    lengths, rest = raw[34 : 34 + 4 * 40], raw[34 + 4 * 40 : 34 + 12 * 40]
+    documents = list(range(41)) if bounds is None else list(bounds)
+    prefix = str(tmp_path / "damaged")
+    Path(prefix + ".bin").write_bytes(Path(whole + ".bin").read_bytes())
+    Path(prefix + ".idx").write_bytes(
+        raw[:26]
+        + struct.pack("<Q", len(documents))
+        + lengths
+        + (rest if pointers is None else struct.pack("<40q", *pointers))
+        + struct.pack(f"<{len(documents)}q", *documents)
+    )
+    before = files_in(tmp_path)
+    for tool in (
+        lambda: merge_datasets([prefix, whole], str(tmp_path / "m")),
+        lambda: split_dataset(prefix, str(tmp_path / "s"), [Part("a", "0.5"), Part("b", "0.5")]),
+        lambda: make_blend([prefix, whole]),
+        lambda: check_tokenizer_matches(prefix, TokenizerChoice("NullTokenizer"), 1000),
+    ):
+        with pytest.raises(CompeteError, match=f"damaged.idx is damaged: .*{words}"):
+            tool()
+    assert words in inspect(prefix, Vocabulary(None, None)).damage[0]
+    assert files_in(tmp_path) == before
 
 
 def test_tokenizers_are_compared_by_library_content_and_options(tmp_path: Path) -> None:

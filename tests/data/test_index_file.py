@@ -29,7 +29,7 @@ def test_tables_are_what_megatrons_reader_finds(tmp_path: Path, monkeypatch: pyt
     assert (index.pointers == theirs.index.sequence_pointers).all()
     sizes = [sum(map(len, sequences)) for sequences in documents]
     assert index.document_tokens(0, 40).tolist() == sizes and index.document_tokens(5, 9).tolist() == sizes[5:9]
-    assert index.tokens() == sum(sizes)
+    assert index.tokens == sum(sizes)
     assert [index.document_bytes(number) for number in range(40)] == [
         (4 * sum(sizes[:number]) if size else 0, 4 * size) for number, size in enumerate(sizes)
     ]
@@ -40,7 +40,7 @@ def test_tables_are_what_megatrons_reader_finds(tmp_path: Path, monkeypatch: pyt
 
 def test_nothing_but_empty_documents(tmp_path: Path) -> None:
     index = read_index(write_dataset(tmp_path / "d", [[], []]) + ".idx")
-    assert (index.sequences, index.documents, index.tokens()) == (0, 2, 0)
+    assert (index.sequences, index.documents, index.tokens) == (0, 2, 0)
     assert index.document_tokens(0, 2).tolist() == [0, 0]
 
 
@@ -52,6 +52,7 @@ def test_nothing_but_empty_documents(tmp_path: Path) -> None:
         (lambda raw: raw[:20], "ends after 20 bytes"),
         (lambda raw: raw[:9] + b"\x02" + raw[10:], "version is 2"),
         (lambda raw: raw[:17] + b"\x63" + raw[18:], "dtype code is 99"),
+        (lambda raw: raw[:17] + b"\x07" + raw[18:], "dtype code is 7, float32: token ids are integers"),
         (lambda raw: raw[:-8], "sequences in 5 documents take"),
         (lambda raw: raw[:26] + bytes(8) + raw[34:], "table of documents is empty"),
     ],

@@ -63,11 +63,11 @@ def test_files_that_do_not_fit(prefix: str) -> None:
 @pytest.mark.parametrize(
     ("place", "form", "value", "words"),
     [
-        (lambda s: HEADER_BYTES + 4 * 5, "<i", -1, "sequence 5 has -1 tokens"),
-        (lambda s: HEADER_BYTES + 4 * s + 8 * 7, "<q", 1, "sequence 7 begins at byte 1 and not at"),
-        (lambda s: HEADER_BYTES + 12 * s, "<q", 2, "the first document begins at sequence 2"),
-        (lambda s: HEADER_BYTES + 12 * s + 8 * 9, "<q", 0, "document 8 ends at sequence 0, before it begins"),
-        (lambda s: HEADER_BYTES + 12 * s + 8 * 20, "<q", 1000, "the last document ends at sequence 1000 of"),
+        (lambda s: HEADER_BYTES + 4 * 5, "<i", -1, "its table of lengths gives sequence 5 -1 tokens"),
+        (lambda s: HEADER_BYTES + 4 * s + 8 * 7, "<q", 1, "its table of pointers has sequence 7 begin at byte 1"),
+        (lambda s: HEADER_BYTES + 12 * s, "<q", 2, "its table of documents begins at sequence 2"),
+        (lambda s: HEADER_BYTES + 12 * s + 8 * 9, "<q", 0, "its table of documents has document 8 end at sequence 0"),
+        (lambda s: HEADER_BYTES + 12 * s + 8 * 20, "<q", 1000, "its table of documents ends at sequence 1000 of"),
         (lambda s: 17, "<B", 77, "dtype code is 77"),
     ],
 )
@@ -116,7 +116,7 @@ def test_ends_of_documents(tmp_path: Path) -> None:
 
 def test_a_manifest_of_another_dataset(prefix: str) -> None:
     write_manifest(prefix, documents=19)
-    assert damage(prefix) == [f"{prefix}.json tells of 19 documents, the dataset has 20: it is of another one"]
+    assert "d.json is of another dataset than" in damage(prefix)[0] and "(19 documents against 20)" in damage(prefix)[0]
     Path(prefix + ".json").write_text("[]")
     assert "is no manifest of this tool" in damage(prefix)[0]
     Path(prefix + ".json").unlink()

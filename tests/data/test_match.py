@@ -1,6 +1,8 @@
 """Datasets that belong to a tokenizer, and those that do not."""
 
 import shutil
+import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from megatron_compete.data.stdlib_corpus import StdlibCorpus
 from megatron_compete.data.tokenizer import TokenizerTraining, train_tokenizer
 from megatron_compete.errors import CompeteError
 from tests.data.conftest import VOCAB_SIZE, WriteCorpus
+from tests.data.datasets import write_dataset, write_manifest
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def prefix(write_corpus: WriteCorpus, tmp_path: Path, tokenizer_model: str) -> s
 
 
 def check(prefix: str, model: str | None, kind: str = "SentencePieceTokenizer", vocab_size: int = VOCAB_SIZE) -> None:
-    check_tokenizer_matches(prefix, tokenizer_type=kind, tokenizer_model=model, vocab_size=vocab_size)
+    check_tokenizer_matches(prefix, TokenizerChoice(kind, model), vocab_size)
 
 
 def test_the_right_tokenizer_under_any_name(prefix: str, tokenizer_model: str, tmp_path: Path) -> None:
@@ -67,9 +70,10 @@ def test_files_that_are_not_whole(prefix: str, tokenizer_model: str) -> None:
         check(prefix, tokenizer_model)
     Path(prefix + ".bin").write_bytes(whole)
     index = Path(prefix + ".idx").read_bytes()
-    for broken in (b"", b"something else entirely", index[:40]):
+    forgets_documents = index[:26] + struct.pack("<Q", 1) + index[34 : -8 * 3]
+    for broken in (b"", b"something else entirely", index[:40], forgets_documents):
         Path(prefix + ".idx").write_bytes(broken)
-        with pytest.raises(CompeteError, match=r"\.idx cannot be read"):
+        with pytest.raises(CompeteError, match=r"\.idx is damaged: .*preprocess the corpus again"):
             check(prefix, tokenizer_model)
 
 
@@ -98,6 +102,20 @@ def test_without_manifest_the_ids_are_sampled(tmp_path: Path, tokenizer_model: s
     write_as_megatron(prefix, documents)
     with pytest.raises(CompeteError, match=f"sequence {place} of .* token id {VOCAB_SIZE}, outside the {VOCAB_SIZE}"):
         check(prefix, tokenizer_model)
+
+
+def test_files_of_a_vocabulary_and_merges_are_compared(tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("vocab.json", "merges.txt", "other.txt")}
+    for name, path in files.items():
+        path.write_text(name)
+    made = TokenizerChoice("GPT2BPETokenizer", None, None, str(files["vocab.json"]), str(files["merges.txt"]))
+    prefix = write_dataset(tmp_path / "d", [[[1, 2]]])
+    write_manifest(
+        prefix, tokenizer_type=made.tokenizer_type, tokenizer_model=None, tokenizer_sha256=made.fingerprint()
+    )
+    check_tokenizer_matches(prefix, made, 1000)
+    with pytest.raises(CompeteError, match=r"other\.txt has other content"):
+        check_tokenizer_matches(prefix, replace(made, merge_file=str(files["other.txt"])), 1000)
 
 
 def test_a_dataset_without_tokens(tmp_path: Path, tokenizer_model: str) -> None:

@@ -1,12 +1,17 @@
 """Merging is what Megatron's add_index does, with manifests."""
 
+import os
+import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megatron_compete.data import index_file
+from megatron_compete.data.blend import make_blend
 from megatron_compete.data.match import check_tokenizer_matches
+from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.data.merge import main, merge_datasets
 from megatron_compete.data.stdlib_corpus import StdlibCorpus
 from megatron_compete.errors import CompeteError
@@ -91,12 +96,31 @@ def test_training_knows_the_tokenizer_of_a_merged_dataset(
         )
     merged = merge_datasets([str(tmp_path / "*_text_document")], str(tmp_path / "merged")).prefix
     assert manifest_of(merged)["documents"] == stdlib_corpus.train_documents + stdlib_corpus.heldout_documents
-    expected = {"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": tokenizer_model}
-    check_tokenizer_matches(merged, vocab_size=VOCAB_SIZE, **expected)
+    choice = TokenizerChoice("SentencePieceTokenizer", tokenizer_model)
+    check_tokenizer_matches(merged, choice, VOCAB_SIZE)
     with pytest.raises(CompeteError, match="tokenizer_sentencepiece_legacy its default, and training has True"):
-        check_tokenizer_matches(
-            merged,
-            vocab_size=VOCAB_SIZE,
-            tokenizer_options={"tokenizer_sentencepiece_legacy": True},
-            **expected,
-        )
+        check_tokenizer_matches(merged, replace(choice, tokenizer_sentencepiece_legacy=True), VOCAB_SIZE)
+
+
+def test_manifests_of_other_datasets(tmp_path: Path) -> None:
+    a, b = (write_dataset(tmp_path / name, random_documents(5)) for name in "ab")
+    write_manifest(a)
+    write_manifest(b, documents=4)
+    with pytest.raises(CompeteError, match=r"b\.json is of another dataset than .*\(4 documents against 5\)"):
+        merge_datasets([a, b], str(tmp_path / "m"))
+    assert merge_datasets([a, b], str(tmp_path / "m"), ignore_manifests=True).documents == 10
+
+
+def test_no_descriptor_is_held(tmp_path: Path) -> None:
+    documents = random_documents(3)
+    prefixes = [write_dataset(tmp_path / f"{number:02d}", documents) for number in range(40)]
+    own = len(os.listdir("/proc/self/fd"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (own + 25, limits[1]))
+    try:
+        merged = merge_datasets(prefixes, str(tmp_path / "m"))
+        blend = make_blend(prefixes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert read_documents(merged.prefix) == documents * 40
+    assert len(blend.sources) == 40

@@ -6,6 +6,7 @@ import pytest
 
 from megatron_compete.data import index_file, split
 from megatron_compete.data.match import check_tokenizer_matches
+from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.data.merge import merge_datasets
 from megatron_compete.data.split import Part, main, part_sizes, split_dataset
 from megatron_compete.errors import CompeteError
@@ -95,7 +96,7 @@ def test_manifests_of_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[st
         documents = read_documents(part)
         assert (manifest["documents"], manifest["job"]) == (25, None)
         assert manifest["empty_documents"] == sum(not document for document in documents) > 0
-        check_tokenizer_matches(part, tokenizer_type="NullTokenizer", tokenizer_model=None, vocab_size=1000)
+        check_tokenizer_matches(part, TokenizerChoice("NullTokenizer"), 1000)
 
 
 def test_no_output_of_a_split_that_fails(tmp_path: Path) -> None:

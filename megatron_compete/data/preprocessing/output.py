@@ -3,12 +3,13 @@
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from megatron_compete.data.engines import EngineChoice
 from megatron_compete.data.faults import SkipLog
 from megatron_compete.data.inputs.documents import no_documents
 from megatron_compete.data.inputs.sources import Source
-from megatron_compete.data.manifest import DatasetManifest, manifest_path, read_manifest
+from megatron_compete.data.manifest import DatasetManifest, EngineRecord, manifest_path, read_manifest
 from megatron_compete.data.preprocessing.assemble import Assembly
 from megatron_compete.data.preprocessing.folder import WorkFolder
 from megatron_compete.data.preprocessing.identity import Identity, digest
@@ -98,7 +99,7 @@ class Output:
         return SkipLog("skip")
 
     def _manifest(self, assembly: Assembly, number: int, skips: SkipLog) -> DatasetManifest:
-        checks = {"checked": assembly.total("checked"), "differing": assembly.total("differing")}
+        checks: EngineRecord = {"checked": assembly.total("checked"), "differing": assembly.total("differing")}
         return DatasetManifest(
             tokenizer_type=self.job.tokenizer.tokenizer_type,
             tokenizer_model=self.job.tokenizer.tokenizer_model,
@@ -112,7 +113,7 @@ class Output:
             inputs=[{"name": source.name, "bytes": source.bytes} for source in self.sources],
             skipped=dict(sorted(skips.counts.items())),
             empty_documents=assembly.total("empty"),
-            engine=self.engine.record() | checks,
+            engine=cast(EngineRecord, self.engine.record()) | checks,
             job=digest(self.identity),
         )
 
