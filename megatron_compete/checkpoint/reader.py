@@ -116,6 +116,8 @@ class TorchDistCheckpoint:
         common = self._load_common()
         self.arguments: dict[str, Any] = vars(common["args"]) if "args" in common else {}
         self.iteration: int = int(common.get("iteration", 0))
+        self.rate_schedule: dict[str, Any] = common.get("opt_param_scheduler") or {}
+        """State of Megatron's `OptimizerParamScheduler`; empty where no optimizer was saved."""
         if not self.arguments:
             raise CompeteError(f"{folder} holds no training arguments: it was not saved by megatron.training")
 

@@ -31,6 +31,9 @@ from megatron_compete.training.arguments import (
     compete_config_from_args,
     rival_config_from_args,
 )
+from megatron_compete.training.changes import broken_changes
+from megatron_compete.training.resume import load_folder
+from megatron_compete.training.saved_run import read_saved_run
 
 GPUS_PER_NODE = 8
 """Where the recipe's `nproc-per-node` does not say."""
@@ -141,7 +144,18 @@ def read_job(recipe: Recipe, gpus: int | None = None) -> Job:
         broken = broken_rules(args, gpus_per_node)
         if broken:
             raise BrokenRules(broken)
-        return _validated(args, gpus_per_node)
+        job = _validated(args, gpus_per_node)
+        changes = _broken_changes(args)
+        if changes:
+            raise BrokenRules(changes)
+        return job
+
+
+def _broken_changes(args: argparse.Namespace) -> tuple[str, ...]:
+    """What keeps the job from going on from the checkpoint in its `--load` folder, if that can be read here."""
+    folder = load_folder(args)
+    saved = read_saved_run(folder, args.ckpt_step) if folder is not None else None
+    return () if saved is None else broken_changes(saved, args)
 
 
 def _launch_number(recipe: Recipe, name: str, default: int) -> int:

@@ -36,6 +36,10 @@ def _required(f: Facts) -> Iterable[str]:
     for name in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "micro_batch_size", "max_position_embeddings"):  # fmt: skip
         if getattr(f.args, name) is None:
             yield f"--{name.replace('_', '-')} is missing: add it to the recipe"
+    if not f.args.train_iters and not f.args.train_samples and not f.args.skip_train:
+        yield "--train-iters is missing: give the length of the run, 1 or more"
+    if f.args.lr is None and not f.args.skip_train:
+        yield "--lr is missing: add it to the recipe"
     sizes = {"tensor-model-parallel-size": f.tp, "pipeline-model-parallel-size": f.pp, "context-parallel-size": f.cp,
              "expert-model-parallel-size": f.ep, "expert-tensor-parallel-size": f.etp, "gpus": f.world}  # fmt: skip
     for name, value in sizes.items():
@@ -131,11 +135,8 @@ def _heads(f: Facts) -> Iterable[str]:
     groups = f.args.num_query_groups if f.args.group_query_attention else heads
     if f.args.group_query_attention and heads % groups:
         yield f"--num-attention-heads {heads} is no multiple of --num-query-groups {groups}: change one"
-    if f.args.group_query_attention and groups % f.tp:
-        advice = "make the first a multiple of the second"
-        if f.tp % groups == 0:
-            advice += " (Megatron would repeat groups over ranks, which the planner does not count)"
-        yield f"--num-query-groups {groups} does not divide over --tensor-model-parallel-size {f.tp}: {advice}"
+    if f.args.group_query_attention and groups % f.tp and f.tp % groups:  # fewer groups are repeated over ranks
+        yield _not_over("--num-query-groups", groups, "--tensor-model-parallel-size", f.tp)
     if f.args.kv_channels is None and f.args.hidden_size % heads:
         yield (
             f"--hidden-size {f.args.hidden_size} is no multiple of --num-attention-heads {heads}: "
@@ -182,6 +183,13 @@ def _sequence(f: Facts) -> Iterable[str]:
 def _batch(f: Facts) -> Iterable[str]:
     """`ConstantNumMicroBatchesCalculator`, megatron/core/num_microbatches_calculator.py; `validate_args`."""
     micro = f.args.micro_batch_size
+    if f.args.step_batch_size_schedule is not None and f.args.global_batch_size is not None:
+        yield (
+            f"--step-batch-size-schedule and --global-batch-size {f.args.global_batch_size} both say the batch: leave the "
+            "second out"
+        )
+    if f.args.decrease_batch_size_if_needed:
+        return
     for flag, size, unit in (
         ("--global-batch-size", f.args.global_batch_size, micro * f.dp),
         ("--eval-global-batch-size", f.args.eval_global_batch_size, (f.args.eval_micro_batch_size or micro) * f.dp),
@@ -272,10 +280,19 @@ def _learning_rate(f: Facts) -> Iterable[str]:
     args = f.args
     if args.lr is not None and args.min_lr is not None and args.min_lr > args.lr:
         yield f"--min-lr {args.min_lr} is above --lr {args.lr}: lower it"
-    steps = args.lr_decay_iters or args.train_iters
-    if steps and not args.lr_warmup_fraction and args.lr_warmup_iters >= steps:
-        flag = "--lr-decay-iters" if args.lr_decay_iters else "--train-iters"
-        yield f"--lr-warmup-iters {args.lr_warmup_iters} is not below {flag} {steps}: lower the first"
+    if args.lr is not None and args.lr_warmup_init > args.lr:
+        yield f"--lr-warmup-init {args.lr_warmup_init} is above --lr {args.lr}: lower it"
+    unit = "samples" if args.train_samples else "iters"
+    decay, train, warmup, wsd = (
+        getattr(args, f"{name}_{unit}") for name in ("lr_decay", "train", "lr_warmup", "lr_wsd_decay")
+    )
+    if args.lr_warmup_fraction is not None and not 0 <= args.lr_warmup_fraction < 1:
+        yield f"--lr-warmup-fraction {args.lr_warmup_fraction} is no part of the run: give 0 or more, and less than 1"
+    if (decay or train) and args.lr_warmup_fraction is None and warmup >= (decay or train):
+        flag = f"--{'lr-decay' if decay else 'train'}-{unit}"
+        yield f"--lr-warmup-{unit} {warmup} is not below {flag} {decay or train}: lower the first, or give a longer run"
+    if args.lr_decay_style == "WSD" and wsd is None:
+        yield f"--lr-decay-style WSD needs --lr-wsd-decay-{unit}: say how long its last part is"
 
 
 def _schedule(f: Facts) -> Iterable[str]:

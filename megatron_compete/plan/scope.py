@@ -15,7 +15,15 @@ class OutOfScope:
     applies: Callable[[argparse.Namespace], object]
 
 
+def _repeats_groups(args: argparse.Namespace) -> bool:
+    """Megatron repeats query groups over tensor parallel ranks where there are fewer of them."""
+    return bool(args.group_query_attention and args.num_query_groups < args.tensor_model_parallel_size)
+
+
 OUT_OF_SCOPE = (
+    OutOfScope("--num-query-groups", _repeats_groups),
+    OutOfScope("--step-batch-size-schedule", lambda a: a.step_batch_size_schedule is not None),
+    OutOfScope("--decrease-batch-size-if-needed", lambda a: a.decrease_batch_size_if_needed),
     OutOfScope("--multi-latent-attention", lambda a: a.multi_latent_attention),
     OutOfScope("--mtp-num-layers", lambda a: a.mtp_num_layers),
     OutOfScope("--hybrid-layer-pattern", lambda a: a.hybrid_layer_pattern),

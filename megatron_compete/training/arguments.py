@@ -4,11 +4,9 @@ import argparse
 import dataclasses
 import importlib.util
 import sys
-import traceback
 from typing import Any, NoReturn
 
 from megatron.training.argument_utils import ArgumentGroupFactory
-from megatron.training.arguments import parse_and_validate_args, parse_args
 
 from megatron_compete.config import CompeteConfig, flag_of
 from megatron_compete.errors import CompeteError
@@ -18,8 +16,10 @@ from megatron_compete.moe.rivals.config import flag_of as rival_flag_of
 from megatron_compete.presets import DEFAULT, PREFIX, PRESETS, defaults_asked_for
 from megatron_compete.runtime import cpu
 from megatron_compete.training.argument_help import escape_help
+from megatron_compete.training.data_arguments import check_data_arguments
 from megatron_compete.training.local_paths import check_local_paths, refuse_msc
 from megatron_compete.training.probe import add_probe_arguments, check_probe_arguments
+from megatron_compete.training.refused import check_refused
 
 RIVAL_PREFIX = "router_"
 EVAL_INTERVAL = 1000
@@ -151,60 +151,21 @@ def rival_config_from_args(args: argparse.Namespace) -> RivalConfig:
     )
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Parse and validate `sys.argv`, and make the result Megatron's global arguments.
-
-    Raises:
-        CompeteError: in one line, for what Megatron would trip over later or with a traceback.
-    """
-    args = parse_args(add_arguments)
-    check_arguments(args)
-    if not cpu.is_needed():
-        check_installed(args)
-    try:
-        return parse_and_validate_args(add_arguments)
-    except AssertionError as error:
-        said = str(error) or traceback.extract_tb(error.__traceback__)[-1].line  # some of its assertions say nothing
-        raise CompeteError(f"Megatron refuses these arguments: {said}") from error
-
-
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise a `CompeteError` for arguments that cannot train; cheap, before any process group exists."""
     check_local_paths(args)
     compete_config_from_args(args)
     check_flags(args.router, rival_config_from_args(args))
-    if args.num_experts is not None:
-        _check_experts(args)
-    elif args.router != "topk":  # without experts it is a dense model, what an upcycled one starts from
-        routing = "competition routing" if args.router == "compete" else f"--router {args.router}"
-        raise CompeteError(f"--num-experts is missing: {routing} needs a mixture of experts")
     for other in ("swiglu", "squared_relu", "quick_geglu"):
         if args.relu and getattr(args, other):
             raise CompeteError(f"--relu and --{other.replace('_', '-')} exclude each other: keep one")
     if args.stuck_timeout < 0:
         raise CompeteError(f"--stuck-timeout {args.stuck_timeout:g} is below 0: give seconds, or 0 to switch it off")
-    if args.rerun_mode == "report_stats":
-        raise CompeteError(
-            "--rerun-mode report_stats: Megatron-Core 0.19 takes the name and knows no such mode; leave it out"
-        )
-    if args.spec is not None:
-        raise CompeteError("--spec is set by this entry: use --router to choose, or another trainer")
+    check_refused(args)
+    check_data_arguments(args)
     check_probe_arguments(args)
     if cpu.is_needed():
         _check_on_cpu(args)
-
-
-def _check_experts(args: argparse.Namespace) -> None:
-    if args.moe_router_topk > args.num_experts:
-        raise CompeteError(
-            f"--moe-router-topk {args.moe_router_topk} is more than --num-experts {args.num_experts}: "
-            "lower it or add experts"
-        )
-    if args.num_experts % args.expert_model_parallel_size != 0:
-        raise CompeteError(
-            f"--num-experts {args.num_experts} does not divide over --expert-model-parallel-size "
-            f"{args.expert_model_parallel_size}: make the first a multiple of the second"
-        )
 
 
 def _check_on_cpu(args: argparse.Namespace) -> None:

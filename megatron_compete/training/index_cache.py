@@ -53,6 +53,10 @@ def _naming(upstream: Callable[..., Any]) -> Callable[..., Any]:
     def load(path: str, *args: Any, **options: Any) -> Any:
         try:
             return upstream(path, *args, **options)
+        except FileNotFoundError as error:
+            raise CompeteError(
+                f"{path} is not there: build the cache with one run without --dataloader-fast-cache-load"
+            ) from error
         except (ValueError, EOFError, pickle.UnpicklingError) as error:
             raise CompeteError(f"{path} is damaged ({error}): remove it, and the next start builds it anew") from error
 

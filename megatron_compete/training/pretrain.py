@@ -40,13 +40,14 @@ from megatron_compete.runtime.launch import environment_defaults
 from megatron_compete.runtime.launch_environment import enter_launch
 from megatron_compete.runtime.prebuilt import use_prebuilt_helpers
 from megatron_compete.training.agreement import on_rank_0
-from megatron_compete.training.arguments import compete_config_from_args, parse_arguments, rival_config_from_args
+from megatron_compete.training.arguments import compete_config_from_args, rival_config_from_args
 from megatron_compete.training.batches import forward_step
 from megatron_compete.training.data_check import check_data
-from megatron_compete.training.datasets import build_datasets
+from megatron_compete.training.datasets import build_datasets, embedding_ranks
 from megatron_compete.training.devices import settle_device
 from megatron_compete.training.flops import install_flops
 from megatron_compete.training.optimizer_layout import install_optimizer_layout
+from megatron_compete.training.parse import parse_arguments
 from megatron_compete.training.probe import install_probe
 from megatron_compete.training.progress import written_progress
 from megatron_compete.training.reliability import reliable
@@ -149,6 +150,7 @@ def train() -> None:
             build_datasets,
             ModelType.encoder_or_decoder,
             forward_step,
+            get_embedding_ranks=embedding_ranks,
         )
 
 

@@ -13,8 +13,8 @@ from megatron.training.models.gpt import GPTModelConfig
 
 from megatron_compete.training.rerun import keep_statistics
 from megatron_compete.training.resume import choose_on_resume
-from megatron_compete.training.router_keeping import check_router_on_resume
 from megatron_compete.training.save_folder import claim_save_folder, release_locks
+from megatron_compete.training.saved_run import check_saved_run, forget_rates
 from megatron_compete.training.saving import check_last_save, forget_saving, install_saving
 from megatron_compete.training.watchdog import start_watchdog, stop_watchdog
 
@@ -28,7 +28,7 @@ def reliable(config: GPTModelConfig, args: argparse.Namespace) -> Iterator[None]
     """
     config.pre_wrap_hooks.append(functools.partial(claim_save_folder, args=args))
     config.pre_wrap_hooks.append(functools.partial(choose_on_resume, args=args))
-    config.pre_wrap_hooks.append(functools.partial(check_router_on_resume, args=args))
+    config.pre_wrap_hooks.append(functools.partial(check_saved_run, args=args))
     config.pre_wrap_hooks.append(keep_statistics)
     config.pre_wrap_hooks.append(functools.partial(_watch, limit=args.stuck_timeout))
     install_saving(args)
@@ -42,6 +42,7 @@ def reliable(config: GPTModelConfig, args: argparse.Namespace) -> Iterator[None]
     finally:
         stop_watchdog()
         forget_saving()
+        forget_rates()
         release_locks()
 
 

@@ -38,7 +38,7 @@ def built(recipe: Recipe) -> tuple[int, list[list[int]]]:
     from megatron.training.initialize import initialize_megatron
     from megatron.training.models.gpt import GPTModelBuilder
 
-    from megatron_compete.training.arguments import parse_arguments
+    from megatron_compete.training.parse import parse_arguments
     from megatron_compete.training.pretrain import model_config
 
     recipe.override(RUN.split())

@@ -1,0 +1,59 @@
+"""Arguments of Megatron's that would be taken and ignored, or end in a traceback or a hang: refused by name."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from megatron_compete.errors import CompeteError
+
+
+@dataclass(frozen=True)
+class Refused:
+    """One argument, the values that are refused, why, and the way out."""
+
+    argument: str
+    flag: str
+    applies: Callable[[argparse.Namespace], object]
+    reason: str
+
+
+def _packed(args: argparse.Namespace) -> bool:
+    return bool(args.sft or args.dataloader_inter_document_masking)
+
+
+REFUSED = (
+    Refused("rampup_batch_size", "--rampup-batch-size", lambda a: a.rampup_batch_size is not None,
+            "Megatron-Core 0.19 ignores it: give --step-batch-size-schedule '0:SIZE TOKENS:SIZE ...' instead of "
+            "--global-batch-size"),
+    Refused("rerun_mode", "--rerun-mode report_stats", lambda a: a.rerun_mode == "report_stats",
+            "Megatron-Core 0.19 takes the name and knows no such mode: leave it out"),
+    Refused("spec", "--spec", lambda a: a.spec is not None,
+            "the layers are set by this entry: use --router to choose, or another trainer"),
+    Refused("inprocess_restart", "--inprocess-restart", lambda a: a.inprocess_restart,
+            "a failed rank ends the job here, and the job is tried again (docs/reliability.md): leave it out"),
+    Refused("async_save", "--async-save", lambda a: a.async_save and not a.use_persistent_ckpt_worker,
+            "Megatron-Core 0.19 saves synchronously all the same unless --use-persistent-ckpt-worker is given: add it"),
+    Refused("use_persistent_ckpt_worker", "--use-persistent-ckpt-worker", lambda a: a.use_persistent_ckpt_worker and not a.async_save,
+            "without --async-save no worker is ever asked: add it, or leave both out"),
+    Refused("perform_rl_step", "--perform-rl-step", lambda a: a.perform_rl_step,
+            "reinforcement learning has an entry of its own in Megatron-LM (train_rl.py): leave it out"),
+    Refused("hybrid_layer_pattern", "--hybrid-layer-pattern", lambda a: a.hybrid_layer_pattern is not None,
+            "Mamba layers have an entry of their own in Megatron-LM (pretrain_hybrid.py): leave it out"),
+    Refused("sft", "--sft", lambda a: a.sft and a.create_attention_mask_in_dataloader,
+            "its datasets make no masks: give --no-create-attention-mask-in-dataloader"),
+    Refused("sft", "--sft", lambda a: a.sft and a.mock_data, "there is no synthetic dataset of dialogues: give --data-path"),
+    Refused("dataloader_inter_document_masking", "--sft and --dataloader-inter-document-masking",
+            lambda a: _packed(a) and a.transformer_impl == "local",
+            "only Transformer Engine's attention keeps the documents of a sample apart: give --transformer-impl "
+            "transformer_engine, which needs a GPU"),
+    Refused("hybrid_context_parallel", "--hybrid-context-parallel", lambda a: a.hybrid_context_parallel and not a.sft,
+            "it packs the dialogues of --sft: add that, or leave it out"),
+    Refused("fim_data", "--fim-data", lambda a: a.fim_data and a.sft, "--sft reads other datasets: keep one"),
+)  # fmt: skip
+
+
+def check_refused(args: argparse.Namespace) -> None:
+    """Raise a `CompeteError` for the first argument, as parsed, that this entry does not take."""
+    for one in REFUSED:
+        if one.applies(args):
+            raise CompeteError(f"{one.flag}: {one.reason}")
