@@ -11,7 +11,7 @@ from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_compete.data.index_file import read_index
 from megatron_compete.data.match import check_tokenizer_matches
-from megatron_compete.data.megatron_tokenizer import TokenizerChoice
+from megatron_compete.data.megatron_tokenizer import TokenizerChoice, id_count
 from megatron_compete.errors import CompeteError
 
 
@@ -29,12 +29,14 @@ def check_data(args: argparse.Namespace) -> None:
     prefixes = data_prefixes(args)
     if not prefixes:
         raise CompeteError("no training data: give --data-path PREFIX (of the .bin/.idx pair), or --mock-data")
+    # A tokenizer with holes in its ids has larger ones than its size, which a model can be made to know.
+    known = max(get_tokenizer().vocab_size, min(id_count(get_tokenizer()), args.padded_vocab_size))
     for prefix in prefixes:
         check_tokenizer_matches(
             prefix,
             tokenizer_type=args.tokenizer_type,
             tokenizer_model=args.tokenizer_model,
-            vocab_size=get_tokenizer().vocab_size,
+            vocab_size=known,
             tokenizer_options=TokenizerChoice.from_arguments(args).options,
         )
     blend, _ = get_blend_and_blend_per_split(args)
