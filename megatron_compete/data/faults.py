@@ -18,11 +18,12 @@ KINDS = {
     "not_json": "a line that is not JSON",
     "not_object": "JSON, but not an object",
     "missing_key": "an object without the key, or a Parquet file without the column",
+    "ambiguous_key": "a Parquet file with several columns of that name",
     "not_text": "a value that is neither a string nor a list of strings",
     "lone_surrogate": "an escape like \\ud800 without its other half, which is no character",
     "not_tokenizable": "a text that the tokenizer refuses, or gives ids beyond its vocabulary for",
     "empty": "a document without tokens (--empty-documents reject)",
-    "damaged": "a compressed or Parquet file that is cut off or corrupt; what follows in it is lost",
+    "damaged": "a compressed or Parquet file that is cut off or corrupt; what follows in it is left out",
 }
 
 
@@ -47,6 +48,8 @@ class SkipLog:
 
     def __post_init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.unused: list[str] = []
+        """Files of which nothing could be used."""
         self._first: dict[str, str] = {}
 
     def add(self, place: str, bad: BadDocument) -> None:
@@ -72,13 +75,24 @@ class SkipLog:
         return self.counts.total()
 
     def summary(self) -> str:
-        """`skipped 3 documents (2 not_json, 1 missing_key)`."""
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.counts.items()))
-        return f"skipped {self.total} documents" + (f" ({kinds})" if kinds else "")
+        """`skipped 3 documents (2 not_json, 1 missing_key) and the rest of 1 damaged file`."""
+        damaged = self.counts["damaged"]
+        kinds = ", ".join(
+            f"{count} {kind}" for kind, count in sorted(self.counts.items()) if kind != "damaged" and count
+        )
+        return (
+            f"skipped {self.total - damaged} documents"
+            + (f" ({kinds})" if kinds else "")
+            + (f" and the rest of {damaged} damaged file{'s' * (damaged > 1)}" if damaged else "")
+        )
 
     def report(self) -> list[str]:
-        """A line for each kind that was met: how many, and the first of them."""
-        return [f"skipped {self.counts[kind]} {kind}, the first at {first}" for kind, first in self._first.items()]
+        """A line for each kind that was met: how many, and the first of them; and one for files left out whole."""
+        lines = [f"skipped {self.counts[kind]} {kind}, the first at {first}" for kind, first in self._first.items()]
+        if self.unused:
+            some = ", ".join(self.unused[:5]) + (f" and {len(self.unused) - 5} more" if len(self.unused) > 5 else "")
+            lines.append(f"nothing at all could be used of {len(self.unused)} input files: {some}")
+        return lines
 
 
 def place_of(file: str, number: int, unit: str = "line") -> str:
@@ -90,4 +104,5 @@ def place_of(file: str, number: int, unit: str = "line") -> str:
 
 def fatal(place: str, bad: BadDocument) -> CompeteError:
     """The error that ends a run at a bad document."""
-    return CompeteError(f"{place}: {bad.reason}: mend that, or leave such documents out with --on-error skip")
+    what = "the rest of the file" if bad.kind == "damaged" else "such documents"
+    return CompeteError(f"{place}: {bad.reason}: mend that, or leave {what} out with --on-error skip")

@@ -43,7 +43,7 @@ def check_tokenizer_matches(prefix: str, choice: TokenizerChoice, vocab_size: in
     if manifest.vocab_size > vocab_size:
         raise CompeteError(
             f"dataset {prefix} was made with a vocabulary of {manifest.vocab_size}, but the model has {vocab_size}: "
-            f"raise the model's vocabulary, or {_AGAIN}"
+            f"raise the model's vocabulary (--padded-vocab-size), or {_AGAIN}"
         )
     return dataset
 

@@ -162,7 +162,7 @@ class TokenizerChoice:
             raise CompeteError(
                 f"cannot build the tokenizer {self.describe()}: {error or type(error).__name__}{self._hint()}"
             ) from None
-        given, own = self.vocab_size, int(tokenizer.vocab_size)
+        given, own = self.vocab_size, id_count(tokenizer)
         if given is not None and given != own and not self.tokenizer_type.startswith("Null"):
             raise CompeteError(f"--vocab-size {given}, but {self.describe()} has {own} ids: leave --vocab-size out")
         return tokenizer
@@ -185,6 +185,18 @@ class TokenizerChoice:
         if len(files) == 1:
             return _sha256(files[0])
         return hashlib.sha256("".join(map(_sha256, files)).encode()).hexdigest()
+
+
+def id_count(tokenizer: Any) -> int:
+    """Ids that a model needs for a tokenizer of Megatron's: its largest one plus 1.
+
+    Megatron's `vocab_size` of a Hugging Face tokenizer is the number of its tokens, which is less where ids have holes
+    (megatron/core/tokenizers/text/libraries/huggingface_tokenizer.py).
+    """
+    wrapped = getattr(getattr(tokenizer, "_tokenizer", None), "tokenizer", None)
+    get_vocab = getattr(wrapped, "get_vocab", None)
+    largest = max(get_vocab().values(), default=-1) if callable(get_vocab) else -1
+    return max(int(tokenizer.vocab_size), largest + 1)
 
 
 def _deciding_files(model: str | None) -> list[str]:

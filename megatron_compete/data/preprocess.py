@@ -23,8 +23,26 @@ from megatron_compete.data.preprocessing.job import EMPTY_DOCUMENTS, STOPPED_EXI
 from megatron_compete.data.preprocessing.output import Preprocessed
 from megatron_compete.data.preprocessing.run import preprocess
 from megatron_compete.data.progress import MEGABYTE
-from megatron_compete.data.tokenizer_flags import add_tokenizer_flags, take_tokenizer_choice
-from megatron_compete.errors import CompeteError
+from megatron_compete.data.tokenizer_flags import add_refused_flags, add_tokenizer_flags, take_tokenizer_choice
+
+_SENTENCES = (
+    "sentences are for BERT: split before, with NLTK for example, and give the sentences of a document as a list under "
+    "its key"
+)
+_WORKERS = "shards are dealt to as many --workers as there are: try a few on a part of the corpus"
+
+_REFUSED = {
+    "--split-sentences": _SENTENCES,
+    "--keep-newlines": _SENTENCES,
+    "--lang": _SENTENCES,
+    "--find-optimal-num-workers": _WORKERS,
+    "--workers-to-check": _WORKERS,
+    "--max-documents": f"it is part of --find-optimal-num-workers; {_WORKERS}",
+    "--performance-dir": f"it is part of --find-optimal-num-workers; {_WORKERS}",
+    "--keep-empty": "documents without tokens are kept unless --empty-documents reject is given",
+    "--dataset-impl": "what is written is what Megatron calls mmap: leave it out",
+}
+"""Flags of Megatron-LM's tool, of today or of older scripts, that this one does not have."""
 
 __all__ = ["Preprocessed", "Preprocessing", "main", "preprocess"]
 
@@ -35,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         CompeteError: what the user can mend.
         SystemExit: 75 after SIGTERM or SIGUSR1.
+        BrokenPipeError: nobody reads standard output any more.
     """
     job = parse(argv)
     try:
@@ -42,13 +61,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Stopped as stopped:
         print(stopped, file=sys.stderr, flush=True)
         raise SystemExit(STOPPED_EXIT_CODE) from None
+    except BrokenPipeError:
+        print(
+            "stopped, because nobody reads the progress on standard output any more: the same command goes on from the "
+            "finished shards",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise
     _print_summary(done)
 
 
 def parse(argv: Sequence[str] | None = None) -> Preprocessing:
     """The job that a command line describes."""
     options = vars(_parser().parse_args(argv))
-    _refuse_or_explain(options)
+    _explain_partitions(options)
     choice = take_tokenizer_choice(options)
     assert choice is not None  # --tokenizer-type is required
     inputs, reading = take_input_options(options)
@@ -60,21 +87,15 @@ def parse(argv: Sequence[str] | None = None) -> Preprocessing:
     return Preprocessing(inputs=inputs, tokenizer=choice, reading=reading, **options)
 
 
-def _refuse_or_explain(options: dict[str, Any]) -> None:
-    """Megatron-LM's flags that have nothing to do here are taken and explained; what cannot be done is refused."""
-    if options.pop("split_sentences") or options.pop("keep_newlines"):
-        raise CompeteError(
-            "--split-sentences and --keep-newlines are for BERT and need NLTK: split beforehand, and give the sentences "
-            "of a document as a list under its key"
-        )
-    if options.pop("partitions") > 1 and not options.pop("keep_sequential_samples"):
+def _explain_partitions(options: dict[str, Any]) -> None:
+    """Megatron-LM's flags that are taken and have nothing to do here."""
+    partitions, sequential = options.pop("partitions"), options.pop("keep_sequential_samples")
+    if partitions > 1 and not sequential:
         print(
             "--partitions is not needed: shards are dealt to --workers, and documents keep the order of the input (as "
             "with --keep-sequential-samples)",
             file=sys.stderr,
         )
-    for name in ("keep_newlines", "keep_sequential_samples"):
-        options.pop(name, None)
 
 
 def _print_summary(done: Preprocessed) -> None:
@@ -104,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     add_engine_flags(tokenizer)
     _add_run_flags(parser.add_argument_group("run"))
     _add_megatron_flags(parser.add_argument_group("accepted from Megatron-LM's tool"))
+    add_refused_flags(parser.add_argument_group("refused of Megatron-LM's tool"), _REFUSED)
     return parser
 
 
@@ -152,8 +174,6 @@ def _add_megatron_flags(group: argparse._ArgumentGroup) -> None:
     flag = group.add_argument
     flag("--partitions", type=int, default=1, help="has no effect")
     flag("--keep-sequential-samples", action="store_true", help="has no effect: it is always so")
-    flag("--split-sentences", action="store_true", help="refused: give sentences as a list")
-    flag("--keep-newlines", action="store_true", help="refused: give sentences as a list")
 
 
 def default_workers() -> int:

@@ -39,6 +39,8 @@ MODEL_TYPES = ("bpe", "unigram")
 DEFAULT_SAMPLE_BYTES = {"bpe": 20 * MEGABYTE, "unigram": 2 * MEGABYTE}
 """Text that is trained on unless told otherwise, so that either type is done in some ten seconds on one core."""
 
+_CONTROL = ("<unk>", "<s>", "</s>")
+
 UNK_ID, BOS_ID, EOS_ID, NO_PAD = 0, 1, 2, -1
 """Ids as Llama has them; Megatron takes the eos as its end of document. A pretraining corpus needs no padding."""
 
@@ -72,6 +74,9 @@ class TokenizerTraining:
     split_digits: bool = False
     """Every digit a piece of its own."""
 
+    user_defined_symbols: tuple[str, ...] = ()
+    """Pieces in any case, each always one token; a space in them is one of the text."""
+
     character_coverage: float = 0.9995
     """Share of the text's characters that get a piece; the rare rest goes through bytes."""
 
@@ -98,6 +103,21 @@ class TokenizerTraining:
             raise CompeteError(f"--threads {self.threads}: give 1 or more")
         if self.sample_bytes is not None and self.sample_bytes < 0:
             raise CompeteError(f"--sample-bytes {self.sample_bytes}: give a number of bytes, or 0 for all of the text")
+
+        for symbol in self.user_defined_symbols:
+            if reason := self._unusable(symbol):
+                raise CompeteError(f"--user-defined-symbols {symbol!r}: {reason}")
+
+    def _unusable(self, symbol: str) -> str | None:
+        if not symbol:
+            return "name it, or leave it out"
+        if self.user_defined_symbols.count(symbol) > 1:
+            return "name it once"
+        if symbol in _CONTROL or re.fullmatch("<0x[0-9A-F]{2}>", symbol):
+            return "this is a piece that text must not turn into; take another name"
+        if "," in symbol and len(symbol) > 1:
+            return "give symbols as words of their own, without commas between them"
+        return None
 
     @property
     def prefix(self) -> str:
@@ -139,6 +159,8 @@ def train_tokenizer(training: TokenizerTraining) -> TrainedTokenizer:
     sources = find_sources(training.inputs, training.input_options)
     try:
         return _train(sources, training)
+    except BrokenPipeError:  # of standard output, and nothing to mend
+        raise
     except OSError as error:
         raise CompeteError(f"{error.filename or training.prefix}: {error.strerror or error}") from None
 
@@ -182,6 +204,8 @@ def _trainer_options(training: TokenizerTraining) -> dict[str, Any]:
         "vocab_size": training.vocab_size,
         "byte_fallback": training.byte_fallback,
         "split_digits": training.split_digits,
+        # SentencePiece looks for them where it has written every space as U+2581.
+        "user_defined_symbols": [symbol.replace(" ", "\u2581") for symbol in training.user_defined_symbols],
         "character_coverage": training.character_coverage,
         "num_threads": training.threads,
         # Lossless: the text as it is.
@@ -239,6 +263,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`tools/train_tokenizer.py`."""
     options = vars(_parser().parse_args(argv))
     options["inputs"], options["input_options"] = take_input_options(options)
+    options["user_defined_symbols"] = tuple(options["user_defined_symbols"])
     trained = train_tokenizer(TokenizerTraining(**options))
     for line in trained.skips.report():
         print(line, file=sys.stderr)
@@ -287,6 +312,13 @@ def _parser() -> argparse.ArgumentParser:
         help="spell what no piece covers as bytes; without it such characters are lost",
     )
     flag("--split-digits", action=argparse.BooleanOptionalAction, default=False, help="every digit a piece of its own")
+    flag(
+        "--user-defined-symbols",
+        nargs="+",
+        default=[],
+        metavar="SYMBOL",
+        help="pieces in any case, each always one token: markers of chats or tools, for example",
+    )
     flag("--character-coverage", type=float, default=0.9995, help="share of the characters that get a piece")
     flag(
         "--sample-bytes",

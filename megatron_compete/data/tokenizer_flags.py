@@ -1,8 +1,9 @@
 """Megatron's tokenizer flags for the corpus tools, under Megatron's names and with its defaults."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, NoReturn
 
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.errors import CompeteError
@@ -13,6 +14,31 @@ _TYPE_HELP = (
 )
 
 
+_REFUSED = {
+    "--padded-vocab-size": "padding is the model's: give it to the trainer",
+    "--no-pad-vocab-size": "padding is the model's: give it to the trainer",
+    "--disable-pad-vocab-size": "padding is the model's: give it to the trainer",
+    "--vocab-extra-ids": "it is for T5: leave it out",
+    "--tokenizer-metadata": "the type says which library it is: leave it out",
+    "--null-tokenizer-pad-id": "documents are not padded: give it to the trainer",
+    "--chat-template": "documents are plain text: apply the template before, or leave it out",
+}
+"""Flags of Megatron's tokenizers that have nothing to do with the ids of a text, and why they are refused."""
+
+
+class _Refused(argparse.Action):
+    """A flag that ends the command with the reason why."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> NoReturn:
+        raise CompeteError(f"{option_string} is not for this tool: {self.help}")
+
+
+def add_refused_flags(group: argparse._ArgumentGroup, reasons: Mapping[str, str]) -> None:
+    """Flags that Megatron knows and a tool does not, each with the reason and a way out."""
+    for name, reason in reasons.items():
+        group.add_argument(name, action=_Refused, nargs="*", default=argparse.SUPPRESS, help=reason, metavar="")
+
+
 def add_tokenizer_flags(group: argparse._ArgumentGroup, required: bool = True) -> None:
     """Add the flags that decide about ids; `take_tokenizer_choice` reads them.
 
@@ -20,8 +46,8 @@ def add_tokenizer_flags(group: argparse._ArgumentGroup, required: bool = True) -
     """
     none = argparse.SUPPRESS
 
-    def flag(name: str, **settings: Any) -> None:
-        group.add_argument(name, default=none, **settings)
+    def flag(*names: str, **settings: Any) -> None:
+        group.add_argument(*names, default=none, **settings)
 
     def switch(name: str, text: str) -> None:
         flag(name, action="store_true", help=text)
@@ -39,12 +65,14 @@ def add_tokenizer_flags(group: argparse._ArgumentGroup, required: bool = True) -
     switch("--tokenizer-sentencepiece-legacy", "special tokens on top of a SentencePiece model")
     flag(
         "--no-tokenizer-sentencepiece-ignore-extra-whitespaces",
+        "--disable-tokenizer-sentencepiece-ignore-extra-whitespaces",
         dest="tokenizer_sentencepiece_ignore_extra_whitespaces",
         action="store_false",
         help="keep runs of spaces with a model that was trained to drop them",
     )
     switch("--trust-remote-code", "let a Hugging Face tokenizer run code of its own")
     flag("--null-tokenizer-eod-id", type=int, metavar="ID", help="end of document of NullTokenizer")
+    add_refused_flags(group, _REFUSED)
 
 
 def take_tokenizer_choice(options: dict[str, Any]) -> TokenizerChoice | None:

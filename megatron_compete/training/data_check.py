@@ -13,7 +13,7 @@ from megatron.training import get_tokenizer
 from megatron_compete.data.dataset import Dataset
 from megatron_compete.data.index_file import CHUNK
 from megatron_compete.data.match import check_tokenizer_matches
-from megatron_compete.data.megatron_tokenizer import TokenizerChoice
+from megatron_compete.data.megatron_tokenizer import TokenizerChoice, id_count
 from megatron_compete.errors import CompeteError
 from megatron_compete.training.data_arguments import PARTS, Blend, Sources, read_sources
 from megatron_compete.training.datasets import sequences_per_dataset
@@ -35,7 +35,9 @@ def check_data(args: argparse.Namespace) -> None:
     if args.sft:
         _check_dialogues(sources.prefixes)
         return
-    choice, vocab_size = TokenizerChoice.from_arguments(args), get_tokenizer().vocab_size
+    choice = TokenizerChoice.from_arguments(args)
+    # A tokenizer with holes in its ids has larger ones than its size, which a model can be made to know.
+    vocab_size = max(get_tokenizer().vocab_size, min(id_count(get_tokenizer()), args.padded_vocab_size))
     datasets = {prefix: check_tokenizer_matches(prefix, choice, vocab_size) for prefix in sources.prefixes}
     _check_counts(datasets, sequences_per_dataset(args), vocab_size)
     if sources.blend is not None:

@@ -1,12 +1,15 @@
 """Datasets byte for byte as Megatron-LM's tool writes them, or not at all."""
 
+import argparse
 import contextlib
 import json
 import os
 import resource
 import signal
 import struct
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import sentencepiece
 from megatron_compete.data.engines import EngineChoice, EngineDiffers
 from megatron_compete.data.inputs import InputOptions
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
-from megatron_compete.data.preprocess import Preprocessed, Preprocessing, main, preprocess
+from megatron_compete.data.preprocess import Preprocessed, Preprocessing, _parser, main, preprocess
 from megatron_compete.data.preprocessing import folder as folder_module
 from megatron_compete.data.preprocessing import run as run_module
 from megatron_compete.data.preprocessing import workers as workers_module
@@ -26,6 +29,7 @@ from megatron_compete.data.stdlib_corpus import StdlibCorpus
 from megatron_compete.errors import CompeteError
 from tests.data.conftest import VOCAB_SIZE, WriteCorpus, files_in
 from tests.data.inputs.files import write_jsonl, write_parquet
+from tests.data.tokenizer_kinds import EOS, hugging_face_folder, train_byte_level, with_a_hole
 
 DTYPE_CODES = {np.uint16: 8, np.int32: 4}
 DOCUMENTS = [
@@ -105,7 +109,9 @@ def parts(stdlib_corpus: StdlibCorpus) -> list[dict[str, str]]:
     return [{"text": part} for text in texts for part in text.split("\n\n")]
 
 
-@pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "jsonl.zst", "jsonl.bz2", "parquet", "files"])
+@pytest.mark.parametrize(
+    "form", ["jsonl", "jsonl.gz", "jsonl.zst", "jsonl.bz2", "jsonl.xz", "jsonl.lz4", "parquet", "files"]
+)
 def test_forms_workers_and_shards_change_nothing(
     parts: list[dict[str, str]], tmp_path: Path, tokenizer_model: str, form: str
 ) -> None:
@@ -212,7 +218,7 @@ def test_a_list_of_errors_goes_with_its_dataset(
     assert "d.errors.jsonl" not in files_in(tmp_path)
 
 
-@pytest.mark.parametrize("suffix", ["gz", "zst", "bz2"])
+@pytest.mark.parametrize("suffix", ["gz", "zst", "bz2", "xz", "lz4"])
 def test_a_truncated_archive(parts: list[dict[str, str]], tmp_path: Path, tokenizer_model: str, suffix: str) -> None:
     path = write_jsonl(tmp_path / f"c.jsonl.{suffix}", parts * 5)
     path.write_bytes(path.read_bytes()[:-20_000])
@@ -221,6 +227,7 @@ def test_a_truncated_archive(parts: list[dict[str, str]], tmp_path: Path, tokeni
         run(path, tmp_path / "d", tokenizer_model, **options)
     done = run(path, tmp_path / "d", tokenizer_model, on_error="skip", **options)
     assert dict(done.skips.counts) == {"damaged": 1}
+    assert done.skips.summary() == "skipped 0 documents and the rest of 1 damaged file"
     assert 0 < done.documents < len(parts * 5)
     (error,) = map(json.loads, (tmp_path / "d.errors.jsonl").read_text().splitlines())
     assert error["line"] == done.documents + 1
@@ -525,8 +532,45 @@ def test_megatrons_flags_that_have_no_effect_are_explained_and_others_refused(
     command = flags(write_corpus(DOCUMENTS), tmp_path / "d", tokenizer_model)
     main([*command, "--partitions", "2", "--tokenizer-engine", "reference"])
     assert capsys.readouterr().err.startswith("--partitions is not needed")
-    with pytest.raises(CompeteError, match="--split-sentences and --keep-newlines are for BERT"):
+    with pytest.raises(
+        CompeteError, match="--split-sentences is not for this tool: sentences are for BERT: split before"
+    ):
         main([*command, "--split-sentences"])
+
+
+# get_args() of Megatron-LM 0.19's tools/preprocess_data.py, which is in no wheel.
+MEGATRON_LM_FLAGS = [
+    "--input",
+    "--json-keys",
+    "--split-sentences",
+    "--keep-newlines",
+    "--append-eod",
+    "--lang",
+    "--output-prefix",
+    "--workers",
+    "--find-optimal-num-workers",
+    "--workers-to-check",
+    "--max-documents",
+    "--performance-dir",
+    "--partitions",
+    "--log-interval",
+    "--keep-sequential-samples",
+]
+
+
+def test_every_flag_of_megatrons_tool_is_taken_or_refused_with_a_reason() -> None:
+    from megatron.training.arguments import _add_tokenizer_args
+
+    tokenizer = argparse.ArgumentParser(add_help=False)
+    _add_tokenizer_args(tokenizer)
+    flags = MEGATRON_LM_FLAGS + [name for action in tokenizer._actions for name in action.option_strings]
+    taken = _parser()._option_string_actions
+    assert len(flags) > 30 and set(flags) <= taken.keys()
+    refused = [name for name in flags if taken[name].metavar == ""]
+    assert {"--lang", "--max-documents", "--chat-template", "--padded-vocab-size"} < set(refused)
+    for name in refused:
+        with pytest.raises(CompeteError, match=rf"^{name} is not for this tool: \w"):
+            _parser().parse_args([name, "1"])
 
 
 def test_no_eod_to_append(write_corpus: WriteCorpus, tmp_path: Path, stdlib_corpus: StdlibCorpus) -> None:
@@ -542,6 +586,77 @@ def test_no_eod_to_append(write_corpus: WriteCorpus, tmp_path: Path, stdlib_corp
         )
     with pytest.raises(CompeteError, match=r"--append-eod, but .* has no end-of-document id"):
         run(write_corpus(DOCUMENTS), tmp_path / "d", str(model), append_eod=True)
+
+
+def test_a_file_of_which_nothing_could_be_used_is_named(tmp_path: Path, tokenizer_model: str) -> None:
+    (tmp_path / "c").mkdir()
+    write_jsonl(tmp_path / "c" / "a.jsonl", [{"text": "a"}, b"{"])
+    write_jsonl(tmp_path / "c" / "b.jsonl", [{"content": "b"}, {"content": "c"}])
+    write_jsonl(tmp_path / "c" / "empty.jsonl", [])
+    (tmp_path / "c" / "empty.jsonl.gz").write_bytes(b"")
+    done = run(tmp_path / "c", tmp_path / "d", tokenizer_model, on_error="skip")
+    assert done.documents == 1
+    assert done.skips.report()[-1] == (
+        f"nothing at all could be used of 2 input files: {tmp_path}/c/b.jsonl, {tmp_path}/c/empty.jsonl.gz"
+    )
+    (tmp_path / "c" / "b.jsonl").unlink()
+    write_jsonl(tmp_path / "c" / "a.jsonl", [{"text": "a"}])
+    with pytest.raises(CompeteError, match=r"empty\.jsonl\.gz:1: .*it is empty.*leave the rest of the file out"):
+        run(tmp_path / "c", tmp_path / "e", tokenizer_model)
+
+
+def test_nobody_reads_the_progress(
+    write_corpus: WriteCorpus,
+    tmp_path: Path,
+    tokenizer_model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write_corpus([{"text": f"line {index}"} for index in range(100)])
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        command = [*flags(path, tmp_path / "d", tokenizer_model), "--workers", "1", "--shard-size", "0.0005"]
+        command += ["--tokenizer-engine", "reference"]
+        with pytest.raises(BrokenPipeError):
+            main([*command, "--log-interval", "1"])
+        with contextlib.suppress(BrokenPipeError):
+            closed.close()
+    error = capsys.readouterr().err
+    assert error.startswith("stopped, because nobody reads the progress") and "mend" not in error
+    assert list((tmp_path / "d.work" / "parts").glob("*.journal"))
+    main(command)
+    assert "going on from" in capsys.readouterr().out
+
+
+def test_a_named_pipe_is_read(parts: list[dict[str, str]], tmp_path: Path, tokenizer_model: str) -> None:
+    path = write_jsonl(tmp_path / "c.jsonl", parts[:500])
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cp", str(path), str(tmp_path / "pipe")]):
+        run(tmp_path / "pipe", tmp_path / "d", tokenizer_model, shard_bytes=20_000, workers=2)
+    assert dataset(tmp_path / "d") == reference(tokenised(parts[:500], "text", tokenizer_model, False), np.uint16)
+
+
+@pytest.mark.parametrize("eos", ["<|eot|>", EOS])
+def test_a_tokenizer_with_holes_in_its_ids(
+    write_corpus: WriteCorpus,
+    tmp_path: Path,
+    eos: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    texts = ["plain words", "with <|eot|> in it"]
+    choice = hugging_face_folder(
+        tmp_path / "t", with_a_hole(train_byte_level(texts, 300), "<|eot|>", 800), eos_token=eos
+    )
+    job = Preprocessing(
+        (write_corpus([{"text": text} for text in texts]),), str(tmp_path / "d"), choice, append_eod=True
+    )
+    preprocess(replace(job, engine="reference"))
+    ids = np.frombuffer(dataset(tmp_path / "d")[0], np.uint16)
+    assert 800 in ids and json.loads((tmp_path / "d_text_document.json").read_text())["vocab_size"] == 801
+    said = capsys.readouterr().err
+    assert "has holes in its ids" in said and "the largest id is 800" in said and "--padded-vocab-size 896" in said
 
 
 @pytest.mark.parametrize("on_error", ["fail", "skip"])

@@ -139,6 +139,21 @@ def test_split_digits_and_no_byte_fallback(stdlib_corpus: StdlibCorpus, tmp_path
     assert UNK_ID in processor.encode("\u4e2d")
 
 
+def test_user_defined_symbols(stdlib_corpus: StdlibCorpus, tmp_path: Path) -> None:
+    symbols = ["<|im_start|>", "two words", ","]
+    main(
+        [
+            *("--input", stdlib_corpus.heldout_path, "--output-prefix", str(tmp_path / "t"), "--vocab-size", "600"),
+            *("--user-defined-symbols", *symbols),
+        ]
+    )
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "t.model"))
+    ids = [processor.piece_to_id(symbol.replace(" ", "\u2581")) for symbol in symbols]
+    text = "x<|im_start|>two words, y"
+    assert processor.get_piece_size() == 600 and UNK_ID not in ids
+    assert processor.encode(text)[1:4] == ids and processor.decode(processor.encode(text)) == text
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -147,6 +162,10 @@ def test_split_digits_and_no_byte_fallback(stdlib_corpus: StdlibCorpus, tmp_path
         ({"character_coverage": 0.5}, "--character-coverage 0.5"),
         ({"threads": 0}, "--threads 0"),
         ({"sample_bytes": -1}, "--sample-bytes -1"),
+        ({"user_defined_symbols": ("",)}, "--user-defined-symbols '': name it"),
+        ({"user_defined_symbols": ("a", "a")}, "--user-defined-symbols 'a': name it once"),
+        ({"user_defined_symbols": ("</s>",)}, "</s>': this is a piece that text must not turn into"),
+        ({"user_defined_symbols": ("<a>,<b>",)}, "words of their own, without commas"),
     ],
 )
 def test_values_that_cannot_be_used(change: dict[str, Any], words: str) -> None:

@@ -34,6 +34,17 @@ def hugging_face_folder(folder: Path, tokenizer: Any, **config: Any) -> Tokenize
     return TokenizerChoice("HuggingFaceTokenizer", str(folder))
 
 
+def with_a_hole(tokenizer: Any, token: str, id_: int) -> Any:
+    """The tokenizer with one more token, whose id lies far beyond the others, as reserved blocks do."""
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.to_str())
+    state["model"]["vocab"][token] = id_
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    state["added_tokens"].append({"id": id_, "content": token} | plain)
+    return Tokenizer.from_str(json.dumps(state))
+
+
 def with_bos(tokenizer: Any) -> Any:
     """The tokenizer with `EOS` put before every text, as Llama's puts its <s>."""
     from tokenizers import processors

@@ -36,6 +36,7 @@ def read_documents(
     """
     for source in sources:
         reader = open_reader(source, [key])
+        skipped, used = skips.total, 0
         for raw in read_all(reader, skips):
             if on_bytes is not None:
                 on_bytes(reader.disk_bytes())
@@ -44,8 +45,11 @@ def read_documents(
             except BadDocument as bad:
                 skips.add(place_of(source.name, raw.number, source.unit), bad)
                 continue
+            used += 1
             yield Document(source.name, raw.number, text if isinstance(text, str) else "".join(text))
         reader.close()
+        if skips.total > skipped and not used:
+            skips.unused.append(source.name)
 
 
 def open_reader(source: Source, keys: Sequence[str]) -> TextReader | RowReader:
@@ -65,9 +69,9 @@ def sample_texts(sources: Sequence[Source], keys: Sequence[str], limit_bytes: in
     """About `limit_bytes` of texts from places spread evenly over the corpus, without reading it all.
 
     Plain files are entered where the places lie; of compressed files only the beginning is read, of Parquet files the
-    first row group, of standard input nothing. Bad documents are passed over.
+    first row group, of a pipe nothing. Bad documents are passed over.
     """
-    files = [source for source in sources if not source.is_stdin]
+    files = [source for source in sources if not source.is_pipe]
     if total_bytes(files) <= limit_bytes and all(source.compression is None for source in files):
         return [text for source in files for text in _texts_at(source, 0, keys)]
     found: list[str] = []

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from megatron_compete.data.faults import BadDocument
 from megatron_compete.data.inputs.sources import Source
-from megatron_compete.data.inputs.streams import BUFFER_BYTES, InputStream, damage_as_bad_document
+from megatron_compete.data.inputs.streams import BUFFER_BYTES, InputStream
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -37,12 +37,12 @@ class TextReader:
 
     Args:
         source: what to read.
-        given: bytes to read in place of the source's file (a piece of standard input).
+        given: bytes to read in place of the source's file (a piece of a pipe).
     """
 
     def __init__(self, source: Source, given: bytes | None = None) -> None:
         self.source = source
-        self.counts_from_start = given is None and (source.compression is not None or source.is_stdin)
+        self.counts_from_start = given is None and (source.compression is not None or source.is_pipe)
         self.lines = 0
         """Lines that belong to the last range."""
         self.at_end = False
@@ -64,15 +64,13 @@ class TextReader:
         """
         self.lines, self.at_end = 0, False
         try:
-            with damage_as_bad_document(self.source):
-                self._go_to(start)
+            self._go_to(start)
         except BadDocument:  # it belongs to a range before this one, which reports it
             self.at_end, self._next_start = True, None
             return
         self._next_start = None  # until this range has been read to its end
         try:
-            with damage_as_bad_document(self.source):
-                yield from self._documents(end)
+            yield from self._documents(end)
         except BadDocument:
             self.at_end = True
             raise

@@ -3,6 +3,7 @@
 import argparse
 import glob
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,17 @@ from megatron_compete.data.inputs.sources import (
     TextDocuments,
     known_form,
     make_source,
+    misnamed,
     total_bytes,
 )
+from megatron_compete.data.inputs.streams import check_beginning
 from megatron_compete.errors import CompeteError
 
 _LIST_MARK = "--input-list "
 """Goes before the name of a file list among the inputs, so that inputs keep their order and stay plain strings."""
+
+_NAMED = 5
+"""Files that a line about many of them names."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class InputOptions:
     """How input files are read."""
 
     format: str = "auto"
-    """`auto` goes by each file's suffix; otherwise one of `FORMATS` for all."""
+    """`auto` goes by each file's content and suffix; otherwise one of `FORMATS` for all."""
 
     text_documents: TextDocuments = "file"
     """What a document of a plain text file is."""
@@ -42,11 +48,13 @@ def add_input_flags(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         metavar="PATH",
         default=no_default,
-        help="files, folders or glob patterns of JSON Lines, Parquet (.parquet) or plain text (.txt), also .gz, .zst "
-        "and .bz2; - is standard input",
+        help="files, folders or glob patterns of JSON Lines, Parquet (.parquet) or plain text (.txt), also .gz, .zst, "
+        ".bz2, .xz and .lz4; named pipes; - is standard input",
     )
     flag("--input-list", metavar="FILE", default=no_default, help="a file that names an input a line")
-    flag("--input-format", choices=("auto", *FORMATS), default="auto", help="auto goes by each file's suffix")
+    flag(
+        "--input-format", choices=("auto", *FORMATS), default="auto", help="auto goes by each file's content and suffix"
+    )
     flag(
         "--text-documents",
         choices=TEXT_DOCUMENTS,
@@ -72,16 +80,24 @@ def take_input_options(options: dict[str, Any]) -> tuple[tuple[str, ...], InputO
 def find_sources(inputs: Sequence[str], options: InputOptions | None = None) -> list[Source]:
     """Files that the inputs name, in their order; what a folder or a pattern holds is taken in sorted order.
 
+    What is passed over, and what is read as something else than its name says, is said on stderr.
+
     Raises:
-        CompeteError: nothing is there, a file is named twice, or all files are empty.
+        CompeteError: nothing is there, a file is named twice, all files are empty, or one begins like a format that is
+            not read.
     """
     options = options or InputOptions()
     paths = [path for pattern in inputs for path in _expand(pattern, options)]
     _refuse_doubles(paths)
     sources = [make_source(path, options.format, options.text_documents) for path in paths]
-    if total_bytes(sources) == 0 and STDIN not in paths:
-        some = ", ".join(paths[:3]) + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
-        raise CompeteError(f"the corpus is empty: no bytes in {some or '--input'}")
+    _refuse_two_pipes(sources)
+    if total_bytes(sources) == 0 and not any(source.is_pipe for source in sources):
+        raise CompeteError(f"the corpus is empty: no bytes in {_some(paths) or '--input'}")
+    for source in sources:
+        if source.bytes:
+            check_beginning(source)
+    if differences := [difference for source in sources if (difference := misnamed(source, options.format))]:
+        print(f"--input: {_some(differences)}", file=sys.stderr, flush=True)
     return sources
 
 
@@ -94,15 +110,17 @@ def _expand(pattern: str, options: InputOptions) -> list[str]:
         return _in_folder(pattern, options)
     if os.path.exists(pattern):
         return [pattern]
-    matches = sorted(match for match in glob.glob(pattern, recursive=True) if os.path.isfile(match))
-    if not matches:
+    matches = sorted(glob.glob(pattern, recursive=True))
+    files = [match for match in matches if _is_file(match)]
+    if not files:
         raise CompeteError(f"--input {pattern}: no such file, and no file matches it as a pattern")
-    return matches
+    _say_passed_over(pattern, files, sorted(set(matches) - set(files)), "no file")
+    return files
 
 
 def _read_list(path: str) -> list[str]:
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8-sig") as stream:
             lines = [line.strip() for line in stream]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
@@ -116,13 +134,31 @@ def _in_folder(folder: str, options: InputOptions) -> list[str]:
     Raises:
         CompeteError: there are none.
     """
-    found = [path for path in _walk(folder) if _is_wanted(path, options.format)]
+    paths = list(_walk(folder))
+    found = [path for path in paths if _is_wanted(path, options.format) and _is_file(path)]
     if not found:
         raise CompeteError(
-            f"--input {folder}: no .jsonl, .json, .parquet or .txt file (or .gz, .zst, .bz2 of them) is below it; name "
-            f"other files with a pattern like '{folder}/*'"
+            f"--input {folder}: no .jsonl, .json, .parquet or .txt file (or .gz, .zst, .bz2, .xz, .lz4 of them) is "
+            f"below it; name other files with a pattern like '{folder}/*'"
         )
+    what = "of no known format by its name" if options.format == "auto" else f"not {options.format} by its name"
+    _say_passed_over(folder, found, sorted(set(paths) - set(found)), what)
     return found
+
+
+def _is_file(path: str) -> bool:
+    """Whether this is a file, or a link to one that is gone, which is for whoever opens it to say."""
+    return os.path.isfile(path) or not os.path.exists(path)
+
+
+def _say_passed_over(where: str, taken: Sequence[str], others: Sequence[str], why: str) -> None:
+    if others:
+        count = f"{len(others)} of {len(taken) + len(others)} passed over"
+        print(f"--input {where}: {count}, each {why}: {_some(others)}", file=sys.stderr, flush=True)
+
+
+def _some(things: Sequence[str]) -> str:
+    return ", ".join(things[:_NAMED]) + (f" and {len(things) - _NAMED} more" if len(things) > _NAMED else "")
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -134,6 +170,12 @@ def _walk(folder: str) -> Iterator[str]:
 def _is_wanted(path: str, wanted: str) -> bool:
     known = known_form(path)[1]
     return known is not None and wanted in ("auto", known)
+
+
+def _refuse_two_pipes(sources: Sequence[Source]) -> None:
+    pipes = [source.path for source in sources if source.is_pipe]
+    if len(pipes) > 1:
+        raise CompeteError(f"--input names several pipes ({_some(pipes)}): join them with cat, one can be read")
 
 
 def _refuse_doubles(paths: Sequence[str]) -> None:

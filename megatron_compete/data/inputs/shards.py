@@ -2,7 +2,7 @@
 
 Plain files are cut by byte ranges, Parquet files by row groups; small files share a shard. How many shards a compressed
 file has is known when its end has been reached, so those are numbered as one goes: shard n holds the n-th `shard_bytes`
-of decompressed text. Standard input is cut by the one process that can read it.
+of decompressed text. A pipe is cut by the one process that can read it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,10 +47,10 @@ class Shard:
     """The pieces' sources, so that a shard can be handed to a process that knows nothing else."""
 
     given: bytes | None = None
-    """The text itself, for standard input."""
+    """The text itself, for a pipe."""
 
     lines_before: int = 0
-    """Lines of standard input before `given`."""
+    """Lines of the pipe before `given`."""
 
 
 @dataclass
@@ -65,8 +65,8 @@ class Plan:
     streams: list[int] = field(default_factory=list)
     """Sources whose shards are numbered as one goes."""
 
-    stdin: int | None = None
-    """Number of the source that is standard input."""
+    pipe: int | None = None
+    """Number of the source that is a pipe."""
 
     def stream_shard(self, source: int, number: int) -> Shard:
         """Shard `number` of a compressed source."""
@@ -89,7 +89,7 @@ def plan_shards(sources: Sequence[Source], shard_bytes: int) -> Plan:
         if group and (not small or group_bytes + source.bytes > shard_bytes):
             plan.shards.append(_shard(plan, group, 0))
             group, group_bytes = [], 0
-        if small and not source.is_stdin:
+        if small and not source.is_pipe:
             group.append(Piece(number, 0, None))
             group_bytes += source.bytes
         else:
@@ -104,8 +104,8 @@ def _is_stream(source: Source) -> bool:
 
 
 def _plan_one(plan: Plan, number: int, source: Source) -> None:
-    if source.is_stdin:
-        plan.stdin = number
+    if source.is_pipe:
+        plan.pipe = number
     elif _is_stream(source):
         plan.streams.append(number)
     else:
@@ -147,7 +147,7 @@ def make_reader(source: Source, keys: Sequence[str], given: bytes | None = None)
 
 
 def cut_stream(stream: BinaryIO, source: Source, shard_bytes: int) -> Iterator[bytes]:
-    """Standard input in blocks of about `shard_bytes`, each of whole documents."""
+    """A pipe in blocks of about `shard_bytes`, each of whole documents."""
     if source.is_one_document:
         yield stream.read()
         return

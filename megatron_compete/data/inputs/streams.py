@@ -1,33 +1,44 @@
 """Bytes of an input file, decompressed on the way; a file that is cut off or corrupt raises `BadDocument`."""
 
 import bz2
-import gzip
 import io
+import lzma
 import sys
 import zlib
-from collections.abc import Buffer, Iterator
-from contextlib import contextmanager
-from typing import BinaryIO
+from collections.abc import Buffer, Callable
+from typing import Any, BinaryIO
 
 from megatron_compete.data.faults import BadDocument
+from megatron_compete.data.inputs.json_layout import refuse_other_layout
+from megatron_compete.data.inputs.signatures import HEAD_BYTES, compression_of, is_parquet, refuse_foreign
 from megatron_compete.data.inputs.sources import Source
+from megatron_compete.errors import CompeteError
 
 BUFFER_BYTES = 1 << 20
 _LARGEST_ZSTD_WINDOW = 1 << 31
 """`zstd --long=31` needs it; memory is taken only where a frame asks for it."""
 
+_ZEROS_BETWEEN = ("gz", "xz")
+"""Formats whose frames may be followed by zeros."""
+
 
 class InputStream:
-    """A source opened for reading, with the position in the file on disk."""
+    """A source opened for reading, with the position in the file on disk.
+
+    Raises:
+        CompeteError: a pipe that holds what cannot be read from one.
+    """
 
     def __init__(self, source: Source) -> None:
         file = sys.stdin.fileno() if source.is_stdin else source.path
         self._disk = open(file, "rb", buffering=BUFFER_BYTES, closefd=not source.is_stdin)  # noqa: SIM115
-        self.text: BinaryIO = _decompressed(self._disk, source.compression)
+        if source.is_pipe:
+            _check_pipe(source, self._disk.peek(HEAD_BYTES)[:HEAD_BYTES])
+        self.text: BinaryIO = _decompressed(self._disk, source)
         """Decompressed bytes; it can seek only if nothing is compressed."""
 
     def disk_position(self) -> int:
-        """Bytes of the file on disk that have been taken in; 0 for standard input."""
+        """Bytes of the file on disk that have been taken in; 0 for a pipe."""
         return self._disk.tell() if self._disk.seekable() else 0
 
     def close(self) -> None:
@@ -36,38 +47,82 @@ class InputStream:
         self._disk.close()
 
 
-def _decompressed(disk: BinaryIO, compression: str | None) -> BinaryIO:
-    if compression is None:
+def check_beginning(source: Source) -> None:
+    """Look at the beginning of a file, decompressed; damage is left to whoever reads it all.
+
+    Raises:
+        CompeteError: it is of another format, or JSON of another layout than an object a line; or the library that
+            decompresses it is not installed.
+    """
+    stream = InputStream(source)
+    try:
+        head = stream.text.read(HEAD_BYTES)
+    except BadDocument:
+        return
+    finally:
+        stream.close()
+    _check_head(source, head)
+
+
+def _check_head(source: Source, head: bytes) -> None:
+    if source.format == "parquet" and is_parquet(head):
+        return
+    refuse_foreign(source.name, head, source.format == "text")
+    if source.format == "jsonl":
+        refuse_other_layout(source.path, source.compression, head, source.is_pipe)
+
+
+def _check_pipe(source: Source, head: bytes) -> None:
+    compression = compression_of(head, None)
+    if compression is not None:
+        raise CompeteError(f"--input {source.path} brings {compression} data: decompress it before the pipe")
+    if is_parquet(head):
+        raise CompeteError(f"--input {source.path} brings Parquet, which needs a file: give the .parquet file itself")
+    _check_head(source, head)
+
+
+def _decompressed(disk: BinaryIO, source: Source) -> BinaryIO:
+    if source.compression is None:
         return disk
-    if compression == "zst":
-        return io.BufferedReader(_ZstdStream(disk), BUFFER_BYTES)
-    file = gzip.GzipFile(fileobj=disk) if compression == "gz" else bz2.BZ2File(disk)
-    return io.BufferedReader(_AtOnce(file), BUFFER_BYTES)
+    return io.BufferedReader(_Frames(disk, source.compression, _decompressor(source)), BUFFER_BYTES)
 
 
-class _AtOnce(io.RawIOBase):
-    """Hands out what a decompressor has at once: filling a whole buffer first, it would lose the data before a fault."""
+def _decompressor(source: Source) -> Callable[[], Any]:
+    """Makes decompressors of one frame, stream or member: `decompress`, `eof` and `unused_data`."""
+    if source.compression == "gz":
+        return lambda: zlib.decompressobj(16 + zlib.MAX_WBITS)
+    if source.compression == "bz2":
+        return bz2.BZ2Decompressor
+    if source.compression == "xz":
+        return lzma.LZMADecompressor
+    if source.compression == "lz4":
+        try:
+            from lz4.frame import LZ4FrameDecompressor
+        except ImportError:
+            raise CompeteError(
+                f"--input {source.path} is compressed by lz4: pip install lz4, or decompress it with lz4 -d"
+            ) from None
+        decompressor: Callable[[], Any] = LZ4FrameDecompressor
+        return decompressor
+    import zstandard
 
-    def __init__(self, file: io.BufferedIOBase) -> None:
-        self._file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer) -> int:
-        return self._file.readinto1(buffer)
+    return zstandard.ZstdDecompressor(max_window_size=_LARGEST_ZSTD_WINDOW).decompressobj
 
 
-class _ZstdStream(io.RawIOBase):
-    """Frames of a .zst file one after the other; zstandard's own reader takes a file that is cut off for a whole one."""
+class _Frames(io.RawIOBase):
+    """The frames of a compressed file, one after the other.
 
-    def __init__(self, disk: BinaryIO) -> None:
-        import zstandard
+    The readers of the libraries will not do: zstandard's takes a file that is cut off for a whole one, and those of bz2
+    and lzma take whatever follows the first stream for padding if it is damaged, and leave it out without a word.
+    """
 
+    def __init__(self, disk: BinaryIO, compression: str, decompressor: Callable[[], Any]) -> None:
         self._disk = disk
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_ZSTD_WINDOW)
-        self._frame = self._decompressor.decompressobj()
+        self._compression = compression
+        self._decompressor = decompressor
+        self._frame = decompressor()
         self._begun = False
+        self._frames = 0
         self._left = memoryview(b"")  # decompressed, not yet handed out
         self._compressed = b""  # of the next frame
 
@@ -87,37 +142,24 @@ class _ZstdStream(io.RawIOBase):
     def _decompress_some(self) -> bool:
         """Take in one more block; False at the end of the file."""
         compressed = self._compressed or self._disk.read(BUFFER_BYTES // 16)
+        if self._frames and not self._begun and self._compression in _ZEROS_BETWEEN:
+            while compressed and not (compressed := compressed.lstrip(b"\0")):
+                compressed = self._disk.read(BUFFER_BYTES // 16)
         if not compressed:
-            if self._begun:
-                raise EOFError("the last frame is not complete")
+            if self._begun or not self._frames:
+                raise self._damaged("its last frame is not complete" if self._begun else "it is empty")
             return False
         self._begun, self._compressed = True, b""
-        self._left = memoryview(self._frame.decompress(compressed))
+        try:
+            self._left = memoryview(self._frame.decompress(compressed))
+        except MemoryError:
+            raise
+        except Exception as error:  # every library raises its own kind
+            raise self._damaged(str(error)) from None
         if self._frame.eof:
-            self._compressed = self._frame.unused_data
-            self._frame, self._begun = self._decompressor.decompressobj(), False
+            self._compressed = self._frame.unused_data or b""
+            self._frame, self._begun, self._frames = self._decompressor(), False, self._frames + 1
         return True
 
-
-@contextmanager
-def damage_as_bad_document(source: Source) -> Iterator[None]:
-    """What decompressors raise for a file that is cut off or corrupt becomes a `BadDocument`.
-
-    Errors of the disk itself have an errno and stay what they are.
-    """
-    try:
-        yield
-    except (EOFError, zlib.error) as error:
-        raise _damaged(source, error) from None
-    except OSError as error:
-        if error.errno is not None or source.compression is None:
-            raise
-        raise _damaged(source, error) from None
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":
-            raise
-        raise _damaged(source, error) from None
-
-
-def _damaged(source: Source, error: Exception) -> BadDocument:
-    return BadDocument("damaged", f"the .{source.compression} file is cut off or corrupt here ({error})")
+    def _damaged(self, reason: str) -> BadDocument:
+        return BadDocument("damaged", f"the .{self._compression} file is cut off or corrupt here ({reason})")

@@ -52,10 +52,15 @@ def parse_line(raw: bytes, keys: Sequence[str]) -> dict[str, Text]:
 
 
 def _slow_parse(raw: bytes) -> Any:
+    text = _decode(raw, "line").removeprefix("\ufeff")  # of a file that was joined to another
     try:
-        return json.loads(_decode(raw, "line"))
-    except (ValueError, RecursionError) as error:
-        raise BadDocument("not_json", f"not JSON ({error})") from None
+        return json.loads(text, parse_int=float)  # of any length: int has a limit
+    except json.JSONDecodeError as error:
+        several = error.msg == "Extra data" and text[error.pos :].lstrip().startswith(("{", "["))
+        way_out = ": several values on the line, which jq -c . puts on a line each" if several else ""
+        raise BadDocument("not_json", f"not JSON ({error}){way_out}") from None
+    except RecursionError:
+        raise BadDocument("not_json", "not JSON that can be read: it is nested too deep") from None
 
 
 def _decode(raw: bytes, what: str) -> str:
@@ -73,6 +78,8 @@ def _text_of(record: dict[str, Any], key: str) -> Text:
 
 def _checked(value: Any, key: str) -> Text:
     """`value` if it is a text or a list of texts."""
+    if isinstance(value, BadDocument):  # the reader could not decode it
+        raise BadDocument(value.kind, f"{key!r} is {value.reason}")
     for part in value if isinstance(value, list) else (value,):
         if not isinstance(part, str):
             raise BadDocument("not_text", f"{key!r} holds {_name(part)} and not a string")

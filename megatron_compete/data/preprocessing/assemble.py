@@ -95,12 +95,15 @@ class Assembly:
 
     def write_faults(self, path: str) -> SkipLog:
         """List the documents that were left out, a JSON object a line; their counts and the first of each kind."""
-        skips = SkipLog("skip")
+        skips, faulty = SkipLog("skip"), set[str]()
         with open(path, "w", encoding="utf-8", newline="\n") as stream:
             for source, number, kind, reason in self._faults():
                 skips.count(kind, f"{place_of(source.name, number, source.unit)}: {reason}")
+                faulty.add(source.name)
                 fault = {"file": source.name, source.unit: number, "kind": kind, "reason": reason}
                 stream.write(json.dumps(fault, ensure_ascii=False) + "\n")
+        used = {self.sources[piece[0] or 0].name for record in self.records for piece in record.pieces if piece[4]}
+        skips.unused = sorted(faulty - used)
         return skips
 
     def _faults(self) -> Iterator[tuple[Source, int, str, str]]:
@@ -108,7 +111,7 @@ class Assembly:
         lines_before: Counter[int | None] = Counter()
         for record in self.records:
             befores = []
-            for number_of_source, _, _, lines in record.pieces:
+            for number_of_source, _, _, lines, _ in record.pieces:
                 befores.append(lines_before[number_of_source])
                 lines_before[number_of_source] += lines or 0
             for piece, number, kind, reason in _read_faults(record):

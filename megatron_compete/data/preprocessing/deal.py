@@ -37,18 +37,18 @@ class Dealer:
     Args:
         plan: all work.
         finished: shards that an earlier run finished with `engine`.
-        stdin: pieces of standard input, if the plan has it.
+        pipe: pieces of the pipe, if the plan has one.
     """
 
     def __init__(
-        self, plan: Plan, finished: Iterable[ShardRecord], engine: EngineChoice, stdin: Iterator[bytes] | None = None
+        self, plan: Plan, finished: Iterable[ShardRecord], engine: EngineChoice, pipe: Iterator[bytes] | None = None
     ) -> None:
         self.plan = plan
         self.engine = engine
         self.finished: dict[ShardKey, ShardRecord] = {}
-        self._stdin = stdin
-        self._stdin_number = self._stdin_lines = 0
-        self._stdin_ended = False
+        self._pipe = pipe
+        self._pipe_number = self._pipe_lines = 0
+        self._pipe_ended = False
         self._streams = {source: _Stream(source) for source in plan.streams}
         self._unopened = deque(self._streams.values())
         self._reading: dict[str, _Stream] = {}
@@ -65,16 +65,16 @@ class Dealer:
     @property
     def is_complete(self) -> bool:
         """Whether all shards are finished."""
-        is_read = self._stdin is None or self._stdin_ended
+        is_read = self._pipe is None or self._pipe_ended
         return self.is_idle and not self._known and is_read and all(map(self._is_dealt, self._streams.values()))
 
     def next(self, worker: str) -> Task | None:
         """A shard for `worker`; None if there is nothing to do now (but there may be when others have finished).
 
         Raises:
-            CompeteError: standard input is not the one that the earlier run read.
+            CompeteError: the pipe does not bring what the earlier run read.
         """
-        shard = self._known.popleft() if self._known else self._from_stream(worker) or self._from_stdin()
+        shard = self._known.popleft() if self._known else self._from_stream(worker) or self._from_pipe()
         if shard is None:
             return None
         self._in_hand[shard.key] = shard
@@ -135,30 +135,30 @@ class Dealer:
             stream.next += 1
         return stream.last is not None and stream.next > stream.last
 
-    def _from_stdin(self) -> Shard | None:
-        """The next piece of standard input that is not finished."""
-        source = self.plan.stdin
-        if source is None or self._stdin is None or self._stdin_ended:
+    def _from_pipe(self) -> Shard | None:
+        """The next piece of the pipe that is not finished."""
+        source = self.plan.pipe
+        if source is None or self._pipe is None or self._pipe_ended:
             return None
-        for given in self._stdin:
-            key = (source, self._stdin_number)
+        for given in self._pipe:
+            key = (source, self._pipe_number)
             piece = Piece(source, 0, None)
-            shard = Shard(key, (piece,), {source: self.plan.sources[source]}, given, self._stdin_lines)
-            self._stdin_number += 1
-            self._stdin_lines += given.count(b"\n")
+            shard = Shard(key, (piece,), {source: self.plan.sources[source]}, given, self._pipe_lines)
+            self._pipe_number += 1
+            self._pipe_lines += given.count(b"\n")
             before = self.finished.get(key)
             if before is None:
                 return shard
             if before.given_crc32 != zlib.crc32(given):
-                raise _other_stdin(f"piece {self._stdin_number} differs")
-        self._stdin_ended = True
-        if any(key[0] == source and key[1] >= self._stdin_number for key in self.finished):
-            raise _other_stdin("it is shorter")
+                raise _other_pipe(f"piece {self._pipe_number} differs")
+        self._pipe_ended = True
+        if any(key[0] == source and key[1] >= self._pipe_number for key in self.finished):
+            raise _other_pipe("it is shorter")
         return None
 
 
-def _other_stdin(difference: str) -> CompeteError:
+def _other_pipe(difference: str) -> CompeteError:
     return CompeteError(
-        f"standard input is not what the unfinished run read ({difference}): give the same again, or --restart to "
+        f"the pipe does not bring what the unfinished run read ({difference}): give the same again, or --restart to "
         "begin again"
     )

@@ -44,7 +44,7 @@ def _tokenizer_settings(job: Preprocessing) -> dict[str, Any]:
 
 
 def _input(source: Source) -> dict[str, Any]:
-    if source.is_stdin:
+    if source.is_pipe:
         return {"path": source.path}
     state = os.stat(source.path)
     return {

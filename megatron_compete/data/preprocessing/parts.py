@@ -52,7 +52,8 @@ class ShardRecord:
 
     key: ShardKey
     pieces: list[list[int | None]]
-    """[source, start, end, lines] of each piece; lines (or rows) are those that belong to it."""
+    """[source, start, end, lines, documents] of each piece; lines (or rows) are those that belong to it, documents those
+    that are in the dataset."""
 
     engine: str
     """What tokenised it."""
@@ -207,6 +208,11 @@ class PartWriter:
             self._sentences[index].append(np.array(encoded.sentences, dtype=np.int64))
         self._counts.documents += documents
         self._counts.empty += batch.empty
+
+    @property
+    def documents(self) -> int:
+        """Good documents of this shard so far."""
+        return self._counts.documents
 
     def add_fault(self, piece: int, number: int, bad: BadDocument) -> None:
         """Note a document that is left out."""

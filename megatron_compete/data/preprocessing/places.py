@@ -8,7 +8,7 @@ from megatron_compete.data.inputs.streams import BUFFER_BYTES
 
 def counts_from_piece(source: Source) -> bool:
     """Whether a reader numbers lines or rows from the beginning of a piece; otherwise from that of the source."""
-    return source.compression is None and not source.is_stdin
+    return source.compression is None and not source.is_pipe
 
 
 def lines_before(source: Source, piece: Piece) -> int:

@@ -11,6 +11,7 @@ from megatron_compete.data.inputs.options import find_sources
 from megatron_compete.data.inputs.shards import cut_stream, default_shard_bytes, plan_shards
 from megatron_compete.data.inputs.sources import Source, total_bytes
 from megatron_compete.data.inputs.streams import InputStream
+from megatron_compete.data.megatron_tokenizer import id_count
 from megatron_compete.data.preprocessing import mpi
 from megatron_compete.data.preprocessing.deal import Dealer
 from megatron_compete.data.preprocessing.desk import LocalDesk, StopRequest
@@ -116,15 +117,27 @@ def worker_settings(job: Preprocessing) -> WorkerSettings:
     """
     job.tokenizer.check_files()
     tokenizer = job.tokenizer.build()
-    eod = None
+    eod, vocab_size = None, id_count(tokenizer)
     if job.append_eod:
         eod = getattr(tokenizer, "eod", None)
-        if not isinstance(eod, int) or not 0 <= eod < tokenizer.vocab_size:
+        if not isinstance(eod, int) or not 0 <= eod < vocab_size:
             raise CompeteError(
                 f"--append-eod, but {job.tokenizer.describe()} has no end-of-document id (it says {eod}): leave the "
                 "flag out, or take a tokenizer with an eos"
             )
-    return WorkerSettings(job, tokenizer, eod)
+    return WorkerSettings(job, tokenizer, eod, vocab_size)
+
+
+def _say_holes(settings: WorkerSettings) -> None:
+    tokens, ids = int(settings.tokenizer.vocab_size), settings.vocab_size
+    if tokens < ids:
+        print(
+            f"{settings.job.tokenizer.describe()} has holes in its ids: {tokens} tokens, and the largest id is {ids - 1}. "
+            f"Megatron makes a model for {tokens}: train with --padded-vocab-size {-(-ids // 128) * 128} (or any other "
+            f"from {ids})",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _sources(job: Preprocessing) -> list[Source]:
@@ -139,6 +152,8 @@ def _sources(job: Preprocessing) -> list[Source]:
 def _system_faults_in_words(job: Preprocessing) -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:  # of standard output, and nothing to mend
+        raise
     except OSError as error:
         raise CompeteError(in_words(error, job.work_folder)) from None
 
@@ -160,13 +175,14 @@ class _Session:
 
     def already_made(self) -> Preprocessed | None:
         """What an earlier run of this job has written."""
-        stdin = any(source.is_stdin for source in self._sources)  # nobody knows what it will say
-        return None if stdin else already_made(self._job, self._identity)
+        pipe = any(source.is_pipe for source in self._sources)  # nobody knows what it will say
+        return None if pipe else already_made(self._job, self._identity)
 
     @contextlib.contextmanager
     def using(self, settings: WorkerSettings) -> Iterator[None]:
         """Open the work folder, choose an engine and set up the desk."""
         self._settings = settings
+        _say_holes(settings)
         noted = self._folder.open(self._identity, self._job.restart)
         try:
             self._plan = plan_shards(self._sources, self._shard_bytes)
@@ -176,7 +192,7 @@ class _Session:
                 print(f"going on from {len(finished)} finished shards in {self._folder.path}", flush=True)
             done_bytes, total = sum(record.disk_bytes for record in finished), total_bytes(self._sources)
             with Progress("tokenising", total, self._job.log_interval, done_bytes) as self.progress:
-                dealer = Dealer(self._plan, finished, engine, self._stdin())
+                dealer = Dealer(self._plan, finished, engine, self._pipe())
                 self.desk = LocalDesk(dealer, self._folder, self._identity, self.progress, self._stop)
                 self._continued = len(finished)
                 yield
@@ -189,7 +205,7 @@ class _Session:
     @property
     def most_workers(self) -> int:
         """Workers that can have something to do."""
-        return sys.maxsize if self._plan.streams or self._plan.stdin is not None else max(1, len(self._plan.shards))
+        return sys.maxsize if self._plan.streams or self._plan.pipe is not None else max(1, len(self._plan.shards))
 
     def finish(self) -> Preprocessed:
         """Join the parts, when all shards are finished.
@@ -200,10 +216,10 @@ class _Session:
         """
         dealer = self.desk.dealer
         if not dealer.is_complete:
-            known = not self._plan.streams and self._plan.stdin is None
+            known = not self._plan.streams and self._plan.pipe is None
             of = f" of {len(self._plan.shards)}" if known else ""
             raise Stopped(f"stopped with {len(dealer.finished)}{of} shards finished: the same command continues")
-        output = Output(self._job, self._sources, self._settings.tokenizer.vocab_size, dealer.engine, self._identity)
+        output = Output(self._job, self._sources, self._settings.vocab_size, dealer.engine, self._identity)
         return output.write(dealer.finished.values(), self._folder, self.progress, self._continued)
 
     def _engine(self, noted: dict[str, Any] | None) -> EngineChoice:
@@ -218,8 +234,8 @@ class _Session:
 
     def _choose_engine(self) -> EngineChoice:
         job = self._job
-        if job.engine == AUTO and self._plan.stdin is not None:  # after a difference its shards could not be redone
-            return EngineChoice(REFERENCE, AUTO, None, {"others": "standard input cannot be read twice"})
+        if job.engine == AUTO and self._plan.pipe is not None:  # after a difference its shards could not be redone
+            return EngineChoice(REFERENCE, AUTO, None, {"others": "a pipe cannot be read twice"})
         sample = sample_texts(self._sources, job.json_keys, job.engine_sample) if job.engine != REFERENCE else []
         return choose_engine(job.tokenizer, job.engine, self._settings.tokenizer, sample)
 
@@ -232,8 +248,8 @@ class _Session:
             if self._job.on_error == "skip" or not record.fault_counts:
                 yield fitting
 
-    def _stdin(self) -> Iterator[bytes] | None:
-        if self._plan.stdin is None:
+    def _pipe(self) -> Iterator[bytes] | None:
+        if self._plan.pipe is None:
             return None
-        source = self._sources[self._plan.stdin]
+        source = self._sources[self._plan.pipe]
         return cut_stream(InputStream(source).text, source, self._plan.shard_bytes)

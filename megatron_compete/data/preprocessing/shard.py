@@ -69,10 +69,11 @@ class ShardWorker:
         disk_bytes, pieces, at_end = 0, [], False
         for index, piece in enumerate(shard.pieces):
             reader = self._reader_of(shard, piece)
+            before = self._parts.documents
             self._run_piece(shard, index, reader)
             disk_bytes += reader.disk_bytes()
             at_end = reader.at_end
-            pieces.append([*piece, reader.lines])
+            pieces.append([*piece, reader.lines, self._parts.documents - before])
         return self._parts.finish(
             np.dtype(self._encoder.dtype).itemsize,
             key=shard.key,

@@ -32,6 +32,8 @@ class WorkerSettings:
     job: Preprocessing
     tokenizer: Any
     eod: int | None
+    vocab_size: int
+    """Ids the tokenizer can give."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class _Hands:
         return make_document_encoder(
             make_encoder(job.tokenizer, tokenizer, engine),
             job.json_keys,
-            tokenizer.vocab_size,
+            self._settings.vocab_size,
             self._settings.eod,
             job.empty_documents == "reject",
         )

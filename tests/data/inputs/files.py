@@ -3,10 +3,12 @@
 import bz2
 import gzip
 import json
+import lzma
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lz4.frame
 import pyarrow
 import zstandard
 from pyarrow.parquet import write_table
@@ -16,6 +18,8 @@ COMPRESS = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
     ".zst": zstandard.ZstdCompressor().compress,
+    ".xz": lzma.compress,
+    ".lz4": lz4.frame.compress,
 }
 
 

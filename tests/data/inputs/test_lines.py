@@ -49,7 +49,7 @@ def paragraphs_of(content: bytes) -> list[Raw]:
 @given(
     pieces=CONTENT,
     size=st.integers(1, 12),
-    suffix=st.sampled_from(["", ".gz", ".zst", ".bz2"]),
+    suffix=st.sampled_from(["", ".gz", ".zst", ".bz2", ".xz", ".lz4"]),
     text=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
@@ -96,7 +96,7 @@ def test_whole_files_are_documents(tmp_path: Path) -> None:
         assert list(reader.read(0, None)) == [Raw(0, 8, b"a\n\nb\n")]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2"])
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2", ".xz", ".lz4"])
 def test_a_file_that_is_cut_off_belongs_to_one_range(tmp_path: Path, suffix: str) -> None:
     draw = random.Random(0)
     lines = [b'{"text": "%d"}\n' % draw.getrandbits(2000) for _ in range(4000)]  # more than a block of bzip2

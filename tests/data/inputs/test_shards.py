@@ -40,9 +40,9 @@ def test_shards_of_compressed_files_are_numbered_as_one_goes(tmp_path: Path) -> 
 
 def test_texts_and_standard_input(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x" * 500)
-    plan = plan_shards([*find_sources([str(tmp_path)]), Source("-", "jsonl", None, 0)], 100)
+    plan = plan_shards([*find_sources([str(tmp_path)]), Source("-", "jsonl", None, 0, is_pipe=True)], 100)
     assert [shard.pieces for shard in plan.shards] == [(Piece(0, 0, None),)]  # one document
-    assert plan.stdin == 1
+    assert plan.pipe == 1
 
 
 def test_sizes_follow_the_corpus() -> None:

@@ -13,6 +13,7 @@ BAD_LINES = [
     ("not_json", b"[" * 100_000),
     ("not_json", b'{"text": "a"} {"text": "b"}'),
     ("not_json", b'{"text": "line'),
+    ("not_text", b'{"text": ' + b"9" * 5000 + b"}"),
     ("not_object", b'["text"]'),
     ("not_object", b"3"),
     ("missing_key", b'{"content": "a"}'),
@@ -45,6 +46,26 @@ def test_good_lines() -> None:
 
 def test_what_python_reads_and_orjson_refuses() -> None:
     assert parse_line(b'{"text": "a", "score": NaN, "other": "\\ud800"}', ["text"]) == {"text": "a"}
+
+
+def test_only_the_text_matters() -> None:
+    """Integers beyond what Python converts, and the byte order mark of a file in the middle of a joined one."""
+    assert parse_line(b'{"text": "a", "id": ' + b"9" * 4301 + b"}", ["text"]) == {"text": "a"}
+    assert parse_line(b'\xef\xbb\xbf{"text": "a"}', ["text"]) == {"text": "a"}
+
+
+def test_reasons_in_our_words() -> None:
+    with pytest.raises(BadDocument, match=r"several values on the line, which jq -c \. puts on a line each"):
+        parse_line('{"text": "é"}{"text": "b"}'.encode(), ["text"])
+    with pytest.raises(BadDocument, match="nested too deep"):
+        parse_line(b'{"a": ' * 50_000, ["text"])
+    with pytest.raises(BadDocument, match="'a' is not UTF-8 at byte 1 of the value") as caught:
+        texts_of(
+            Source("p", "parquet", None, 1),
+            Raw(1, 1, {"a": BadDocument("not_utf8", "not UTF-8 at byte 1 of the value")}),
+            ["a"],
+        )
+    assert caught.value.kind == "not_utf8"
 
 
 def test_rows_and_plain_text() -> None:

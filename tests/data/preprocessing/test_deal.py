@@ -78,7 +78,9 @@ def test_a_dismissed_engine_has_all_its_shards_done_again() -> None:
 
 def test_standard_input_must_be_the_same() -> None:
     def dealer(finished: list[ShardRecord], *pieces: bytes) -> Dealer:
-        return Dealer(Plan([Source("-", "jsonl", None, 0)], 10, stdin=0), finished, REFERENCE, iter(pieces))
+        return Dealer(
+            Plan([Source("-", "jsonl", None, 0, is_pipe=True)], 10, pipe=0), finished, REFERENCE, iter(pieces)
+        )
 
     first = record((0, 0), REFERENCE, crc=crc32(b"a\n"))
     going_on = dealer([first], b"a\n", b"b\n")
