@@ -18,6 +18,7 @@
     match.py               does this dataset belong to this tokenizer?
     dataset.py             finding and comparing finished datasets
     inspect_dataset.py     is it whole, and what is in it?               (tools/inspect_dataset.py)
+    inspect_ends.py        marks of the end of a document, and where they should not be
     merge.py, split.py     several to one, one to several                (tools/merge_datasets.py, split_dataset.py)
     blend.py               weights and epochs of several                 (tools/make_blend.py)
     staged.py              outputs that appear complete or not at all

