@@ -48,7 +48,7 @@ def read_env_file(path: Path) -> dict[str, str]:
 def _assignment(line: str, where: str, variables: Mapping[str, str]) -> tuple[str, str]:
     head = _KEY.match(line)
     if head is None:
-        raise CompeteError(f"{where}: {line.split('=')[0].strip()!r} begins no KEY=value")
+        raise CompeteError(f"{where}: {line.split('=')[0].strip()[:40]!r} begins no KEY=value")
     key, value, at = head[1], "", head.end()
     while (piece := _PIECE.match(line, at)) is not None:
         value += _meaning(piece, f"{where}: {key}", variables, first=at == head.end())
