@@ -93,7 +93,7 @@ def _filled_in(text: str, where: str, variables: Mapping[str, str], escapes: str
         if name is None:
             raise CompeteError(f"{where}: only $NAME and ${{NAME}} are filled in, nothing is run here: quote it by ''")
         if name not in variables:
-            raise CompeteError(f"{where}: names a variable that is not set, {name}: write its value")
+            raise CompeteError(f"{where}: names a variable that is not set, {name[:40]}: write its value")
         return variables[name]
 
     return _VARIABLE.sub(meaning, text)

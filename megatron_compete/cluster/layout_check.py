@@ -7,6 +7,7 @@ Megatron: then only what must divide is checked, here.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,9 +79,10 @@ def check_divisibility(recipe: Recipe, world: int) -> None:
             raise CompeteError(
                 f"{world} ranks do not divide by {what} = {unit}: give --nodes and ranks of a node that do, or other sizes"
             )
-    batch, replicas = recipe.arguments.get("global-batch-size"), world // dense
+    replicas = world // dense
     unit = _size(recipe, "micro-batch-size", 1) * replicas
-    if batch is not None and int(str(batch)) % unit:
+    batch = _size(recipe, "global-batch-size", unit)
+    if batch % unit:
         raise CompeteError(
             f"--global-batch-size {batch} does not divide by micro batch * data parallel size = {unit // replicas} * "
             f"{replicas}: give a multiple of {unit}"
@@ -88,10 +90,11 @@ def check_divisibility(recipe: Recipe, world: int) -> None:
 
 
 def _size(recipe: Recipe, name: str, default: int) -> int:
-    value = recipe.arguments.get(name, default)
-    if not str(value).isdecimal() or int(str(value)) < 1:
-        raise CompeteError(f"--{name} {value}: give a whole number from 1")
-    return int(str(value))
+    value = recipe.arguments.get(name)
+    text = str(default if value is None else value)
+    if re.fullmatch("[0-9]{1,9}", text) is None or int(text) < 1:
+        raise CompeteError(f"--{name} {text[:40]}: give a whole number from 1")
+    return int(text)
 
 
 def main(recipe_file: str, gpus: str) -> None:

@@ -27,14 +27,16 @@ PREFIX = "COMPETE_"
 VARIABLES = "COMPETE_VARIABLES"
 """In a run folder: the file whose variables, other than ours, the job exports to the ranks."""
 
+_WHOLE = re.compile(r"[0-9]{1,9}")
+
 SOFTWARE = ("venv", "pyxis", "apptainer")
 LAUNCHERS = ("torchrun", "srun", "mpirun")
 
 
 def _number(least: int) -> Callable[[str, str], None]:
     def check(key: str, value: str) -> None:
-        if not value.isascii() or not value.isdecimal() or int(value) < least:
-            raise CompeteError(f"{key}={value}: give a whole number from {least}")
+        if _WHOLE.fullmatch(value) is None or int(value) < least:
+            raise CompeteError(f"{key}={value[:40]}: give a whole number from {least}")
 
     return check
 

@@ -4,6 +4,9 @@ import re
 
 from megatron_compete.errors import CompeteError
 
+MOST = 1_000_000
+"""Nodes that one range may stand for; Slurm's own limit is lower (65,533)."""
+
 
 def expand_nodelist(text: str) -> list[str]:
     """Names of nodes in Slurm's order: `n[08-10,12],login` is n08, n09, n10, n12, login.
@@ -26,8 +29,8 @@ def expand_counts(text: str) -> list[int]:
     """
     counts: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if match is None:
+        match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", part)
+        if match is None or int(match[2] or 1) > MOST:
             raise CompeteError(f"{text!r} is no list of tasks per node: Slurm writes them like 4(x2),3")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
@@ -52,8 +55,8 @@ def _expand(part: str, text: str) -> list[str]:
 
 def _numbers(span: str, text: str) -> list[str]:
     """`08-10` as 08, 09, 10: as many digits as the first has."""
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", span)
-    if match is None or (match[2] and int(match[2]) < int(match[1])):
+    match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", span)
+    if match is None or (match[2] and not 0 <= int(match[2]) - int(match[1]) < MOST):
         raise CompeteError(f"{text!r} is no list of nodes: {span!r} is no range of numbers")
     first, last = int(match[1]), int(match[2] or match[1])
     return [str(number).zfill(len(match[1])) for number in range(first, last + 1)]

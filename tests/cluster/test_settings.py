@@ -58,6 +58,7 @@ def test_layers_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("COMPETE_PARTITON=gpu", r"COMPETE_PARTITON is no setting \(did you mean COMPETE_PARTITION\?\)"),
         ("COMPETE_GPUS_PER_NODE=eight", "give a whole number from 0"),
         ("COMPETE_TASKS_PER_NODE=0", "give a whole number from 1"),
+        (f"COMPETE_TASKS_PER_NODE={'1' * 5000}", "=1{40}: give a whole number from 1"),
         ("COMPETE_SOFTWARE=conda", "choose one of venv, pyxis, apptainer"),
         ("COMPETE_LAUNCHER=ssh", "choose one of torchrun, srun, mpirun"),
         ("COMPETE_TIME=tomorrow", "COMPETE_TIME: tomorrow is no time limit"),

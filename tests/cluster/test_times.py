@@ -15,7 +15,9 @@ def test_every_form_that_sbatch_takes(text: str, seconds: int | None) -> None:
     assert limit_seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "2h", "1:2:3:4", "-5", "1.5", "1-", "0", "00:00:00"])
+@pytest.mark.parametrize(
+    "text", ["", "2h", "1:2:3:4", "-5", "1.5", "1-", "0", "00:00:00", "0" * 5000, "1-" + "9" * 5000, "٣"]
+)
 def test_what_sbatch_would_refuse(text: str) -> None:
     with pytest.raises(CompeteError, match="--time"):
         limit_seconds(text)

@@ -35,7 +35,9 @@ def test_nodes_are_scontrols(text: str) -> None:
     assert expand_nodelist(text) == answer.stdout.split()
 
 
-@pytest.mark.parametrize("text", ["", "n[1-", "n[]", "n[a-b]", "n[3-1]", "n1,,n2", "n1]"])
+@pytest.mark.parametrize(
+    "text", ["", "n[1-", "n[]", "n[a-b]", "n[3-1]", "n1,,n2", "n1]", "n[1-99999999999]", f"n[{'1' * 5000}]"]
+)
 def test_no_list_of_nodes(text: str) -> None:
     with pytest.raises(CompeteError, match="is no list of nodes"):
         expand_nodelist(text)
@@ -46,3 +48,6 @@ def test_counts() -> None:
     assert expand_counts("8") == [8]
     with pytest.raises(CompeteError, match=r"'2\(3\)' is no list of tasks per node"):
         expand_counts("2(3)")
+    for text in ("1(x99999999)", "1" * 5000):
+        with pytest.raises(CompeteError, match="is no list of tasks per node"):
+            expand_counts(text)
