@@ -252,7 +252,7 @@ def _fresh(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "iteration",
         "curr_iteration",
     )
-    dropped = (*counters, "compete_schedule")
+    dropped = (*counters, "compete_schedule", "compete_schedule_drawn")
     return {name: value for name, value in arguments.items() if name not in dropped and not _holds_opaque(value)}
 
 

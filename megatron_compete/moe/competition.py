@@ -85,7 +85,7 @@ class Competition:
         """Whether the layer with this Megatron number competes at the current step."""
         return self.config.enabled and self.schedule.is_active(self.current_step(), self._position[layer_number])
 
-    def any_active(self) -> bool:
-        """Whether any layer of the model, on whatever rank, competes at the current step."""
+    def num_active(self) -> int:
+        """Layers of the whole model, on whatever rank, that compete at the current step."""
         step = self.current_step()
-        return self.config.enabled and bool(self.schedule.table(step, step + 1).any())
+        return int(self.schedule.table(step, step + 1).sum()) if self.config.enabled else 0

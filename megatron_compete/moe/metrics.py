@@ -2,9 +2,10 @@
 
 Layers record sums on their device; at a logged step one all-reduce over all ranks, of one packed tensor, makes them
 those of the whole step, in any layout: pipeline stages hold different layers, all other ranks different tokens. At
-other steps nothing is computed, sent or waited for. Nothing here is part of the graph.
+other steps, and where nobody reads them, nothing is computed, sent or waited for. Nothing here is part of the graph.
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from torch import Tensor
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.metrics_probe import RouterProbe
 from megatron_compete.moe.metrics_table import COMPETITION_METRICS, ROUTING_METRICS, LayerSums
+from megatron_compete.routing.habits import router_entropy
 from megatron_compete.routing.losses import token_mean
 
 
@@ -28,17 +30,23 @@ from megatron_compete.routing.losses import token_mean
 class LogIntervals:
     """At which iterations (counted from 1) something is logged; alike on all ranks."""
 
-    scalars: int = 1
-    """--tensorboard-log-interval"""
+    scalars: int | None = 1
+    """--tensorboard-log-interval; None where there is neither TensorBoard nor wandb."""
     console: int = 1
     """--log-interval"""
 
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "LogIntervals":
+        """Those of Megatron's arguments. The writer is on the last rank alone, the folder's name on all."""
+        written = bool(args.tensorboard_dir or args.wandb_project)
+        return cls(args.tensorboard_log_interval if written else None, args.log_interval)
+
     def logs(self, iteration: int) -> bool:
         """Whether the step that ends in `iteration` is logged, wherever."""
-        return iteration % self.scalars == 0 or self.prints(iteration)
+        return (self.scalars is not None and iteration % self.scalars == 0) or self.prints(iteration)
 
     def prints(self, iteration: int) -> bool:
-        """Whether the trainer prints a line."""
+        """Whether the trainer prints a line. What costs a pass over logits or a routing of its own is logged then."""
         return iteration % self.console == 0
 
 
@@ -93,6 +101,32 @@ class CompetitionMetrics(MoEMetricsTracker):
         text = super().report(loss_scale, iteration, writer, wandb_writer, per_layer_logging, *args, **kwargs)
         return text + ours
 
+    def _aggregate(
+        self, loss_scale: float, num_moe_layers: int, *args: Any, **kwargs: Any
+    ) -> dict[str, float | Tensor]:
+        """Megatron's losses of its routers as means over the layers that carry them; none where no layer does.
+
+        A layer that competes by response has no balance loss and no z-loss, and would count as 0: the curves would
+        dip whenever one does. By utility all layers carry them.
+        """
+        competing = self.competition.num_active() if self.competition.config.kind == "response" else 0
+        if competing == num_moe_layers:
+            return {}
+        return super()._aggregate(loss_scale, num_moe_layers - competing, *args, **kwargs)
+
+    def _log_per_layer(
+        self,
+        loss_scale: float,
+        metric_names: list[str],
+        iteration: int,
+        writer: Any,
+        wandb_writer: Any,
+        percentiles: Any,
+    ) -> None:
+        """Megatron's, without the layers that carry no loss: it leaves out zeros of what has percentiles."""
+        sparse: dict[str, list[float]] = {name: [] for name in metric_names}
+        super()._log_per_layer(loss_scale, metric_names, iteration, writer, wandb_writer, sparse)
+
     def _reduced(self, per_layer: bool) -> dict[str, float]:
         self.sums.all_reduce()
         scalars = self.sums.scalars(per_layer)
@@ -137,22 +171,23 @@ def record_competition(layer_number: int, num_tokens: int | Tensor, **values: Te
         metrics.record_means(layer_number, num_tokens, **values)
 
 
-def record_routing(layer_number: int, probs_TE: Tensor, routing_map_TE: Tensor, valid_T: Tensor | None) -> None:
-    """Record where one microbatch went.
+def record_routing(layer_number: int, logits_TE: Tensor, routing_map_TE: Tensor, valid_T: Tensor | None) -> None:
+    """Record where one microbatch went, and at a console interval how undecided the router was.
 
     Args:
-        probs_TE: softmax of the router's logits, also at a step at which the competition routes.
+        logits_TE: the router's, also at a step at which the competition routes.
         routing_map_TE: the experts that the tokens went to, bool.
         valid_T: mask of the tokens that count, None for all.
     """
     metrics = metrics_due()
     if metrics is None:
         return
-    entropy_T = torch.special.entr(probs_TE.detach()).sum(dim=-1)
-    num_tokens: int | Tensor = len(entropy_T)
+    if metrics.intervals.prints(metrics.iteration()):
+        entropy = token_mean(router_entropy(logits_TE.detach()), valid_T)
+        num_tokens = len(routing_map_TE) if valid_T is None else valid_T.sum()
+        metrics.sums.add_mean(layer_number, "router_entropy", entropy, num_tokens)
     if valid_T is not None:
-        num_tokens, routing_map_TE = valid_T.sum(), routing_map_TE & valid_T.unsqueeze(-1)
-    metrics.sums.add_mean(layer_number, "router_entropy", token_mean(entropy_T, valid_T), num_tokens)
+        routing_map_TE = routing_map_TE & valid_T.unsqueeze(-1)
     metrics.sums.add_counts(layer_number, "expert_tokens", routing_map_TE.sum(dim=0))
 
 

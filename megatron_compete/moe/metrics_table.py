@@ -86,7 +86,7 @@ ROUTING_METRICS = (
     Metric("moe/router-entropy", Quantity("router_entropy"), token_mean),
     Metric("moe/expert-change-rate", Quantity("expert_changes"), token_mean),
 )
-"""Every logged step, competing or not; the last one at console intervals alone."""
+"""Every logged step, competing or not; the last two at console intervals alone."""
 
 AGREEMENT_METRICS = (
     Metric("competition/agreement", AGREEMENT, token_mean),

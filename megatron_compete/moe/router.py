@@ -96,8 +96,8 @@ class CompeteRouter(TopKRouter):
     def observe_routing(self, logits: Tensor, routing_map_TE: Tensor, padding_mask: Tensor | None) -> None:
         """Metrics of where a training pass's tokens went, by this router or by the competition."""
         if self._is_observed():
-            probs_TE = self.probabilities(logits.detach())
-            record_routing(self.layer_number, probs_TE, routing_map_TE, valid_tokens(padding_mask))
+            logits_TE = logits.reshape(-1, self.config.num_moe_experts)
+            record_routing(self.layer_number, logits_TE, routing_map_TE, valid_tokens(padding_mask))
 
     def _is_observed(self) -> bool:
         return self.training and not self.is_mtp_layer and metrics_due() is not None

@@ -128,7 +128,7 @@ def _trainer_competition(
 
     args = get_args()
     competition = Competition(config, layer_numbers, trainer_step, places)
-    install_metrics(competition, num_experts, LogIntervals(args.tensorboard_log_interval, args.log_interval))
+    install_metrics(competition, num_experts, LogIntervals.of(args))
     keep_schedule(competition, args)
     check_agreement([], competition)
     return competition

@@ -8,6 +8,7 @@ the ones before it, and whatever the length of the run.
 """
 
 import hashlib
+import itertools
 import json
 import math
 from collections import OrderedDict
@@ -28,6 +29,7 @@ Policy = Literal["balanced", "shifted", "bernoulli"]
 POLICIES: tuple[Policy, ...] = ("balanced", "shifted", "bernoulli")
 
 MIN_WINDOW_STEPS = 256
+_DRAWN_WINDOWS, _SEARCHED_WINDOWS = 3, 64
 _CACHE_BYTES = 2**25
 """A million steps of 128 layers as bits are half of this."""
 
@@ -176,10 +178,18 @@ class CompetitionSchedule:
         return {**values, "places": [list(place) for place in self.places]}
 
     def digest(self) -> str:
-        """SHA-256 of the settings and of the first two windows, so that another way of drawing shows too."""
-        digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode())
-        for window in range(2):
-            digest.update(self._window(window).tobytes())
+        """SHA-256 of the settings and of what is drawn from them."""
+        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode() + self.drawn().encode()).hexdigest()
+
+    def drawn(self) -> str:
+        """SHA-256 of a few windows, so that another way of drawing shows where the settings are the same: numpy does
+        not promise that a version draws as another one does.
+
+        They are the first that hold competitions; at a low rate or late in a decay most windows may hold none.
+        """
+        digest = hashlib.sha256()
+        for window in itertools.islice((w for w in range(_SEARCHED_WINDOWS) if self._window(w).any()), _DRAWN_WINDOWS):
+            digest.update(window.to_bytes(8, "little") + self._window(window).tobytes())
         return digest.hexdigest()
 
     def _window(self, window: int) -> NDArray[np.uint8]:

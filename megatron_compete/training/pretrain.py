@@ -45,6 +45,7 @@ from megatron_compete.training.batches import forward_step
 from megatron_compete.training.data_check import check_data
 from megatron_compete.training.datasets import build_datasets, embedding_ranks
 from megatron_compete.training.devices import settle_device
+from megatron_compete.training.event_log import one_curve
 from megatron_compete.training.flops import install_flops
 from megatron_compete.training.optimizer_layout import install_optimizer_layout
 from megatron_compete.training.parse import parse_arguments
@@ -79,7 +80,7 @@ def model_config(args: argparse.Namespace) -> GPTModelConfig:
     compete = compete_config_from_args(args)
     check_supported(config.transformer, compete)
     competition = Competition.of_model(compete, config.transformer, trainer_step)
-    install_metrics(competition, args.num_experts, LogIntervals(args.tensorboard_log_interval, args.log_interval))
+    install_metrics(competition, args.num_experts, LogIntervals.of(args))
     install_flops(competition)
     keep_schedule(competition, args)
     config.transformer_layer_spec = functools.partial(compete_layer_spec, competition=competition)
@@ -144,7 +145,7 @@ def train() -> None:
     install_optimizer_layout()
     install_probe(args)
     config = model_config(args)
-    with reliable(config, args), written_progress():
+    with reliable(config, args), written_progress(), one_curve():
         pretrain(
             pretrain_cfg_container_from_args(args, config),
             build_datasets,

@@ -3,13 +3,16 @@
 Ranks never talk about the schedule while they train, so they must agree before they start. A checkpoint carries the
 schedule's settings among the trainer's arguments (`args.compete_schedule`); a run that resumes from it continues that
 table. The places of layers in the pipeline that a balanced schedule goes by are among the settings: after a change of
-layout they stay those of the first run, so that the table, and with it the training, does not change.
+layout they stay those of the first run, so that the table, and with it the training, does not change. That the same
+settings still draw the same table is a matter of numpy, so a checkpoint also carries a digest of what was drawn
+(`args.compete_schedule_drawn`).
 """
 
 import argparse
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from megatron.core.transformer.module import MegatronModule
 from megatron.training import checkpointing
@@ -18,6 +21,7 @@ from megatron.training.utils import print_rank_0
 from megatron_compete.config import CompeteConfig, flag_of
 from megatron_compete.errors import CompeteError
 from megatron_compete.moe.competition import Competition
+from megatron_compete.schedule import CompetitionSchedule
 
 OVERRIDE = "--compete-override-schedule"
 
@@ -88,8 +92,14 @@ def keep_schedule(competition: Competition, args: argparse.Namespace) -> None:
     format and not under --finetune; this looks over its shoulder.
     """
     forget_schedule()
-    args.compete_schedule = competition.schedule.settings()
+    _write_down(competition.schedule, args)
     checkpointing.check_checkpoint_args = _Keeper(competition, args, checkpointing.check_checkpoint_args).check
+
+
+def _write_down(schedule: CompetitionSchedule, args: argparse.Namespace) -> None:
+    """Put what a checkpoint keeps of the schedule among the trainer's arguments."""
+    args.compete_schedule = schedule.settings()
+    args.compete_schedule_drawn = {"digest": schedule.drawn(), "numpy": np.__version__}
 
 
 def forget_schedule() -> None:
@@ -121,8 +131,28 @@ class _Keeper:
         if kept:
             print_rank_0(f"megatron-compete: the checkpoint's competition schedule goes on: {kept}")
         self.competition.follow(settings)
-        self.args.compete_schedule = settings
+        check_drawn(getattr(checkpoint_args, "compete_schedule_drawn", None), self.competition.schedule)
+        _write_down(self.competition.schedule, self.args)
         _check_equal(self.competition)
+
+
+def check_drawn(saved: dict[str, str] | None, schedule: CompetitionSchedule) -> None:
+    """Stop unless these settings draw here what they drew when the checkpoint was written.
+
+    Args:
+        saved: the checkpoint's digest and its numpy; None in those of before.
+    Raises:
+        CompeteError: another table is drawn.
+    """
+    if saved is None:
+        print_rank_0(
+            "megatron-compete: the checkpoint holds no digest of its schedule: its table is taken as unchanged"
+        )
+    elif saved["digest"] != schedule.drawn():
+        raise CompeteError(
+            f"the checkpoint's competition schedule was drawn by numpy {saved['numpy']}, and numpy {np.__version__} draws "
+            f"another table from its settings: install the checkpoint's numpy, or {OVERRIDE} to go on with this one"
+        )
 
 
 def continued(saved: Settings, now: Settings, config: CompeteConfig) -> Settings:

@@ -1,12 +1,14 @@
 """Metrics know how they are reduced: over microbatches and ranks, experts, and layers."""
 
+import argparse
+import dataclasses
 import math
 from statistics import pstdev
 from typing import Any
 
 import pytest
 import torch
-from megatron.core.transformer.moe.moe_logging import MoEMetricsTracker
+from megatron.core.transformer.moe.moe_logging import MoEMetricsTracker, get_moe_metrics_tracker
 from torch import Tensor
 
 from megatron_compete.config import CompeteConfig
@@ -16,11 +18,12 @@ from megatron_compete.moe.metrics import (
     LogIntervals,
     install_metrics,
     metrics_due,
+    record_changes,
     record_competition,
     record_routing,
 )
 from megatron_compete.moe.metrics_probe import PROBE_TOKENS, RouterProbe
-from megatron_compete.moe.metrics_table import RESPONSE_METRICS, ROUTING_METRICS, LayerSums
+from megatron_compete.moe.metrics_table import AGREEMENT, RESPONSE_METRICS, ROUTING_METRICS, LayerSums, Metric
 from tests.ranks import run_rank, run_ranks
 
 EXPERTS, LAYERS = 3, (2, 5)
@@ -39,8 +42,6 @@ class Writer(dict[str, tuple[float, int]]):
 
 def install(rate: float = 1.0, step: int = 1) -> CompetitionMetrics:
     """The tracker of a model whose layers 2 and 5 compete, in `step`."""
-    from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
-
     competition = Competition(CompeteConfig(rate=rate, max_active_layers=2), LAYERS, lambda: step)
     install_metrics(competition, EXPERTS, EVERY_SECOND)
     tracker = get_moe_metrics_tracker()
@@ -49,9 +50,9 @@ def install(rate: float = 1.0, step: int = 1) -> CompetitionMetrics:
 
 
 def routing(*experts: int) -> tuple[Tensor, Tensor]:
-    """Even probabilities, and one expert for each token."""
+    """Even logits, and one expert for each token."""
     routing_map_TE = torch.nn.functional.one_hot(torch.tensor(experts), EXPERTS).bool()
-    return torch.full((len(experts), EXPERTS), 1 / EXPERTS), routing_map_TE
+    return torch.zeros(len(experts), EXPERTS), routing_map_TE
 
 
 def report_on_rank(rate: float) -> dict[str, Any]:
@@ -139,10 +140,39 @@ def test_records_only_passes_with_gradient_of_logged_steps() -> None:
     assert run_rank(due) == [False, True, False]
 
 
+def logged_iterations(intervals: LogIntervals) -> list[int]:
+    return [iteration for iteration in range(1, 13) if intervals.logs(iteration)]
+
+
 def test_console_intervals_are_logged_too() -> None:
     intervals = LogIntervals(scalars=4, console=6)
-    assert [iteration for iteration in range(1, 13) if intervals.logs(iteration)] == [4, 6, 8, 12]
+    assert logged_iterations(intervals) == [4, 6, 8, 12]
     assert [iteration for iteration in range(1, 13) if intervals.prints(iteration)] == [6, 12]
+
+
+@pytest.mark.parametrize(
+    "tensorboard, wandb, expected", [(None, "", [6, 12]), ("tb", "", [4, 6, 8, 12]), (None, "project", [4, 6, 8, 12])]
+)
+def test_without_a_writer_the_console_alone_is_logged(tensorboard: str | None, wandb: str, expected: list[int]) -> None:
+    given = argparse.Namespace(
+        tensorboard_dir=tensorboard, wandb_project=wandb, tensorboard_log_interval=4, log_interval=6
+    )
+    assert logged_iterations(LogIntervals.of(given)) == expected
+
+
+def recorded_columns(console: int) -> dict[str, bool]:
+    """What one microbatch of a normal step leaves, where scalars are logged and a line is printed or not."""
+    competition = Competition(CompeteConfig(rate=0.0), LAYERS, lambda: 1)
+    install_metrics(competition, EXPERTS, LogIntervals(scalars=1, console=console))
+    record_routing(2, *routing(0, 1), valid_T=None)
+    metrics = metrics_due()
+    assert metrics is not None
+    return {q.name: q.recorded(metrics.sums._cell(2, q.name)) for q in {m.quantity for m in ROUTING_METRICS}}
+
+
+def test_counts_at_every_logged_step_and_entropy_at_printed_ones() -> None:
+    assert run_rank(recorded_columns, 2) == dict(expert_tokens=True, router_entropy=True, expert_changes=False)
+    assert run_rank(recorded_columns, 3) == dict(expert_tokens=True, router_entropy=False, expert_changes=False)
 
 
 def test_nothing_recorded_is_not_zero_and_a_nan_is_not_hidden() -> None:
@@ -155,12 +185,66 @@ def test_nothing_recorded_is_not_zero_and_a_nan_is_not_hidden() -> None:
     assert found["competition/active-layers"] == 1.0 and math.isnan(found["competition/distillation-loss"])
 
 
+def test_a_nan_is_not_passed_over_by_the_largest_and_the_least() -> None:
+    broken = Metric("broken", AGREEMENT, lambda sums: sums[0], of_model=max)
+    for of_model in (max, min):
+        metrics = (dataclasses.replace(broken, of_model=of_model),)
+        for values in ((math.nan, 1.0), (1.0, math.nan)):
+            sums = LayerSums(metrics, LAYERS, EXPERTS)
+            for layer, value in zip(LAYERS, values):
+                sums.add_mean(layer, AGREEMENT.name, torch.tensor(value), 1)
+            assert math.isnan(sums.scalars(per_layer=False)["broken"])
+
+
+def probed(console: int) -> bool:
+    """Whether a logged step asks the probe, whose routing costs."""
+    competition = Competition(CompeteConfig(rate=0.0), LAYERS, lambda: 1)
+    install_metrics(competition, EXPERTS, LogIntervals(scalars=1, console=console))
+    probe = RouterProbe()
+    record_changes(2, probe, torch.randn(3, 1, 8), None, lambda tokens: chosen(0, 1, 2))
+    return probe.tokens is not None
+
+
+def test_the_probe_is_asked_at_printed_steps() -> None:
+    assert run_rank(probed, 2) and not run_rank(probed, 3)
+
+
 def test_token_counts_beyond_fp32_are_exact() -> None:
     sums = LayerSums(ROUTING_METRICS, LAYERS, EXPERTS)
     for _ in range(2):
         sums.add_counts(2, "expert_tokens", torch.tensor([2**25 + 1, 1, 0]))
     assert sums.packed[0, :EXPERTS].tolist() == [2**26 + 2, 2, 0]
     assert sums.scalars(per_layer=False)["moe/dead-experts"] == 1.0
+
+
+def balance_losses(kind: str, max_active: int) -> dict[str, tuple[float, int]]:
+    """What is logged of a step at which `max_active` of layers 2 and 5 compete, the others with a balance loss of 3."""
+    from tests.moe.layouts import Layout, initialize
+
+    initialize(Layout())
+    config = CompeteConfig(kind=kind, rate=max_active / 2, max_active_layers=max_active)  # type: ignore[arg-type]
+    competition = Competition(config, LAYERS, lambda: 1)
+    install_metrics(competition, EXPERTS, EVERY_SECOND)
+    tracker = get_moe_metrics_tracker()
+    for layer in LAYERS:
+        if kind == "utility" or not competition.is_active(layer):
+            tracker.record("load_balancing_loss", torch.tensor(3.0), layer, num_layers=6)
+    writer = Writer()
+    tracker.report(
+        1.0, 2, writer, per_layer_logging=True, force_initialize=True, track_names=["load_balancing_loss"],
+        num_layers=6, moe_layer_freq=[0, 1, 0, 0, 1, 0],
+    )  # fmt: skip
+    return {name: value for name, value in writer.items() if "balancing" in name}
+
+
+def test_balance_losses_are_means_over_the_layers_that_carry_them() -> None:
+    one = run_rank(balance_losses, "response", 1)
+    assert one.pop("load_balancing_loss") == (3.0, 2)
+    assert list(one.values()) == [(3.0, 2)]  # the layer's own, and no zero of the one that competes
+    assert run_rank(balance_losses, "response", 2) == {}
+    assert run_rank(balance_losses, "utility", 2) == {
+        "load_balancing_loss": (3.0, 2), "moe/load_balancing_loss_layer_1": (3.0, 2), "moe/load_balancing_loss_layer_4": (3.0, 2),
+    }  # fmt: skip
 
 
 def chosen(*experts: int) -> Tensor:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from megatron_compete.config import CompeteConfig
 from megatron_compete.errors import CompeteError
 from megatron_compete.schedule import CompetitionSchedule
-from megatron_compete.schedule.table import POLICIES
+from megatron_compete.schedule.table import POLICIES, Policy
 from tests.schedule.draws import copy_of, schedules, slots
 
 thousands = settings(max_examples=2000, deadline=None)
@@ -122,6 +122,28 @@ def test_the_cache_forgets_and_draws_again(schedule: CompetitionSchedule) -> Non
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+def test_single_steps_are_the_tables_after_warmup(policy: Policy) -> None:
+    schedule = CompetitionSchedule(9, 0.2, 9, policy, warmup_steps=37)
+    table = schedule.table(0, 300)
+    asked = [[schedule.is_active(step, layer) for layer in range(1, 10)] for step in range(300)]
+    assert table.tolist() == asked and not table[:37].any() and table[37:].any()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_windows_are_drawn_apart(policy: Policy) -> None:
+    schedule = CompetitionSchedule(8, 0.2, 8, policy)
+    first, second = np.split(schedule.table(0, 2 * schedule.window_steps), 2)
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_a_falling_rate_ends_at_its_floor(decay: str) -> None:
+    schedule = CompetitionSchedule(8, 0.5, 8, decay=decay, decay_steps=512, floor=0.125)  # type: ignore[arg-type]
+    steps = schedule.window_steps
+    assert (schedule.table(4 * steps, 8 * steps).sum(axis=0) == steps // 2).all()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_other_seeds_give_other_tables(policy: str) -> None:
     tables = [CompetitionSchedule(8, 0.2, 8, policy, seed=seed).table(0, 500) for seed in range(3)]
     assert not any(np.array_equal(a, b) for a, b in ((tables[0], tables[1]), (tables[1], tables[2])))
@@ -184,6 +206,42 @@ def test_from_the_settings_of_a_job() -> None:
     assert (balanced.policy, balanced.places, balanced.floor) == ("balanced", two_stages, 0.1)
     explicit = CompetitionSchedule.of(dataclasses.replace(config, policy="shifted"), two_stages)
     assert (explicit.policy, explicit.places) == ("shifted", ())
+
+
+def test_every_setting_of_a_job_reaches_the_schedule() -> None:
+    config = CompeteConfig(
+        rate=0.3, max_active_layers=3, policy="balanced", seed=7, warmup_steps=11, rate_decay="linear",
+        rate_decay_steps=90, rate_floor=0.2,
+    )  # fmt: skip
+    places = slots(2, 2, layers=1)
+    assert CompetitionSchedule.of(config, places).settings() == dict(
+        num_layers=4, rate=0.3, max_active=3, policy="balanced", places=[list(place) for place in places], seed=7,
+        warmup_steps=11, decay="linear", decay_steps=90, floor=0.2,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("rate", [0.3, 0.002])
+def test_digests_tell_another_way_of_drawing(policy: Policy, rate: float) -> None:
+    """With the same settings, as another version of numpy might; at a low rate, where the first windows are empty, too."""
+    schedule = CompetitionSchedule(4, rate, 4, policy)
+    digests = {schedule.drawn()}
+    drawn = [window for window in range(64) if schedule._window(window).any()][:3]
+    assert len(drawn) == 3
+    for window in drawn:
+        other = copy_of(schedule)
+        bits = schedule._window(window).copy()
+        bits[np.flatnonzero(bits.any(axis=1))[0]] ^= 0b11000000
+        other._windows[window] = bits
+        assert other.digest() != schedule.digest()
+        digests.add(other.drawn())
+    assert len(digests) == 4
+    assert copy_of(schedule).drawn() == schedule.drawn()
+
+
+def test_digests_tell_settings_apart_that_draw_alike() -> None:
+    one, other = (CompetitionSchedule(4, 0.3, max_active, "bernoulli") for max_active in (4, 5))
+    assert one.drawn() == other.drawn() and one.digest() != other.digest()
 
 
 def test_it_says_what_it_is() -> None:

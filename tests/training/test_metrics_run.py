@@ -69,5 +69,6 @@ def test_model_values_follow_from_the_layers(logged: Scalars) -> None:
 def test_routing_is_logged_at_rate_0_too(tmp_path: Path) -> None:
     train(1, f"--train-iters 2 --compete-rate 0 --log-interval 2 --tensorboard-dir {tmp_path}")
     logged = read_scalars(tmp_path)
-    assert all(set(logged[metric.tag]) == {1, 2} for metric in ROUTING_METRICS[:-1])
+    assert all(set(logged[metric.tag]) == {1, 2} for metric in ROUTING_METRICS[:-2])
+    assert set(logged["moe/router-entropy"]) == {2}
     assert not any(name.startswith("competition/") for name in logged)

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from megatron.training import checkpointing
@@ -14,6 +15,7 @@ from megatron_compete.moe.competition import Competition
 from megatron_compete.report.scalars import read_scalars
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.schedule.balanced import Place
+from megatron_compete.training import schedule_keeping
 from megatron_compete.training.schedule_keeping import check_agreement, continued, forget_schedule, keep_schedule
 from tests.ranks import run_ranks
 from tests.schedule.draws import slots
@@ -60,8 +62,7 @@ def draw_otherwise(differing_rank: int) -> str:
     torch.distributed.init_process_group("gloo")
     one = competition()
     if torch.distributed.get_rank() == differing_rank:
-        for window in range(2):
-            one.schedule._windows[window] = ~one.schedule._window(window)
+        one.schedule._windows[1] = ~one.schedule._window(1)
     try:
         check_agreement([], one)
     except CompeteError as error:
@@ -102,6 +103,44 @@ def test_other_settings_are_refused(change: dict) -> None:
     with pytest.raises(CompeteError, match="--compete-override-schedule") as refused:
         continued(settings_of(CONFIG), settings_of(config), config)
     assert flag.replace("_", "-") in str(refused.value)
+
+
+def resumed(monkeypatch: pytest.MonkeyPatch, checkpoint: argparse.Namespace, **flags: bool) -> argparse.Namespace:
+    """This run's arguments after it has looked at the checkpoint's."""
+    monkeypatch.setattr(checkpointing, "check_checkpoint_args", lambda args: None)
+    monkeypatch.setattr(schedule_keeping, "_check_equal", lambda competition: None)  # there is one rank
+    args = argparse.Namespace(**flags)
+    keep_schedule(competition(), args)
+    checkpointing.check_checkpoint_args(checkpoint)
+    return args
+
+
+def written(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """What a checkpoint keeps."""
+    monkeypatch.setattr(checkpointing, "check_checkpoint_args", lambda args: None)
+    args = argparse.Namespace()
+    keep_schedule(competition(), args)
+    return args
+
+
+def test_a_checkpoint_of_another_numpy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = written(monkeypatch)
+    assert resumed(monkeypatch, checkpoint) == checkpoint
+    draw = CompetitionSchedule._draw
+    monkeypatch.setattr(CompetitionSchedule, "_draw", lambda self, window: draw(self, window + 1))
+    with pytest.raises(CompeteError, match=f"numpy {np.__version__} draws another table.*--compete-override-schedule"):
+        resumed(monkeypatch, checkpoint)
+    drawn_here = resumed(monkeypatch, checkpoint, compete_override_schedule=True).compete_schedule_drawn
+    assert drawn_here["digest"] != checkpoint.compete_schedule_drawn["digest"]
+
+
+def test_a_checkpoint_without_a_digest_goes_on_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = written(monkeypatch)
+    del checkpoint.compete_schedule_drawn
+    assert resumed(monkeypatch, checkpoint).compete_schedule == checkpoint.compete_schedule
+    assert "holds no digest of its schedule" in capsys.readouterr().out
 
 
 def test_megatrons_check_is_put_back() -> None:
