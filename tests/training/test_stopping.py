@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from megatron_compete.errors import CompeteError
+from megatron_compete.runtime.run_files import read_steps
 from megatron_compete.training.progress import last_saved
 from tests.failures import read_failures
 from tests.ranks import run_ranks
@@ -146,6 +147,9 @@ def test_told_to_stop_saves_leaves_with_75_and_goes_on(whole: Path, tmp_path: Pa
     assert leave(tmp_path, flags) == [0, 0]
     assert outcome(tmp_path) == "finished\n" and progress(tmp_path)["checkpoint"] == 8
     assert losses(tmp_path / "tb") == losses(whole / "tensorboard")
+    steps = read_steps(tmp_path)
+    assert [step["iteration"] for step in steps] == [2, 4, 6, 8] == [step["iteration"] for step in read_steps(whole)]
+    assert [step["loss"] for step in steps] == [step["loss"] for step in read_steps(whole)]
 
 
 def test_time_is_up(tmp_path: Path) -> None:
