@@ -65,6 +65,10 @@ def exit_with_0() -> None:
     sys.exit(0)
 
 
+def exit_with_75() -> None:
+    sys.exit(75)
+
+
 def stops_short() -> None:
     """A loop that returns as if all were done."""
     from megatron.training import training
@@ -74,7 +78,7 @@ def stops_short() -> None:
 
 ACTS = {
     "nothing": lambda: None, "told": told_twice, "time": time_is_up, "broken": broken, "refused": refused,
-    "bare exit": bare_exit, "exit with 0": exit_with_0,
+    "bare exit": bare_exit, "exit with 0": exit_with_0, "exit with 75": exit_with_75,
 }  # fmt: skip
 
 
@@ -173,9 +177,9 @@ def test_a_failure_is_recorded_by_the_rank_that_has_it(tmp_path: Path) -> None:
     assert {each.message for each in failures} == {"RuntimeError: out of luck"}
 
 
-@pytest.mark.parametrize("act", ["bare exit", "exit with 0"])
+@pytest.mark.parametrize("act", ["bare exit", "exit with 0", "exit with 75"])
 def test_an_exit_without_an_error_code_is_no_end(act: str, tmp_path: Path) -> None:
-    """Also within the training loop: nothing there has decided that it ends."""
+    """Also within the training loop: nothing there has decided that it ends. Nor is our code in another's mouth."""
     assert leave(tmp_path, PIPELINE, act, iteration=3) == [1, 1]
     assert not (tmp_path / "outcomes").exists()
     function = act.replace(" ", "_")
