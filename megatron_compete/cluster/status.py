@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from megatron_compete.cluster.queue import Queue, QueuedJob
 from megatron_compete.cluster.run_folder import ATTEMPTS, FINISHED, JOB, RECIPE, SCRIPT, SETTINGS, RunFolder
 from megatron_compete.errors import CompeteError
 from megatron_compete.recipe import read_recipe
+from megatron_compete.runtime.run_files import read_steps
 
 TRACKER = "latest_checkpointed_iteration.txt"
 STALLED_INTERVALS = 10
@@ -76,6 +78,8 @@ class RunStatus:
     checkpoint: int | None = None
     checkpoint_age_seconds: float | None = None
     progress_age_seconds: float | None = None
+    repeated_steps: int = 0
+    """Steps that were trained again because they came after the last checkpoint; as exact as --log-interval."""
     restarts: int = 0
     failures: list[str] = field(default_factory=list)
     used_seconds: float = 0.0
@@ -136,6 +140,7 @@ class _Facts:
         self.attempts = read_attempts(folder / ATTEMPTS)
         self.begun = _begun(folder / RUNNING)
         self.progress = _json(folder / "progress.json")
+        self.steps = read_steps(folder)
         self.recipe = _recipe(folder / RECIPE)
         self.settings = _settings(folder / SETTINGS)
 
@@ -191,6 +196,7 @@ def _add_progress(status: RunStatus, facts: _Facts) -> None:
         setattr(status, name, progress.get(name))
     if status.train_iters is None:
         status.train_iters = _whole(facts.recipe.get("train-iters"))
+    status.repeated_steps = repeated_steps(facts.steps, int(progress.get("log_interval") or 1))
     if "time" in progress:
         status.progress_age_seconds = facts.now - progress["time"]
     tracker = Path(str(facts.recipe.get("save") or facts.folder / "checkpoints")) / TRACKER
@@ -199,6 +205,13 @@ def _add_progress(status: RunStatus, facts: _Facts) -> None:
         status.checkpoint_age_seconds = facts.now - tracker.stat().st_mtime
     except (OSError, ValueError):
         status.checkpoint = progress.get("checkpoint")
+
+
+def repeated_steps(steps: list[dict[str, Any]], log_interval: int) -> int:
+    """Steps that the curve has more than once: each attempt's from where it began to where the one before had come."""
+    iterations = [_whole(step.get("iteration")) for step in steps]
+    known = [iteration for iteration in iterations if iteration is not None]
+    return sum(max(0, before - after + log_interval) for before, after in pairwise(known) if after <= before)
 
 
 def _add_attempts(status: RunStatus, facts: _Facts) -> None:

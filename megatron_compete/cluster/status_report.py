@@ -96,6 +96,7 @@ def _facts(status: RunStatus) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     failed = f", {len(status.failures)} after a failure" if status.failures else ""
+    repeated = f", {status.repeated_steps} steps trained again" if status.repeated_steps else ""
     rows: dict[str, str | Text] = {
         "run": status.run,
         "job": f"{status.job_id or '-'} {status.kind}" + (f" on {status.nodes}" if status.nodes else ""),
@@ -106,7 +107,7 @@ def _facts(status: RunStatus) -> Table:
         "seconds a step": _number(status.seconds_per_step, ".3g"),
         "tokens": _number(status.consumed_tokens, ",d"),
         "checkpoint": _checkpoint(status),
-        "restarts": f"{status.restarts}{failed}",
+        "restarts": f"{status.restarts}{failed}{repeated}",
         "time used": duration(status.used_seconds),
         "to the limit": duration(status.limit_left_seconds),
         "to the end": duration(status.training_left_seconds) + _requeues(status.requeues_left),

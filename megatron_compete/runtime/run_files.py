@@ -7,8 +7,10 @@ decides when the attempt is over (`slurm/outcome.sh`), for its log, for attempts
     outcomes/N                  first line `finished`, `stopped` or `refused`; what follows explains
     failures/N-HOST-RANK.json   one line: a rank that failed in attempt N
     progress.json               the last step that was logged
+    steps.jsonl                 a line for every step that was logged, of all attempts in their order
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -22,6 +24,8 @@ from typing import Any, Literal
 
 from megatron_compete.errors import CompeteError
 from megatron_compete.files import write_whole
+
+STEPS = "steps.jsonl"
 
 Outcome = Literal["finished", "stopped", "refused"]
 
@@ -76,6 +80,17 @@ class RunFiles:
     def write_progress(self, progress: Mapping[str, Any]) -> None:
         """Replace progress.json."""
         _note(self.folder / "progress.json", json.dumps({"attempt": self.attempt, **progress}) + "\n")
+
+    def add_step(self, step: Mapping[str, Any]) -> None:
+        """Add a line to steps.jsonl in one write; what a kill left of a line before it stands alone."""
+        path = self.folder / STEPS
+        try:
+            with open(path, "a+b", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                torn = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
+                file.write(b"\n" * torn + json.dumps({"attempt": self.attempt, **step}).encode() + b"\n")
+        except OSError as error:
+            _say_unwritten(path, error)
 
     def _failure_path(self, host: str, rank: int) -> Path:
         return self.folder / "failures" / f"{self.attempt}-{host}-{rank}.json"
@@ -162,12 +177,25 @@ def read_failure(path: Path) -> Failure | None:
         return None
 
 
+def read_steps(folder: Path) -> list[dict[str, Any]]:
+    """What steps.jsonl holds, in the order in which it was logged; a line that a kill cut off is left out."""
+    steps = []
+    for line in _read(folder / STEPS).splitlines():
+        with contextlib.suppress(ValueError):
+            steps.append(json.loads(line))
+    return [step for step in steps if isinstance(step, dict)]
+
+
 def _note(path: Path, text: str) -> None:
     """Write, or say that it cannot be written: a full disk must not end a job that could go on without its notes."""
     try:
         write_whole(path, text)
     except OSError as error:
-        print(f"megatron-compete: {path} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+        _say_unwritten(path, error)
+
+
+def _say_unwritten(path: Path, error: OSError) -> None:
+    print(f"megatron-compete: {path} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
 
 
 def _first_line(message: str) -> str:

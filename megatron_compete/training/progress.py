@@ -1,7 +1,8 @@
-"""progress.json in the run folder: the last step that was logged, for `megatron-compete status` and batch scripts.
+"""The run folder's progress.json, the last step that was logged, and steps.jsonl, all of them.
 
-Written at every --log-interval by the last rank, which knows the loss, and once more when the trainer leaves. Other
-ranks and other steps do nothing. Times are those of Megatron's own log line: without evaluation and saving.
+Both for `megatron-compete status` and whoever else wants a run's curve: the log is written by several processes, whose
+lines may run together. Written at every --log-interval by the last rank, which knows the loss, and progress.json once
+more when the trainer leaves. Other ranks and other steps do nothing. Times are those of Megatron's own log line: without evaluation and saving.
 """
 
 import contextlib
@@ -60,6 +61,8 @@ class ProgressLog:
             "world_size": settings.world_size,
             "log_interval": settings.log_interval,
         }
+        step = {name: self._logged[name] for name in ("iteration", "loss", "seconds_per_step", "consumed_tokens")}
+        self.run.add_step({**step, "time": time.time()})
         self.put()
 
     def put(self) -> None:

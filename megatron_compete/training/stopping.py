@@ -28,7 +28,7 @@ from megatron.training import get_args, global_vars, training
 from megatron.training.dist_signal_handler import DistributedSignalHandler, get_device
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from megatron_compete.errors import CompeteError, exit_with_error
+from megatron_compete.errors import USAGE_EXIT_CODE, CompeteError, exit_with_error
 from megatron_compete.runtime.run_files import Outcome, current_run, record_failure
 from megatron_compete.runtime.stop_signal import STOPPED_EXIT_CODE, stop_signal_is_handled
 from megatron_compete.training.agreement import PeerFailed
@@ -188,7 +188,8 @@ def _end_of_exit(watch: ExitWatch, left: Exit, rank: int, local_rank: int) -> En
         raise SystemExit(0)
     end = watch.end_on_exit(left)
     if end is None:
-        code = left.code if isinstance(left.code, int) and left.code else 1
+        taken = (0, USAGE_EXIT_CODE, STOPPED_EXIT_CODE)  # they would say what this exit does not mean
+        code = left.code if isinstance(left.code, int) and left.code not in taken else 1
         _fail(left.describe(), rank, local_rank, code=code)
         raise SystemExit(code)
     return end

@@ -140,6 +140,17 @@ def test_the_reason_is_the_one_that_the_batch_script_counted(run: Path) -> None:
     assert state(run, EMPTY) == ("failed", "rank 3 on n2: ended by SIGKILL")
 
 
+@pytest.mark.parametrize(
+    ("interval", "iterations", "expected"),
+    [(1, [1, 2, 3, 4], 0), (1, [1, 2, 3, 2, 3, 4], 2), (10, [10, 20, 30, 20, 30, 10], 50), (1, [], 0)],
+)
+def test_steps_that_were_trained_again(interval: int, iterations: list[int], expected: int, run: Path) -> None:
+    """From the run's own lines, not from a log that several processes write."""
+    progress(run, log_interval=interval)
+    (run / "steps.jsonl").write_text("".join(json.dumps({"iteration": each}) + "\n" for each in iterations))
+    assert read_status(run, EMPTY, NOW).repeated_steps == expected
+
+
 def test_a_trainer_without_a_batch_script(run: Path) -> None:
     """COMPETE_RUN was set by hand: no job, no attempts, but what the trainer wrote."""
     (run / "job.json").unlink()

@@ -8,13 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_compete.errors import CompeteError
-from megatron_compete.runtime.run_files import (
-    Failure,
-    RunFiles,
-    current_run,
-    host_name,
-    record_failure,
-)
+from megatron_compete.runtime.run_files import Failure, RunFiles, current_run, host_name, read_steps, record_failure
 from tests.failures import first_failure, from_batch_script, read_failures
 
 
@@ -135,3 +129,20 @@ def test_progress_is_never_seen_half_written(tmp_path: Path) -> None:
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         seen = max(seen, json.loads((tmp_path / "progress.json").read_text())["iteration"])
     assert json.loads((tmp_path / "progress.json").read_text())["iteration"] == 199 and seen >= -1
+
+
+def test_steps_of_all_attempts_are_lines_of_their_own(tmp_path: Path) -> None:
+    """Also after a kill in the midst of a line."""
+    assert read_steps(tmp_path) == []
+    RunFiles(tmp_path, 0).add_step({"iteration": 1, "loss": 2.5})
+    with open(tmp_path / "steps.jsonl", "a") as file:
+        file.write('{"attempt": 0, "iterat')
+    RunFiles(tmp_path, 1).add_step({"iteration": 1, "loss": 2.5})
+    RunFiles(tmp_path, 1).add_step({"iteration": 2, "loss": 2.4})
+    assert [(step["attempt"], step["iteration"]) for step in read_steps(tmp_path)] == [(0, 1), (1, 1), (1, 2)]
+
+
+def test_steps_that_cannot_be_written_do_not_end_a_job(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "steps.jsonl").mkdir()
+    RunFiles(tmp_path, 0).add_step({"iteration": 1})
+    assert capfd.readouterr().err.startswith(f"megatron-compete: {tmp_path}/steps.jsonl cannot be written")

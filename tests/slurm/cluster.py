@@ -85,7 +85,7 @@ class Cluster:
     def command(self, *words: str | Path, check: bool = True, **environment: str) -> str:
         """Output of one of Slurm's commands."""
         done = subprocess.run(
-            list(map(str, words)), env=self.environment | environment, capture_output=True, text=True, timeout=120
+            list(map(str, words)), env=self.environment | environment, capture_output=True, text=True, timeout=600
         )
         assert not check or done.returncode == 0, f"{words}: {done.stderr}{done.stdout}"
         return done.stdout.strip()
@@ -99,7 +99,7 @@ class Cluster:
         words = self.command("scontrol", "show", "job", "-o", job_id).split(" ")
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait(self, job_id: str, until: Callable[[dict[str, str]], bool], timeout: float = 300.0) -> dict[str, str]:
+    def wait(self, job_id: str, until: Callable[[dict[str, str]], bool], timeout: float = 1800.0) -> dict[str, str]:
         """Wait until a job is as wanted; its fields then."""
         deadline = time.monotonic() + timeout
         while not until(job := self.job(job_id)):
@@ -108,7 +108,7 @@ class Cluster:
             time.sleep(0.3)
         return job
 
-    def finish(self, job_id: str, timeout: float = 300.0) -> str:
+    def finish(self, job_id: str, timeout: float = 1800.0) -> str:
         """Wait until a job has left the queue for good: its last state."""
         return self.wait(job_id, lambda job: job["JobState"] in OVER, timeout)["JobState"]
 
@@ -126,11 +126,11 @@ class Cluster:
         self._start("munged", "munged", "--foreground", "--force", f"--key-file={self.folder}/munge.key",
                     f"--socket={socket_path}", f"--pid-file={self.folder}/munged.pid", f"--log-file={self.folder}/munged.log",
                     f"--seed-file={self.folder}/munged.seed", "--num-threads=2")  # fmt: skip
-        _wait_until(socket_path.exists, 30, lambda: self._daemon_log("munged"))
+        _wait_until(socket_path.exists, 300, lambda: self._daemon_log("munged"))
         self._start("slurmctld", "slurmctld", "-D", "-f", self.environment["SLURM_CONF"])
         for node in self.nodes:
             self.start_node(node)
-        _wait_until(lambda: self.usable_nodes() == set(self.nodes), 60, lambda: self._daemon_log("slurmctld"))
+        _wait_until(lambda: self.usable_nodes() == set(self.nodes), 300, lambda: self._daemon_log("slurmctld"))
 
     def start_node(self, node: str) -> None:
         """Start a node's slurmd, with its own host name, /etc/hosts and shared memory (MPI names its segments by job)."""
@@ -156,7 +156,7 @@ class Cluster:
         """Empty the queue, and wait until it is."""
         if ids := self.command("squeue", "-h", "-o", "%A", check=False).split():
             self.command("scancel", *ids, check=False)
-            _wait_until(lambda: not self.command("squeue", "-h", check=False), 60, lambda: "jobs do not end")
+            _wait_until(lambda: not self.command("squeue", "-h", check=False), 600, lambda: "jobs do not end")
 
     def stop(self) -> None:
         """End all jobs and daemons, and whatever a job has left behind."""
@@ -203,7 +203,9 @@ class Cluster:
         (self.folder / "plugstack.conf").touch()
 
     def _slurm_conf(self, addresses: dict[str, str]) -> str:
-        """Configuration: what it takes on one machine, and waits that are short (KillWait is Slurm's default).
+        """Configuration: what it takes on one machine, and waits that are short, but for what a busy machine needs longer.
+
+        KillWait (Slurm's default is 30 s) is what a preempted job has for its checkpoint.
 
         A requeued job may start again once its credential has expired (cred_expire), 120 s on an ordinary cluster.
         """
@@ -240,9 +242,9 @@ PriorityType=priority/basic
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
-KillWait=30
+KillWait=120
 OverTimeLimit=0
-SlurmdTimeout=10
+SlurmdTimeout=30
 ReturnToService=2
 MinJobAge=3600
 MailProg=/bin/true

@@ -38,20 +38,43 @@ def progress(iteration, checkpoint=None):
         (run / "progress.json").write_text(json.dumps(record) + "\\n")
 
 
-def failure(exit_code, message, of=None):
+def failure(exit_code, message, of=None, at=None):
     record = {"attempt": attempt, "host": node, "rank": rank if of is None else of, "local_rank": 0,
-              "exit_code": exit_code, "time": time.time(), "message": message}
+              "exit_code": exit_code, "time": at or time.time(), "message": message}
     (run / "failures" / f"{attempt}-{node}-{record['rank']}.json").write_text(json.dumps(record) + "\\n")
 
 
-def until_told(seconds):
+def until_told():
     """Train until the stop signal comes; fails the attempt when it does not."""
     (run / f"up-{attempt}-{rank}").touch()
-    deadline = time.time() + seconds
+    deadline = time.time() + 900
     while not told:
         if time.time() > deadline:
             sys.exit("no signal")
         time.sleep(0.05)
+
+
+def until_there(name):
+    """Wait for a file of the run folder."""
+    deadline = time.time() + 900
+    while not (run / name).exists():
+        if time.time() > deadline:
+            sys.exit(f"{name} does not come")
+        time.sleep(0.05)
+
+
+def until_ended():
+    """Wait for the launcher to end this rank."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(900)
+
+
+def leave(code):
+    """As the real ranks: an exit code that ends the others comes after all that rank 0 has to write."""
+    if rank == 0:
+        (run / f"left-{attempt}").touch()
+    until_there(f"left-{attempt}")
+    sys.exit(code)
 
 
 '''

@@ -15,16 +15,16 @@ pytestmark = pytest.mark.slurm
 STOPS_TWICE = """
     progress(10 * attempt + 5, 10 * attempt)
     if attempt < 2:
-        until_told(100)
+        until_told()
         progress(10 * attempt + 10, 10 * attempt + 10)
         outcome("stopped", f"told to stop at {10 * attempt + 10}")
-        sys.exit(75)
+        leave(75)
     (run / "trained").touch()
     outcome("finished")
 """
 
 
-def await_file(path: Path, seconds: float = 60.0) -> None:
+def await_file(path: Path, seconds: float = 600.0) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} is not there after {seconds} s"
@@ -70,11 +70,11 @@ def test_requeue_from_outside_goes_on_without_a_second_requeue(cluster: Cluster,
     """`scontrol requeue` and preemption end everything with SIGTERM; the ranks have KillWait to save."""
     trainer = """
         if attempt == 0:
-            until_told(100)
+            until_told()
             time.sleep(2)  # a save
             progress(7, 7)
             outcome("stopped")
-            sys.exit(75)
+            leave(75)
         (run / "went-on-from").write_text((run / "progress.json").read_text())
         outcome("finished")
     """
@@ -89,7 +89,7 @@ def test_requeue_from_outside_goes_on_without_a_second_requeue(cluster: Cluster,
 
 
 def test_cancelled_job_stays_cancelled(cluster: Cluster, tmp_path: Path) -> None:
-    run = stand_in_run(tmp_path / "run", 'until_told(100); outcome("stopped"); sys.exit(75)')
+    run = stand_in_run(tmp_path / "run", 'until_told(); outcome("stopped"); leave(75)')
     job_id = cluster.submit(run.script)
     await_file(run.folder / "up-0-0")
     await_file(run.folder / "up-0-1")
@@ -99,7 +99,7 @@ def test_cancelled_job_stays_cancelled(cluster: Cluster, tmp_path: Path) -> None
 
 
 def test_bad_input_is_not_tried_again(cluster: Cluster, tmp_path: Path) -> None:
-    trainer = 'outcome("refused", "--lr 0: choose a rate above 0"); sys.exit(2)'
+    trainer = 'outcome("refused", "--lr 0: choose a rate above 0"); leave(2)'
     run = stand_in_run(tmp_path / "run", trainer)
     job_id = cluster.submit(run.script)
     assert cluster.finish(job_id) == "FAILED"
@@ -108,9 +108,22 @@ def test_bad_input_is_not_tried_again(cluster: Cluster, tmp_path: Path) -> None:
     assert "stopped for good, because trying again cannot help: --lr 0" in cluster.log(job_id)
 
 
+def test_code_0_alone_is_not_finished(cluster: Cluster, tmp_path: Path) -> None:
+    trainer = """
+        if attempt == 0:
+            sys.exit()  # as Megatron does where it finds no checkpoint
+        outcome("finished")
+    """
+    run = stand_in_run(tmp_path / "run", trainer)
+    assert cluster.finish(cluster.submit(run.script)) == "COMPLETED"
+    assert run.outcomes() == ["failed", "finished"]
+    assert run.attempts()[0]["reason"] == "left with exit code 0 and did not say that it had finished"
+    assert run.attempts()[0]["failed_node"] == "-"
+
+
 def test_a_job_that_always_fails_is_given_up_with_its_reason(cluster: Cluster, tmp_path: Path) -> None:
     run = stand_in_run(
-        tmp_path / "run", 'failure(1, "out of \\"luck\\"") if rank == 0 else None; sys.exit(1)',
+        tmp_path / "run", 'failure(1, "out of \\"luck\\"") if rank == 0 else None; leave(1)',
         MAX_FAILURES="3", BACKOFF_SECONDS="8", NODE_FAILURES="9",
     )  # fmt: skip
     job_id = cluster.submit(run.script)
@@ -127,7 +140,7 @@ def test_failures_with_progress_between_them_are_not_counted_together(cluster: C
     trainer = """
         if attempt < 4:
             progress(attempt + 1, attempt + 1)
-            sys.exit(1 if rank == 0 else 0)  # another's failure would take rank 0 along before that has written
+            leave(1)
         outcome("finished")
     """
     run = stand_in_run(tmp_path / "run", trainer, MAX_FAILURES="2", NODE_FAILURES="9")
@@ -136,7 +149,7 @@ def test_failures_with_progress_between_them_are_not_counted_together(cluster: C
 
 
 def test_start_up_that_outlasts_the_time_limit_is_given_up(cluster: Cluster, tmp_path: Path) -> None:
-    run = stand_in_run(tmp_path / "run", 'until_told(100); outcome("stopped"); sys.exit(75)', MAX_FAILURES="2")
+    run = stand_in_run(tmp_path / "run", 'until_told(); outcome("stopped"); leave(75)', MAX_FAILURES="2")
     job_id = cluster.submit(run.script)
     for attempt in range(2):
         await_file(run.folder / f"up-{attempt}-0")
@@ -150,8 +163,8 @@ def test_start_up_that_outlasts_the_time_limit_is_given_up(cluster: Cluster, tmp
 def test_killed_before_it_could_handle_the_signal_counts_as_stopped(cluster: Cluster, tmp_path: Path) -> None:
     trainer = """
         if attempt == 0:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            until_told(100)
+            (run / f"up-{attempt}-{rank}").touch()
+            until_ended()
         progress(1, 1)
         outcome("finished")
     """
@@ -168,12 +181,12 @@ def test_time_limits(cluster: Cluster, tmp_path: Path) -> None:
     """Ranks that do not stop are ended before the limit; without a signal before it, they stop at the limit itself."""
     header = "--nodes=2 --ntasks-per-node=2 --time=1"
     deaf = stand_in_run(
-        tmp_path / "deaf", "if attempt == 0: until_told(100); time.sleep(1000)\noutcome('finished')",
+        tmp_path / "deaf", "if attempt == 0: until_told(); time.sleep(1000)\noutcome('finished')",
         f"{header} --signal=B:TERM@20", SIGNAL_SECONDS="20",
     )  # fmt: skip
     untold = stand_in_run(
         tmp_path / "untold",
-        "if attempt == 0: until_told(100); progress(1, 1); sys.exit(75)\noutcome('finished')",
+        "if attempt == 0: until_told(); progress(1, 1); leave(75)\noutcome('finished')",
         header,
     )
     ids = [cluster.submit(run.script) for run in (deaf, untold)]
@@ -191,10 +204,10 @@ def test_one_failed_rank_ends_the_whole_job(cluster: Cluster, tmp_path: Path) ->
         if attempt == 0 and rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if attempt == 0:
-            time.sleep(1000)  # waits for a peer that is gone
+            until_ended()  # waits for a peer that is gone
         outcome("finished")
     """
-    run = stand_in_run(tmp_path / "run", trainer.replace("time.sleep(1000)", "signal.signal(15, signal.SIG_DFL); time.sleep(1000)"))  # fmt: skip
+    run = stand_in_run(tmp_path / "run", trainer)
     job_id = cluster.submit(run.script)
     assert cluster.finish(job_id) == "COMPLETED", cluster.log(job_id)
     first, second = run.attempts()
@@ -206,14 +219,15 @@ def test_the_first_failure_names_the_node(cluster: Cluster, tmp_path: Path) -> N
     """A rank that was killed comes before its peers' lost connections, whoever wrote first."""
     trainer = """
         if attempt == 0:
+            now = 1764345600.0
             if rank == 0:
-                failure(1, "connection closed by peer")
+                failure(1, "connection closed by peer", at=now)
             else:
-                time.sleep(1)
-                failure(-9, "killed")
-                failure(1, "connection closed by peer", of=2)
-            time.sleep(2)
-            sys.exit(1)
+                failure(-9, "killed", at=now + 1)
+                failure(1, "connection closed by peer", of=2, at=now + 1)
+                (run / "recorded").touch()
+            until_there("recorded")
+            leave(1)
         outcome("finished")
     """
     run = stand_in_run(tmp_path / "run", trainer)
@@ -229,7 +243,8 @@ def test_a_node_that_fails_twice_is_left_out(cluster: Cluster, tmp_path: Path) -
         if node == "{bad}":
             failure(1, "bad memory")
             sys.exit(1)
-        time.sleep(0.5)
+        if "{bad}" in os.environ["SLURM_JOB_NODELIST"]:
+            until_ended()
         if "{bad}" not in os.environ["SLURM_JOB_NODELIST"] and rank == 0:
             (run / "nodes").write_text(os.environ["SLURM_JOB_NODELIST"])
             outcome("finished")
@@ -246,7 +261,7 @@ def test_a_node_that_fails_twice_is_left_out(cluster: Cluster, tmp_path: Path) -
 def test_a_node_is_kept_where_no_other_is_left(cluster: Cluster, tmp_path: Path) -> None:
     trainer = f"""
         if attempt < 3:
-            failure(1, "bad") if node == "{cluster.nodes[2]}" else time.sleep(1)
+            failure(1, "bad") if node == "{cluster.nodes[2]}" else until_ended()
             sys.exit(1)
         outcome("finished")
     """
@@ -261,7 +276,7 @@ def test_a_dead_node_is_replaced(cluster: Cluster, tmp_path: Path, which: str) -
     """With the first node the batch script dies too: Slurm requeues, and the next attempt writes the lost one down."""
     trainer = """
         if attempt == 0:
-            until_told(1000)
+            until_told()
             sys.exit(1)  # without its peer there is no checkpoint to save
         outcome("finished")
     """
@@ -275,7 +290,7 @@ def test_a_dead_node_is_replaced(cluster: Cluster, tmp_path: Path, which: str) -
         assert cluster.finish(job_id) == "COMPLETED", cluster.log(job_id)
     finally:
         cluster.start_node(dead)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while dead not in cluster.usable_nodes() and time.monotonic() < deadline:
             time.sleep(0.2)
     assert dead in cluster.usable_nodes()
@@ -285,7 +300,7 @@ def test_a_dead_node_is_replaced(cluster: Cluster, tmp_path: Path, which: str) -
 
 
 def test_a_second_job_of_the_same_folder_is_refused(cluster: Cluster, tmp_path: Path) -> None:
-    run = stand_in_run(tmp_path / "run", 'until_told(100); progress(1, 1); outcome("finished")')
+    run = stand_in_run(tmp_path / "run", 'until_told(); progress(1, 1); outcome("finished")')
     first = cluster.submit(run.script)
     await_file(run.folder / "up-0-0")
     await_file(run.folder / "up-0-1")
@@ -380,11 +395,10 @@ def test_other_launchers_pass_the_signal_and_the_code_on(cluster: Cluster, tmp_p
 def test_other_launchers_end_with_a_failed_rank(cluster: Cluster, tmp_path: Path, launcher: str) -> None:
     trainer = """
         if attempt == 0:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if rank == 3:
                 failure(1, "lost")
                 sys.exit(1)
-            time.sleep(1000)
+            until_ended()
         outcome("finished")
     """
     run = stand_in_run(tmp_path / "run", trainer, LAUNCHER=launcher)
@@ -435,9 +449,9 @@ def test_by_hand(cluster: Cluster, tmp_path: Path) -> None:
     write_trainer(checkout, """
         progress(attempt + 1, attempt + 1)
         if attempt == 0:
-            until_told(100)
+            until_told()
             outcome("stopped")
-            sys.exit(75)
+            leave(75)
         (run / "arguments").write_text(" ".join(sys.argv[1:])) if rank == 0 else None
         outcome("finished")
     """)  # fmt: skip

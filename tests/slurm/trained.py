@@ -9,33 +9,42 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_compete.report.scalars import read_scalars
+from megatron_compete.runtime.run_files import read_steps
 from tests.slurm.cluster import Cluster
 from tests.slurm.runs import REPOSITORY, read_attempts
 
 SHORT = (  # noqa: SIM905  read as flags
     "--micro-batch-size 1 --global-batch-size 4 --seq-length 64 --max-position-embeddings 64 --log-interval 1 "
-    "--tensorboard-log-interval 1 --lr-decay-style constant --lr-warmup-iters 0 --eval-iters 0 --save-interval 1000"
+    "--tensorboard-log-interval 1 --lr-decay-style constant --lr-warmup-iters 0 --eval-iters 0 --save-interval 1000 "
+    "--train-iters 12"
 ).split()
+STEPS = 12
 """Over examples/demo.yaml: its model and layout (PP=2 x EP=2), steps of a fraction of a second."""
 
-LEAST_SECONDS = """
+HOLDING = """
 
-def _paced(original, seconds={seconds}):
-    last = [0.0]
-
+def _holding(original):
     def forward_step(*given, **named):
+        import os
         import time
+        from pathlib import Path
 
-        time.sleep(max(0.0, last[0] + seconds - time.monotonic()))
-        last[0] = time.monotonic()
+        from megatron.training import get_args, get_signal_handler
+
+        hold = Path(os.environ["COMPETE_RUN"], "hold")
+        while hold.exists() and str(get_args().curr_iteration + 1) in hold.read_text().split():
+            if get_signal_handler()._signal_received:
+                break
+            time.sleep(0.05)
         return original(*given, **named)
 
     return forward_step
 
 
-forward_step = _paced(forward_step)
+forward_step = _holding(forward_step)
 """
-"""Appended to a snapshot's `training/batches.py`: a microbatch takes at least so long, however fast the machine is."""
+"""Appended to a snapshot's `training/batches.py`: steps that the run's file `hold` names are not done before the rank is told
+to stop. So a test meets a run where it wants to, however busy the machine is."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +114,21 @@ class TrainedRun:
 
     def logged_iterations(self) -> list[int]:
         """Iterations in the order in which all attempts logged them."""
-        lines = "".join(path.read_text(errors="replace") for path in sorted((self.folder / "logs").glob("*.log")))
-        return [int(line.split("iteration")[1].split("/")[0]) for line in lines.splitlines() if " iteration " in line and "lm loss" in line]  # fmt: skip
+        return [step["iteration"] for step in read_steps(self.folder)]
 
-    def await_iteration(self, iteration: int, seconds: float = 240.0) -> None:
+    def hold(self, *iterations: int) -> None:
+        """Let no step of these end before the ranks are told to stop."""
+        (self.folder / "hold").write_text(" ".join(map(str, iterations)))
+
+    def release(self) -> None:
+        """Hold no longer."""
+        (self.folder / "hold").unlink()
+
+    def await_iteration(self, iteration: int, seconds: float = 900.0) -> None:
         """Wait until an iteration was logged."""
         self.await_true(lambda: iteration in self.logged_iterations(), f"iteration {iteration}", seconds)
 
-    def await_true(self, true: Callable[[], bool], what: str, seconds: float = 240.0) -> None:
+    def await_true(self, true: Callable[[], bool], what: str, seconds: float = 900.0) -> None:
         """Wait for something in this run."""
         deadline = time.monotonic() + seconds
         while not true():
@@ -120,12 +136,11 @@ class TrainedRun:
             time.sleep(0.3)
 
 
-def write_run(cluster: Cluster, folder: Path, corpus: Corpus, *flags: object, pace: float = 0.0, **settings: str) -> TrainedRun:  # fmt: skip
+def write_run(cluster: Cluster, folder: Path, corpus: Corpus, *flags: object, **settings: str) -> TrainedRun:
     """A run folder by `megatron-compete submit --dry-run` on 2 nodes x 2 tasks.
 
     Args:
         flags: submit's, and overrides of the recipe.
-        pace: seconds that a microbatch takes at least.
         settings: of cluster.env, without COMPETE_.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +153,6 @@ def write_run(cluster: Cluster, folder: Path, corpus: Corpus, *flags: object, pa
          *SHORT, *corpus.arguments(), *flags],
         cluster.environment | {"PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
-    if pace:
-        with open(folder / "code" / "megatron_compete" / "training" / "batches.py", "a") as batches:
-            batches.write(LEAST_SECONDS.format(seconds=pace))
+    with open(folder / "code" / "megatron_compete" / "training" / "batches.py", "a") as batches:
+        batches.write(HOLDING)
     return TrainedRun(folder)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from megatron_compete.errors import CompeteError
+from megatron_compete.runtime.run_files import read_steps
 from megatron_compete.training.progress import last_saved
 from tests.failures import read_failures
 from tests.ranks import run_ranks
@@ -64,6 +65,10 @@ def exit_with_0() -> None:
     sys.exit(0)
 
 
+def exit_with_75() -> None:
+    sys.exit(75)
+
+
 def stops_short() -> None:
     """A loop that returns as if all were done."""
     from megatron.training import training
@@ -73,7 +78,7 @@ def stops_short() -> None:
 
 ACTS = {
     "nothing": lambda: None, "told": told_twice, "time": time_is_up, "broken": broken, "refused": refused,
-    "bare exit": bare_exit, "exit with 0": exit_with_0,
+    "bare exit": bare_exit, "exit with 0": exit_with_0, "exit with 75": exit_with_75,
 }  # fmt: skip
 
 
@@ -146,6 +151,9 @@ def test_told_to_stop_saves_leaves_with_75_and_goes_on(whole: Path, tmp_path: Pa
     assert leave(tmp_path, flags) == [0, 0]
     assert outcome(tmp_path) == "finished\n" and progress(tmp_path)["checkpoint"] == 8
     assert losses(tmp_path / "tb") == losses(whole / "tensorboard")
+    steps = read_steps(tmp_path)
+    assert [step["iteration"] for step in steps] == [2, 4, 6, 8] == [step["iteration"] for step in read_steps(whole)]
+    assert [step["loss"] for step in steps] == [step["loss"] for step in read_steps(whole)]
 
 
 def test_time_is_up(tmp_path: Path) -> None:
@@ -169,9 +177,9 @@ def test_a_failure_is_recorded_by_the_rank_that_has_it(tmp_path: Path) -> None:
     assert {each.message for each in failures} == {"RuntimeError: out of luck"}
 
 
-@pytest.mark.parametrize("act", ["bare exit", "exit with 0"])
+@pytest.mark.parametrize("act", ["bare exit", "exit with 0", "exit with 75"])
 def test_an_exit_without_an_error_code_is_no_end(act: str, tmp_path: Path) -> None:
-    """Also within the training loop: nothing there has decided that it ends."""
+    """Also within the training loop: nothing there has decided that it ends. Nor is our code in another's mouth."""
     assert leave(tmp_path, PIPELINE, act, iteration=3) == [1, 1]
     assert not (tmp_path / "outcomes").exists()
     function = act.replace(" ", "_")
