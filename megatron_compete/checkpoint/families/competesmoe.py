@@ -74,6 +74,7 @@ def _config(d: Dimensions, arguments: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_act": _activation(arguments),
         "gated_mlp": d.gated,
         "intermediate_size": d.ffn,
+        "attention_dropout": float(arguments.get("attention_dropout", 0.0)),
         "initializer_range": float(arguments.get("init_method_std", INITIALIZER_RANGE)),
         "tie_word_embeddings": d.tied,
         "use_cache": True,
