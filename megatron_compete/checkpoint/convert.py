@@ -32,8 +32,7 @@ def _verify(options: argparse.Namespace) -> None:
 
     if options.to == "hf":
         checkpoint, folder = find_checkpoint(options.checkpoint, options.iteration), options.output
-        more = ["--trust-remote-code"]  # the code is what was just written
-        more += ["--tokenizer-model", str(options.tokenizer_model)] if options.tokenizer_model else []
+        more = ["--tokenizer-model", str(options.tokenizer_model)] if options.tokenizer_model else []
     else:
         checkpoint, folder, more = options.output, options.checkpoint, []
     verify.main(["--checkpoint", str(checkpoint), "--hf", str(folder), "--text", str(options.verify), *more])

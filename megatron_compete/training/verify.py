@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     flag("--windows", type=int, default=32, help="sequences compared (default: %(default)s)")
     flag("--length", type=int, default=LENGTH, help="tokens of a sequence at most (default: %(default)s)")
     flag("--tolerance", type=float, default=1e-3, help="largest logit difference that passes (default: %(default)s)")
-    flag("--trust-remote-code", action="store_true", help="run the modeling code in the Hugging Face folder")
+    flag("--trust-remote-code", action="store_true", help="run the code of others in the Hugging Face folder")
     flag("--json", type=Path, help="write the numbers of the comparison there too")
     return parser
 
@@ -177,6 +177,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _compare_and_judge(options: argparse.Namespace, texts: list[str]) -> None:
+    from megatron_compete.checkpoint.custom_code import is_own_code
     from megatron_compete.runtime import cpu
     from megatron_compete.runtime.launch import silence_cpu_warnings
 
@@ -185,7 +186,7 @@ def _compare_and_judge(options: argparse.Namespace, texts: list[str]) -> None:
         cpu.activate()
     found = compare(
         options.checkpoint, options.hf, texts, options.windows, options.tokenizer_model, options.length,
-        options.trust_remote_code,
+        options.trust_remote_code or is_own_code(options.hf),
     )  # fmt: skip
     for name, value in _rows(found):
         print(f"{name:<26}{value}")
