@@ -9,6 +9,7 @@ tokenizer.py           a SentencePiece model as a fast tokenizer
 tokenizer_merges.py    its merges
 tokenizer_proof.py     that both give the same ids
 export_tokenizer.py    which tokenizer an export gets
+hf_tokenizer.py        a Hugging Face tokenizer's files, special ids and generation settings
 safetensors_writer.py  shards and their index, tensor by tensor
 model_card.py          the README.md of an exported model
 custom_code/           modeling files for what no stock architecture computes

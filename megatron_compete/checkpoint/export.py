@@ -1,7 +1,6 @@
 """`tools/convert_checkpoint.py --to hf`: a Megatron checkpoint as a Hugging Face folder."""
 
 import argparse
-import importlib.resources
 import json
 import re
 import sys
@@ -14,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_compete.checkpoint.export_tokenizer import ExportTokenizer, Ids, export_tokenizer
+from megatron_compete.checkpoint.custom_code import auto_map, write_code
+from megatron_compete.checkpoint.export_tokenizer import ExportTokenizer, export_tokenizer
 from megatron_compete.checkpoint.families import FAMILIES, Dimensions, Family, choose_family
+from megatron_compete.checkpoint.hf_tokenizer import GENERATION, Ids
 from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.model_card import model_card
 from megatron_compete.checkpoint.output import check_output, is_done, made_from, whole_or_nothing
@@ -98,13 +99,13 @@ def export_to_hf(export: Export) -> Exported:
     config = hf_config(plan, checkpoint.arguments, tokenizer.ids)
     with whole_or_nothing(export.output, _made_from(export)) as staged:
         _write_json(staged / "config.json", config)
-        _write_json(staged / "generation_config.json", generation_config(tokenizer.ids))
+        _write_json(staged / GENERATION, tokenizer.generation)
         tokenizer.write(staged, config["max_position_embeddings"])
         card = model_card(
             family, checkpoint.arguments, checkpoint.iteration, (staged / "tokenizer_config.json").is_file()
         )
         (staged / "README.md").write_text(card, encoding="utf-8")
-        _write_code(family, staged)
+        write_code(family, staged)
         compared = tokenizer.prove(staged, export.verify_text)
         infos = plan.sizes()
         files = write_safetensors(staged, infos, _progress(plan, len(infos)), export.max_shard_bytes)
@@ -133,12 +134,7 @@ def _dimensions(checkpoint: TorchDistCheckpoint, tokenizer: ExportTokenizer) -> 
 def hf_config(plan: ExportPlan, arguments: Mapping[str, Any], ids: Ids) -> dict[str, Any]:
     """`config.json`: the family's fields, and those of every model."""
     family, dtype = plan.family, str(plan.dtype).removeprefix("torch.")
-    code = {}
-    if family.code:
-        modules = {"AutoConfig": "configuration", "AutoModel": "modeling", "AutoModelForCausalLM": "modeling"}
-        classes = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
-        stem = family.architecture.removesuffix("ForCausalLM")
-        code = {"auto_map": {one: f"{modules[one]}_{family.name}.{stem}{classes[one]}" for one in modules}}
+    code = {"auto_map": auto_map(family)} if family.code else {}
     return {
         "architectures": [family.architecture],
         "model_type": family.name,
@@ -148,18 +144,6 @@ def hf_config(plan: ExportPlan, arguments: Mapping[str, Any], ids: Ids) -> dict[
         "dtype": dtype,
         "torch_dtype": dtype,
     }
-
-
-def generation_config(ids: Ids) -> dict[str, Any]:
-    """`generation_config.json`: where a generation starts and ends."""
-    return {name: value for name, value in ids.items() if value is not None}
-
-
-def _write_code(family: Family, folder: Path) -> None:
-    """The files of an architecture that transformers does not have."""
-    package = importlib.resources.files("megatron_compete.checkpoint.custom_code")
-    for name in family.code:
-        (folder / name).write_text(package.joinpath(name).read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def _progress(tensors: Iterable[tuple[str, Tensor]], total: int) -> Iterable[tuple[str, Tensor]]:

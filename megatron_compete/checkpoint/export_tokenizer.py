@@ -1,12 +1,20 @@
 """The tokenizer of an export: converted from SentencePiece with a proof, copied where it is Hugging Face's, or none."""
 
-import json
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from megatron_compete.checkpoint.hf_tokenizer import (
+    ID_NAMES,
+    Ids,
+    copy_tokenizer,
+    generation_settings,
+    has_tokenizer,
+    id_settings,
+    ids_in,
+    special_ids,
+)
 from megatron_compete.checkpoint.tokenizer import SentencePieceModel, read_sentencepiece, write_tokenizer
 from megatron_compete.checkpoint.tokenizer_proof import prove
 from megatron_compete.errors import CompeteError
@@ -17,15 +25,6 @@ SENTENCEPIECE_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "L
 HUGGING_FACE = "HuggingFaceTokenizer"
 WITHOUT_TOKENIZER = "NullTokenizer"
 
-HUGGING_FACE_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja",
-)  # fmt: skip
-"""What a Hugging Face tokenizer consists of, where it has it; data, no code."""
-
-Ids = dict[str, int | list[int] | None]
-"""bos_token_id, eos_token_id, pad_token_id."""
-
 
 class ExportTokenizer(Protocol):
     """What an export needs of its tokenizer."""
@@ -33,6 +32,8 @@ class ExportTokenizer(Protocol):
     ids: Ids
     vocab_size: int | None
     """Ids in use; None keeps the model's padding."""
+    generation: dict[str, Any]
+    """Content of generation_config.json."""
 
     def write(self, folder: Path, max_length: int) -> None:
         """Write its files beside config.json."""
@@ -53,6 +54,7 @@ class Converted:
         model = self.model
         self.ids: Ids = {"bos_token_id": model.bos_id, "eos_token_id": model.eos_id, "pad_token_id": model.pad_id}
         self.vocab_size: int | None = model.vocab_size
+        self.generation: dict[str, Any] = id_settings(self.ids)
 
     def write(self, folder: Path, max_length: int) -> None:
         """`tokenizer.json` and what belongs to it."""
@@ -70,12 +72,11 @@ class Copied:
     source: Path
     vocab_size: int | None
     ids: Ids
+    generation: dict[str, Any]
 
     def write(self, folder: Path, max_length: int) -> None:
         """Copy them."""
-        for name in HUGGING_FACE_FILES:
-            if (self.source / name).is_file():
-                shutil.copyfile(self.source / name, folder / name)
+        copy_tokenizer(self.source, folder)
 
     def prove(self, folder: Path, text: Path | None) -> int | None:
         """The same files: nothing to compare."""
@@ -88,6 +89,7 @@ class Absent:
 
     vocab_size: int | None
     ids: Ids
+    generation: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path, max_length: int) -> None:
         """Nothing."""
@@ -108,11 +110,18 @@ def export_tokenizer(arguments: Mapping[str, Any], named: Path | None, without: 
     """
     kind = arguments.get("tokenizer_type")
     vocab_size = int(arguments["vocab_size"]) if arguments.get("vocab_size") else None
-    ids: Ids = {f"{name}_token_id": arguments.get(f"hf_{name}_token_id") for name in ("bos", "eos", "pad")}
+    folder = named if named is not None and named.is_dir() else None
+    if named is None and kind == HUGGING_FACE:
+        folder = Path(str(arguments.get("tokenizer_model")))
+    generation = {} if folder is None else generation_settings(folder)
+    ids = ids_in({name: arguments.get(f"hf_{name}") for name in ID_NAMES})
+    imported = any(value is not None for value in ids.values())  # training does not keep them
     if without or (kind == WITHOUT_TOKENIZER and named is None):
-        return Absent(vocab_size, ids)
-    if (named is not None and named.is_dir()) or (named is None and kind == HUGGING_FACE):
-        return _copied(named or Path(str(arguments.get("tokenizer_model"))), vocab_size, ids)
+        return Absent(vocab_size, ids if imported else ids_in(generation), generation or id_settings(ids))
+    if folder is not None:
+        _check_there(folder)
+        ids = ids if imported else ids_in(special_ids(folder), generation)
+        return Copied(folder, vocab_size, ids, generation or id_settings(ids))
     if named is None and kind not in SENTENCEPIECE_TYPES:
         raise CompeteError(
             f"trained with --tokenizer-type {kind}: only SentencePiece tokenizers can be converted. Export the weights "
@@ -121,30 +130,12 @@ def export_tokenizer(arguments: Mapping[str, Any], named: Path | None, without: 
     return Converted(_sentencepiece(arguments, named))
 
 
-def _copied(folder: Path, vocab_size: int | None, ids: Ids) -> Copied:
-    if not any((folder / name).is_file() for name in HUGGING_FACE_FILES):
+def _check_there(folder: Path) -> None:
+    if not has_tokenizer(folder):
         raise CompeteError(
             f"trained with the Hugging Face tokenizer {folder}, whose files are not there: give their folder as "
             "--tokenizer-model, or export the weights alone with --no-tokenizer"
         )
-    if not any(value is not None for value in ids.values()):
-        ids = _ids_of_files(folder)
-    return Copied(folder, vocab_size, ids)
-
-
-def _ids_of_files(folder: Path) -> Ids:
-    """Special ids that tokenizer.json gives to the names in tokenizer_config.json."""
-    try:
-        names = json.loads((folder / "tokenizer_config.json").read_text())
-        tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    except (OSError, ValueError):
-        return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    known = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-
-    def find(token: Any) -> int | None:
-        return known.get(token["content"] if isinstance(token, dict) else token)
-
-    return {f"{name}_token_id": find(names.get(f"{name}_token")) for name in ("bos", "eos", "pad")}
 
 
 def _sentencepiece(arguments: Mapping[str, Any], named: Path | None) -> SentencePieceModel:

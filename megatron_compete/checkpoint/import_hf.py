@@ -6,8 +6,6 @@ exported again is the same bit for bit.
 """
 
 import argparse
-import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -19,7 +17,14 @@ import torch
 from torch import Tensor
 
 from megatron_compete.checkpoint.families import Dimensions, Family, TensorRule, read_config
-from megatron_compete.checkpoint.hf_reader import HfFolder, read_json
+from megatron_compete.checkpoint.hf_reader import HfFolder
+from megatron_compete.checkpoint.hf_tokenizer import (
+    ID_NAMES,
+    copy_tokenizer,
+    generation_settings,
+    ids_in,
+    write_generation,
+)
 from megatron_compete.checkpoint.import_recipe import RECIPE, model_arguments, write_recipe
 from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.megatron_writer import FILE_BYTES, Piece, write_release
@@ -32,10 +37,6 @@ from megatron_compete.errors import CompeteError
 MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.", "encoder.", "mtp.")
 """Keys of the model's own tensors in a trainer's checkpoint; the rest is the optimizer's and the trainer's."""
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja",
-)  # fmt: skip
 TOKENIZER = "tokenizer"
 VOCAB_MULTIPLE = 128
 """Rows of the embedding are padded to a multiple of it, as Megatron's trainer does (--make-vocab-size-divisible-by)."""
@@ -115,7 +116,7 @@ def import_checkpoint(what: Import) -> Imported:
         arguments, pieces = upcycle(arguments, pieces, what.upcycling)
     with whole_or_nothing(what.output, _made_from(what)) as staged:
         if tokenizer:
-            _copy_tokenizer(tokenizer, staged / TOKENIZER)
+            _copy_tokenizer(tokenizer, staged / TOKENIZER, arguments)
         files = write_release(staged, arguments, pieces, what.file_bytes)
         shown = model_arguments(arguments) | {"padded_vocab_size": _padded(arguments)}
         write_recipe(staged, shown, what.output.absolute(), f"From {source.name}.")
@@ -269,20 +270,19 @@ def _tokenizer_arguments(what: Import, folder: HfFolder) -> dict[str, Any]:
     has_tokenizer = any(
         (what.checkpoint / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
     )
-    path = what.checkpoint / "generation_config.json"
-    ids = folder.config | (read_json(path) if path.is_file() else {})
+    ids = ids_in(folder.config, generation_settings(what.checkpoint))
     return {
         "tokenizer_type": "HuggingFaceTokenizer" if has_tokenizer else "NullTokenizer",
         "tokenizer_model": str(what.output.absolute() / TOKENIZER) if has_tokenizer else None,
-        **{f"hf_{name}": ids.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        **{f"hf_{name}": value for name, value in ids.items()},
     }
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
+def _copy_tokenizer(source: Path, target: Path, arguments: Mapping[str, Any]) -> None:
+    """The tokenizer and, since training keeps no other file of the model's, its generation settings."""
     target.mkdir()
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(os.path.realpath(source / name), target / name)  # hub caches hold links
+    copy_tokenizer(source, target)
+    write_generation(source, target, {name: arguments[f"hf_{name}"] for name in ID_NAMES})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -75,7 +75,7 @@ def _use(family: Family, has_tokenizer: bool) -> str:
         f'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder"{trust})',
     ]
     if has_tokenizer:
-        lines.append('tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")')
+        lines.append(f'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder"{trust})')
     return "\n".join([*lines, "```", "", _TOKENIZER if has_tokenizer else "The folder holds no tokenizer.\n"])
 
 

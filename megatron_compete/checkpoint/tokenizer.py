@@ -196,16 +196,33 @@ def _decoder(model: SentencePieceModel) -> Any:
 
 
 def tokenizer_config(model: SentencePieceModel, max_length: int) -> dict[str, Any]:
-    """`tokenizer_config.json`. With this class transformers 4 and 5 take `tokenizer.json` as it is."""
+    """`tokenizer_config.json`. With this class transformers 4 and 5 take `tokenizer.json` as it is.
+
+    llama.cpp's converter reads pieces and scores from `tokenizer.model`, and the rest here: without add_prefix_space it
+    puts a space in front of every text, and symbols that are not in added_tokens_decoder are pieces like others to it.
+    """
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **special_tokens(model),
+        "add_prefix_space": model.add_dummy_prefix,
+        **_added_tokens(model),
         "add_bos_token": False,
         "add_eos_token": False,
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length,
     }
+
+
+def _added_tokens(model: SentencePieceModel) -> dict[str, Any]:
+    """The user-defined symbols, as `fast_tokenizer` adds them."""
+    flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False, "special": False}
+    symbols = {
+        str(index): {"content": piece} | flags
+        for index, (piece, _, type_) in enumerate(model.pieces)
+        if type_ == USER_DEFINED and " " not in piece
+    }
+    return {"added_tokens_decoder": symbols} if symbols else {}
 
 
 def special_tokens(model: SentencePieceModel) -> dict[str, str]:

@@ -46,7 +46,8 @@ def prove(folder: Path, model: SentencePieceModel, verify_text: Path | None = No
     from transformers import AutoTokenizer
 
     processor = SentencePieceProcessor(model_file=str(model.path))
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    # Explicitly no code: beside modeling files of our own transformers would ask on a terminal, and wait.
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     texts: Iterable[str] = chain(ODD_STRINGS, sampled_strings(model, samples))
     if verify_text is not None:
         texts = chain(texts, read_texts(verify_text))

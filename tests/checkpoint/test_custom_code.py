@@ -2,6 +2,8 @@
 
 import ast
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from megatron_compete.checkpoint import custom_code
 from megatron_compete.checkpoint.convert import main as convert
-from megatron_compete.checkpoint.custom_code.configuration_competesmoe import CompeteSMoEConfig
+from megatron_compete.checkpoint.custom_code import auto_map, is_own_code, write_code
 from megatron_compete.checkpoint.export import Export, export_to_hf
+from megatron_compete.checkpoint.families import FAMILIES
+from megatron_compete.checkpoint.tokenizer import read_sentencepiece, write_tokenizer
+from megatron_compete.checkpoint.tokenizer_proof import prove
+from megatron_compete.errors import CompeteError
 from tests.checkpoint import gpt
 from tests.ranks import run_rank
 
@@ -74,7 +80,7 @@ def test_loss_is_that_of_the_next_token(model: Any) -> None:
 
 def test_the_correction_bias_stays_fp32(exported: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True, dtype=torch.bfloat16)
-    dtypes = {name: tensor.dtype for name, tensor in model.named_parameters()}
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     biases = [name for name in dtypes if name.endswith("e_score_correction_bias")]
     assert len(biases) == 2
     assert {dtypes.pop(name) for name in biases} == {torch.float32}
@@ -98,16 +104,53 @@ def test_into_megatron_and_back_is_bit_for_bit_the_same(exported: Path, tmp_path
     assert first == second
 
 
-@pytest.mark.parametrize("change", [{"hidden_act": "tanh"}, {"score_function": "linear"}])
-def test_a_configuration_that_means_nothing(change: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="is not one of"):
-        CompeteSMoEConfig(**change)
+def test_a_stretched_rotation_is_not_imported(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "hf")
+    config = json.loads((exported / "config.json").read_text()) | {"rope_scaling": {"type": "linear", "factor": 2.0}}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CompeteError, match=r"config\.json has rope_parameters .*linear"):
+        convert(["--to", "megatron", "--checkpoint", str(tmp_path / "hf"), "--output", str(tmp_path / "megatron")])
+
+
+def test_an_export_asks_nobody_whether_to_run_its_code(
+    train_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers asks with input() and waits, where trust_remote_code is left open."""
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "n")
+    family = FAMILIES["competesmoe"]
+    sentencepiece = read_sentencepiece(train_model())
+    write_tokenizer(sentencepiece, tmp_path, 64)
+    write_code(family, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family.name, "auto_map": auto_map(family)}))
+    assert prove(tmp_path, sentencepiece, samples=5) > 5
+    assert asked == []
+
+
+def test_own_code_is_known_by_its_bytes(exported: Path, tmp_path: Path) -> None:
+    assert is_own_code(exported)
+
+    def changed(name: str, change: Callable[[str], str]) -> bool:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(exported, folder)
+        before = (folder / name).read_text() if (folder / name).exists() else "{}"
+        (folder / name).write_text(change(before))
+        return is_own_code(folder)
+
+    assert changed("README.md", lambda text: text + "more")
+    assert not changed("modeling_competesmoe.py", lambda text: text + "import os\n")
+    assert not changed("configuration_competesmoe.py", lambda text: "")
+    assert not changed(
+        "config.json", lambda text: text.replace('"modeling_competesmoe.', '"other/model--modeling_competesmoe.')
+    )
+    assert not changed("config.json", lambda text: text.replace("competesmoe", "mixtral"))
+    assert not changed("tokenizer_config.json", lambda text: '{"auto_map": {"AutoTokenizer": ["other--a.B", null]}}')
 
 
 def test_the_code_stands_alone() -> None:
     for path in Path(custom_code.__file__).parent.glob("*_competesmoe.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
-                assert {alias.name for alias in node.names} <= {"torch", "torch.nn.functional"}
+                assert {alias.name for alias in node.names} <= {"inspect", "torch", "torch.nn.functional"}
             if isinstance(node, ast.ImportFrom) and not node.level:
                 assert str(node.module).split(".")[0] in {"torch", "transformers"}

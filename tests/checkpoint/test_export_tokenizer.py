@@ -1,17 +1,20 @@
 """Which tokenizer an export gets: converted, copied or none."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_compete.checkpoint.export import Export, export_to_hf
 from megatron_compete.checkpoint.export_tokenizer import Copied, export_tokenizer
+from megatron_compete.checkpoint.import_hf import Import, import_checkpoint
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.checkpoint.tokenizer import read_sentencepiece, write_tokenizer
 from megatron_compete.errors import CompeteError
+from tests.checkpoint import hf_models
 from tests.checkpoint.conftest import Saved
 
 
@@ -62,6 +65,85 @@ def test_ids_that_an_import_kept(folder: Path) -> None:
     kept = {"bos_token_id": None, "eos_token_id": [2, 5], "pad_token_id": None}
     assert export_tokenizer(arguments, folder, False).ids == kept
     assert export_tokenizer(arguments, None, True).ids == kept
+
+
+def test_names_in_special_tokens_map_alone(folder: Path) -> None:
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    kept = {name: value for name, value in config.items() if name not in ("bos_token", "eos_token", "unk_token")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kept))
+    found = export_tokenizer({"tokenizer_type": "NullTokenizer", "vocab_size": 230}, folder, False)
+    assert found.ids == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+
+
+def test_a_tokenizer_that_cannot_be_loaded(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(CompeteError, match=r"tokenizer cannot be loaded \(.*--tokenizer-model, .* --no-tokenizer"):
+        export_tokenizer({"tokenizer_type": "NullTokenizer", "vocab_size": 230}, folder, False)
+
+
+SETTINGS = {"eos_token_id": [7, 2], "pad_token_id": 2, "do_sample": True, "temperature": 0.6, "top_p": 0.95}
+
+
+@pytest.fixture
+def source(folder: Path, tmp_path: Path) -> Path:
+    """A model with a tokenizer, settings of its own for generation, and chat templates."""
+    source = hf_models.save(tmp_path / "source", "llama", eos_token_id=2, bos_token_id=1)
+    shutil.copytree(folder, source, dirs_exist_ok=True)
+    (source / "generation_config.json").write_text(json.dumps(SETTINGS))
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    return source
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_generation_settings_travel_with_the_run(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: bool
+) -> None:
+    import_checkpoint(Import(source, tmp_path / "megatron"))
+    if trained:  # what a trainer saves has Megatron's arguments alone
+        forget_import(monkeypatch)
+    output = export_to_hf(Export(tmp_path / "megatron", tmp_path / "hf")).output
+    assert json.loads((output / "generation_config.json").read_text()) == SETTINGS
+    config = json.loads((output / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (1, [7, 2], 2)
+    assert AutoModelForCausalLM.from_pretrained(output).generation_config.eos_token_id == [7, 2]
+    assert (output / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert (output / "additional_chat_templates" / "tools.jinja").read_text() == "{{ tools }}"
+    weights_alone = export_to_hf(Export(tmp_path / "megatron", tmp_path / "bare", no_tokenizer=True)).output
+    assert json.loads((weights_alone / "generation_config.json").read_text()) == SETTINGS
+
+
+def test_ids_of_a_model_without_generation_settings(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "generation_config.json").unlink()
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"eos_token_id": [7, 2], "pad_token_id": 5}))
+    import_checkpoint(Import(source, tmp_path / "megatron"))
+    forget_import(monkeypatch)
+    output = export_to_hf(Export(tmp_path / "megatron", tmp_path / "hf")).output
+    ids = {"bos_token_id": 1, "eos_token_id": [7, 2], "pad_token_id": 5}
+    assert json.loads((output / "generation_config.json").read_text()) == ids
+    assert json.loads((output / "config.json").read_text()).items() >= ids.items()
+
+
+def test_generation_settings_that_cannot_be_read(source: Path, tmp_path: Path) -> None:
+    for content in ("[1]", "{"):
+        (source / "generation_config.json").write_text(content)
+        with pytest.raises(CompeteError, match=r"generation_config\.json (is not|cannot be read)"):
+            import_checkpoint(Import(source, tmp_path / "megatron"))
+
+
+def forget_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = TorchDistCheckpoint.__init__
+
+    def without_ids(self: TorchDistCheckpoint, checkpoint: Path) -> None:
+        original(self, checkpoint)
+        for name in [name for name in self.arguments if name.startswith("hf_")]:
+            del self.arguments[name]
+
+    monkeypatch.setattr(TorchDistCheckpoint, "__init__", without_ids)
 
 
 def test_a_tokenizer_that_has_moved(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def test_without_tokenizer_and_competition() -> None:
 def test_code_of_its_own_is_said() -> None:
     card = model_card(FAMILIES["competesmoe"], ARGUMENTS | {"relu": True}, 7, has_tokenizer=True)
     assert 'AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote_code=True)' in card
+    assert 'AutoTokenizer.from_pretrained("path/to/this/folder")' not in card  # it would ask
     assert "modeling_competesmoe.py" in card
 
 

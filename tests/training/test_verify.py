@@ -1,6 +1,5 @@
 """`tools/verify_checkpoint.py`: damage is named before anything is built, and two models are compared on text."""
 
-import importlib.resources
 import json
 import math
 import pickle
@@ -13,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_compete.checkpoint.convert import main as convert
-from megatron_compete.checkpoint.custom_code import FILES, is_own_code
 from megatron_compete.checkpoint.export import Export, export_to_hf
 from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.restricted import load_metadata
@@ -198,21 +196,6 @@ class _Touch:
 
 def _touch(path: str) -> None:
     Path(path).touch()
-
-
-def test_this_packages_code_is_known_from_other_code(tmp_path: Path) -> None:
-    package = importlib.resources.files("megatron_compete.checkpoint.custom_code")
-    for name in FILES:
-        (tmp_path / name).write_text(package.joinpath(name).read_text())
-    config = tmp_path / "config.json"
-    config.write_text('{"auto_map": {"AutoModelForCausalLM": "modeling_competesmoe.CompeteSMoEForCausalLM"}}')
-    assert is_own_code(tmp_path)
-    for other in ('{"auto_map": {"AutoModel": "some/hub--modeling_competesmoe.X"}}', '{"auto_map": {"A": "other.X"}}', "{}", "["):  # fmt: skip
-        config.write_text(other)
-        assert not is_own_code(tmp_path)
-    config.write_text('{"auto_map": {"AutoModelForCausalLM": "modeling_competesmoe.CompeteSMoEForCausalLM"}}')
-    (tmp_path / FILES[0]).write_text("import os")
-    assert not is_own_code(tmp_path)
 
 
 @pytest.mark.parametrize(

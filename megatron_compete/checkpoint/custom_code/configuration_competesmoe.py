@@ -19,6 +19,9 @@ class CompeteSMoEConfig(PretrainedConfig):
         max_position_embeddings: longest sequence in training.
         rope_theta: base of the rotary frequencies.
         partial_rotary_factor: share of a head that is rotated, its first numbers.
+        rope_parameters: how the frequencies are stretched ("rope_type" and what belongs to it), in transformers 5's
+            form; what it says goes before the two above. transformers 4 calls it rope_scaling.
+        attention_dropout: share of attention's weights that are dropped in training.
         qkv_bias: whether queries, keys and values have a bias.
         qk_norm: whether queries and keys are normalised, head by head.
         norm: "rmsnorm", or "layernorm" with weight and bias.
@@ -40,6 +43,8 @@ class CompeteSMoEConfig(PretrainedConfig):
         num_chosen_groups: groups a token's experts come from.
         experts_per_group_score: a group is ranked by the sum of its so many best scores.
         router_in_fp32: whether the router's logits are computed in fp32.
+        output_router_logits: whether a forward pass returns the routers' logits, and adds the balancing loss.
+        router_aux_loss_coef: weight of the balancing loss.
         initializer_range: standard deviation of new weights.
     """
 
@@ -57,6 +62,8 @@ class CompeteSMoEConfig(PretrainedConfig):
         max_position_embeddings=1024,
         rope_theta=10000.0,
         partial_rotary_factor=1.0,
+        rope_parameters=None,
+        attention_dropout=0.0,
         qkv_bias=False,
         qk_norm=False,
         norm="rmsnorm",
@@ -78,9 +85,14 @@ class CompeteSMoEConfig(PretrainedConfig):
         num_chosen_groups=1,
         experts_per_group_score=1,
         router_in_fp32=False,
+        output_router_logits=False,
+        router_aux_loss_coef=0.001,
         initializer_range=0.02,
         use_cache=True,
         tie_word_embeddings=False,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
         **kwargs,
     ):
         if hidden_act not in ACTIVATIONS:
@@ -94,8 +106,8 @@ class CompeteSMoEConfig(PretrainedConfig):
         self.num_key_value_heads = num_key_value_heads or num_attention_heads
         self.head_dim = head_dim or hidden_size // num_attention_heads
         self.max_position_embeddings = max_position_embeddings
-        self.rope_theta = rope_theta
-        self.partial_rotary_factor = partial_rotary_factor
+        self._set_rope(rope_theta, partial_rotary_factor, rope_parameters or kwargs.pop("rope_scaling", None))
+        self.attention_dropout = attention_dropout
         self.qkv_bias = qkv_bias
         self.qk_norm = qk_norm
         self.norm = norm
@@ -117,10 +129,23 @@ class CompeteSMoEConfig(PretrainedConfig):
         self.num_chosen_groups = num_chosen_groups
         self.experts_per_group_score = experts_per_group_score
         self.router_in_fp32 = router_in_fp32
+        self.output_router_logits = output_router_logits
+        self.router_aux_loss_coef = router_aux_loss_coef
         self.initializer_range = initializer_range
         self.use_cache = use_cache
-        kwargs["tie_word_embeddings"] = tie_word_embeddings
-        super().__init__(**kwargs)
+        kwargs |= {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+        super().__init__(**kwargs | {"tie_word_embeddings": tie_word_embeddings})
+
+    def _set_rope(self, theta, factor, given):
+        """One dictionary that both versions' frequency functions read: `rope_parameters`, in transformers 4 `rope_scaling`."""
+        given = dict(given or {})
+        kind = given.pop("type", None)
+        defaults = {"rope_type": kind or "default", "rope_theta": theta, "partial_rotary_factor": factor}
+        self.rope_parameters = defaults | given
+        self.rope_theta = self.rope_parameters["rope_theta"]
+        self.partial_rotary_factor = self.rope_parameters["partial_rotary_factor"]
+        if not hasattr(PretrainedConfig, "rope_scaling"):  # transformers 4
+            self.rope_scaling = given and self.rope_parameters
 
     def has_experts(self, layer):
         """Whether the layer, from 0, is a mixture of experts."""

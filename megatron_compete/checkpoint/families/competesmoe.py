@@ -7,7 +7,6 @@ any of these together with biases and norms of attention, shared experts, and ev
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from megatron_compete.checkpoint import custom_code
 from megatron_compete.checkpoint.families.blocks import MLP, decoder, grouped_attention, router, same, score_correction
 from megatron_compete.checkpoint.families.configs import (
     INITIALIZER_RANGE,
@@ -76,6 +75,7 @@ def _config(d: Dimensions, arguments: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_act": _activation(arguments),
         "gated_mlp": d.gated,
         "intermediate_size": d.ffn,
+        "attention_dropout": float(arguments.get("attention_dropout", 0.0)),
         "initializer_range": float(arguments.get("init_method_std", INITIALIZER_RANGE)),
         "tie_word_embeddings": d.tied,
         "use_cache": True,
@@ -182,5 +182,5 @@ COMPETESMOE = Family(
     tensors=lambda d: decoder(d, grouped_attention, _mlp),
     to_config=_config,
     to_arguments=_arguments,
-    code=custom_code.FILES,
+    code=("configuration_competesmoe.py", "modeling_competesmoe.py"),
 )
