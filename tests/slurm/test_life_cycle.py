@@ -163,6 +163,7 @@ def test_start_up_that_outlasts_the_time_limit_is_given_up(cluster: Cluster, tmp
 def test_killed_before_it_could_handle_the_signal_counts_as_stopped(cluster: Cluster, tmp_path: Path) -> None:
     trainer = """
         if attempt == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             (run / f"up-{attempt}-{rank}").touch()
             until_ended()
         progress(1, 1)
