@@ -9,7 +9,7 @@ characters that no argument can have are errors.
 import math
 import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 
@@ -107,8 +107,8 @@ def dump_yaml(content: Any) -> str:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with this module's kinds of values alone."""
 
-    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012  as in PyYAML's classes
-    yaml_constructors: dict[Any, Any] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
+    yaml_constructors: ClassVar[dict[Any, Any]] = {}
 
 
 class _Dumper(yaml.SafeDumper):

@@ -29,8 +29,8 @@ def read_env_file(path: Path) -> dict[str, str]:
     except OSError as error:
         raise CompeteError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise CompeteError(f"{path}:{line}: is not UTF-8: save it as UTF-8 text") from None
+        number = error.object[: error.start].count(b"\n") + 1
+        raise CompeteError(f"{path}:{number}: is not UTF-8: save it as UTF-8 text") from None
     found: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
         where = f"{path}:{number}"
