@@ -1,6 +1,7 @@
 """Data and tokenizer, checked before training starts."""
 
 import argparse
+from typing import Any
 
 from megatron.core.datasets.blended_megatron_dataset_config import (
     convert_split_vector_to_split_matrix,
@@ -29,8 +30,7 @@ def check_data(args: argparse.Namespace) -> None:
     prefixes = data_prefixes(args)
     if not prefixes:
         raise CompeteError("no training data: give --data-path PREFIX (of the .bin/.idx pair), or --mock-data")
-    # A tokenizer with holes in its ids has larger ones than its size, which a model can be made to know.
-    known = max(get_tokenizer().vocab_size, min(id_count(get_tokenizer()), args.padded_vocab_size))
+    known = known_ids(get_tokenizer(), args.padded_vocab_size)
     for prefix in prefixes:
         check_tokenizer_matches(
             prefix,
@@ -43,6 +43,11 @@ def check_data(args: argparse.Namespace) -> None:
     if blend is not None and args.split is not None:
         for prefix in prefixes:
             check_split(prefix, args.split)
+
+
+def known_ids(tokenizer: Any, padded_vocab_size: int) -> int:
+    """Ids that a tokenizer gives and the model has rows for; a tokenizer with holes in its ids gives larger ones than its size."""
+    return max(int(tokenizer.vocab_size), min(id_count(tokenizer), padded_vocab_size))
 
 
 def check_split(prefix: str, split: str) -> None:
