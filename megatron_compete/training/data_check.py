@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from typing import Any
 
 import numpy as np
 from megatron.core.datasets.blended_megatron_dataset_config import (
@@ -35,15 +36,18 @@ def check_data(args: argparse.Namespace) -> None:
     if args.sft:
         _check_dialogues(sources.prefixes)
         return
-    choice = TokenizerChoice.from_arguments(args)
-    # A tokenizer with holes in its ids has larger ones than its size, which a model can be made to know.
-    vocab_size = max(get_tokenizer().vocab_size, min(id_count(get_tokenizer()), args.padded_vocab_size))
+    choice, vocab_size = TokenizerChoice.from_arguments(args), known_ids(get_tokenizer(), args.padded_vocab_size)
     datasets = {prefix: check_tokenizer_matches(prefix, choice, vocab_size) for prefix in sources.prefixes}
     _check_counts(datasets, sequences_per_dataset(args), vocab_size)
     if sources.blend is not None:
         for dataset in datasets.values():
             check_split(dataset, args.split)
     _check_enough(sources, datasets, args)
+
+
+def known_ids(tokenizer: Any, padded_vocab_size: int) -> int:
+    """Ids that a tokenizer gives and the model has rows for; a tokenizer with holes in its ids gives larger ones than its size."""
+    return max(int(tokenizer.vocab_size), min(id_count(tokenizer), padded_vocab_size))
 
 
 def check_split(dataset: Dataset, split: str) -> None:

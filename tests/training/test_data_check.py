@@ -4,6 +4,7 @@ import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,11 @@ import pytest
 from megatron_compete.data.dataset import Dataset, open_dataset
 from megatron_compete.errors import CompeteError
 from megatron_compete.training import data_check
-from megatron_compete.training.data_check import check_data, check_split
 from tests.data.datasets import write_dataset
 from tests.training.test_data_arguments import arguments
 
 VOCABULARY = 100
+from megatron_compete.training.data_check import check_data, check_split, known_ids
 
 
 def dataset(folder: Path, documents: int, ids: Sequence[int] = range(5), name: str = "some", **how: Any) -> Dataset:
@@ -47,7 +48,7 @@ def args(monkeypatch: pytest.MonkeyPatch) -> Namespace:
     return arguments(
         tokenizer_type="NullTokenizer", tokenizer_model=None, vocab_size=VOCABULARY, sft=False, seq_length=4, train_iters=5,
         train_samples=None, global_batch_size=2, per_dataset_sequences_path=None, split="100,0,0", vocab_file=None,
-        merge_file=None,
+        merge_file=None, padded_vocab_size=VOCABULARY,
     )  # fmt: skip
 
 
@@ -103,3 +104,11 @@ def test_no_data_and_dialogues_that_are_not_there(args: Namespace) -> None:
     args.sft, args.data_path = True, ["nowhere.jsonl"]
     with pytest.raises(CompeteError, match=r"--sft: no file nowhere\.jsonl"):
         check_data(args)
+
+
+def test_ids_beyond_a_hole_count_where_the_model_has_them() -> None:
+    """Megatron counts the tokens of a Hugging Face tokenizer, and pads that."""
+    hugging_face = SimpleNamespace(get_vocab=lambda: {"a": 0, "b": 1, "reserved": 800})
+    tokenizer = SimpleNamespace(vocab_size=3, _tokenizer=SimpleNamespace(tokenizer=hugging_face))
+    assert [known_ids(tokenizer, padded) for padded in (128, 800, 801, 896)] == [128, 800, 801, 801]
+    assert known_ids(SimpleNamespace(vocab_size=3), 128) == 3

@@ -31,7 +31,7 @@ class InputStream:
 
     def __init__(self, source: Source) -> None:
         file = sys.stdin.fileno() if source.is_stdin else source.path
-        self._disk = open(file, "rb", buffering=BUFFER_BYTES, closefd=not source.is_stdin)  # noqa: SIM115
+        self._disk = io.BufferedReader(io.FileIO(file, closefd=not source.is_stdin), BUFFER_BYTES)
         if source.is_pipe:
             _check_pipe(source, self._disk.peek(HEAD_BYTES)[:HEAD_BYTES])
         self.text: BinaryIO = _decompressed(self._disk, source)
