@@ -101,8 +101,9 @@ def export_to_hf(export: Export) -> Exported:
         _write_json(staged / "config.json", config)
         _write_json(staged / GENERATION, tokenizer.generation)
         tokenizer.write(staged, config["max_position_embeddings"])
+        has_tokenizer = (staged / "tokenizer_config.json").is_file()
         card = model_card(
-            family, checkpoint.arguments, checkpoint.iteration, (staged / "tokenizer_config.json").is_file()
+            family, checkpoint.arguments, checkpoint.iteration, has_tokenizer, tokenizer.caution(family.name)
         )
         (staged / "README.md").write_text(card, encoding="utf-8")
         write_code(family, staged)
@@ -110,7 +111,8 @@ def export_to_hf(export: Export) -> Exported:
         infos = plan.sizes()
         files = write_safetensors(staged, infos, _progress(plan, len(infos)), export.max_shard_bytes)
     weights = sum(map(nbytes, infos.values()))
-    caution = family.caution(checkpoint.arguments)
+    cautions = filter(None, (family.caution(checkpoint.arguments), tokenizer.caution(family.name)))
+    caution = "; ".join(cautions) or None
     return Exported(export.output, folder, family, weights, len(files), compared, caution, time.monotonic() - start)
 
 

@@ -25,6 +25,9 @@ SENTENCEPIECE_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "L
 HUGGING_FACE = "HuggingFaceTokenizer"
 WITHOUT_TOKENIZER = "NullTokenizer"
 
+SPACE_ALWAYS = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
+"""Families for which llama.cpp's converter takes a SentencePiece model and does not read add_prefix_space."""
+
 
 class ExportTokenizer(Protocol):
     """What an export needs of its tokenizer."""
@@ -41,6 +44,10 @@ class ExportTokenizer(Protocol):
 
     def prove(self, folder: Path, text: Path | None) -> int | None:
         """Compare the written tokenizer with that of training: strings compared, or None where there is nothing to."""
+        ...
+
+    def caution(self, family: str) -> str | None:
+        """What a reader of the export should know of other programs."""
         ...
 
 
@@ -64,6 +71,17 @@ class Converted:
         """Against SentencePiece itself."""
         return prove(folder, self.model, text)
 
+    def caution(self, family: str) -> str | None:
+        """Where llama.cpp gives other ids, which no file of the export can change."""
+        if self.model.remove_extra_whitespaces:
+            return "llama.cpp keeps runs of spaces, which this tokenizer squeezes: a GGUF file gives other ids for them"
+        if family in SPACE_ALWAYS and not self.model.add_dummy_prefix:
+            return (
+                "llama.cpp's converter puts a space before every prompt of a Qwen model: run a GGUF file with "
+                "--override-kv tokenizer.ggml.add_space_prefix=bool:false"
+            )
+        return None
+
 
 @dataclass
 class Copied:
@@ -82,6 +100,10 @@ class Copied:
         """The same files: nothing to compare."""
         return None
 
+    def caution(self, family: str) -> str | None:
+        """None: they are as their makers wrote them."""
+        return None
+
 
 @dataclass
 class Absent:
@@ -95,6 +117,10 @@ class Absent:
         """Nothing."""
 
     def prove(self, folder: Path, text: Path | None) -> int | None:
+        """Nothing."""
+        return None
+
+    def caution(self, family: str) -> str | None:
         """Nothing."""
         return None
 

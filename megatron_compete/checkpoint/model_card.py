@@ -27,8 +27,14 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 """Arguments that the card lists, where the checkpoint has them."""
 
 
-def model_card(family: Family, arguments: Mapping[str, Any], iteration: int, has_tokenizer: bool) -> str:
-    """Text of the README.md."""
+def model_card(
+    family: Family, arguments: Mapping[str, Any], iteration: int, has_tokenizer: bool, of_tokenizer: str | None = None
+) -> str:
+    """Text of the README.md.
+
+    Args:
+        of_tokenizer: what a reader should know of the tokenizer.
+    """
     samples = arguments.get("consumed_train_samples") or 0
     tokens = int(samples) * int(arguments.get("seq_length") or 0)
     seen = f" ({tokens:,} tokens)" if tokens else ""
@@ -36,7 +42,7 @@ def model_card(family: Family, arguments: Mapping[str, Any], iteration: int, has
         _head(family, arguments),
         f"Exported by megatron-compete from a Megatron-Core checkpoint after {iteration:,} iterations{seen}.\n",
         _use(family, has_tokenizer),
-        f"{caution[0].upper()}{caution[1:]}.\n" if (caution := family.caution(arguments)) else "",
+        *(f"{one[0].upper()}{one[1:]}.\n" for one in (family.caution(arguments), of_tokenizer) if one),
     ]
     given = {name: value for name, value in arguments.items() if value is not None and value is not False}
     for title, names in SECTIONS.items():

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from megatron_compete.checkpoint.custom_code import is_own_code
 from megatron_compete.checkpoint.texts import JSON_LINES, read_documents
 from megatron_compete.checkpoint.tokenizer import NORMAL, SPACE, UNKNOWN, SentencePieceModel
 from megatron_compete.errors import CompeteError
@@ -43,11 +44,15 @@ def prove(folder: Path, model: SentencePieceModel, verify_text: Path | None = No
         CompeteError: the first string whose ids, or whose decoded text, differ.
     """
     from sentencepiece import SentencePieceProcessor
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PretrainedConfig
 
     processor = SentencePieceProcessor(model_file=str(model.path))
-    # Explicitly no code: beside modeling files of our own transformers would ask on a terminal, and wait.
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    # Beside modeling files of our own transformers would ask on a terminal whether to run them for the configuration,
+    # and wait. The tokenizer does not need it.
+    config = PretrainedConfig() if is_own_code(folder) else None
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(folder), config=config, local_files_only=True, trust_remote_code=False
+    )
     texts: Iterable[str] = chain(ODD_STRINGS, sampled_strings(model, samples))
     if verify_text is not None:
         texts = chain(texts, read_texts(verify_text))

@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_compete.checkpoint.export import Export, export_to_hf
 from megatron_compete.checkpoint.export_tokenizer import Copied, export_tokenizer
+from megatron_compete.checkpoint.families import FAMILIES
 from megatron_compete.checkpoint.import_hf import Import, import_checkpoint
+from megatron_compete.checkpoint.model_card import model_card
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.checkpoint.tokenizer import read_sentencepiece, write_tokenizer
 from megatron_compete.errors import CompeteError
@@ -65,6 +67,19 @@ def test_ids_that_an_import_kept(folder: Path) -> None:
     kept = {"bos_token_id": None, "eos_token_id": [2, 5], "pad_token_id": None}
     assert export_tokenizer(arguments, folder, False).ids == kept
     assert export_tokenizer(arguments, None, True).ids == kept
+
+
+def test_what_llama_cpp_cannot_read_is_said(train_model: Callable[..., Path]) -> None:
+    def caution(family: str, **options: bool) -> str | None:
+        arguments = {"tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": str(train_model(**options))}
+        return export_tokenizer(arguments, None, False).caution(family)
+
+    assert caution("mixtral") is None
+    assert "--override-kv tokenizer.ggml.add_space_prefix=bool:false" in str(caution("qwen3_moe"))
+    assert caution("qwen3_moe", add_dummy_prefix=True) is None
+    assert "runs of spaces" in str(caution("mixtral", remove_extra_whitespaces=True))
+    card = model_card(FAMILIES["qwen3_moe"], {}, 7, True, caution("qwen3_moe"))
+    assert "converter puts a space before every prompt" in card
 
 
 def test_names_in_special_tokens_map_alone(folder: Path) -> None:

@@ -13,11 +13,11 @@ import pytest
 from megatron_compete.data.dataset import Dataset, open_dataset
 from megatron_compete.errors import CompeteError
 from megatron_compete.training import data_check
+from megatron_compete.training.data_check import check_data, check_split, known_ids
 from tests.data.datasets import write_dataset
 from tests.training.test_data_arguments import arguments
 
 VOCABULARY = 100
-from megatron_compete.training.data_check import check_data, check_split, known_ids
 
 
 def dataset(folder: Path, documents: int, ids: Sequence[int] = range(5), name: str = "some", **how: Any) -> Dataset:
