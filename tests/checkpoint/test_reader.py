@@ -79,7 +79,7 @@ def test_an_index_that_points_elsewhere(copied: Path) -> None:
     for entry in index.storage_data.values():
         entry.relative_path = "../../secret"
     (copied / ".metadata").write_bytes(pickle.dumps(index))
-    with pytest.raises(CompeteError, match="points outside of its folder"):
+    with pytest.raises(CompeteError, match="which is not in its folder"):
         TorchDistCheckpoint(copied)
 
 
