@@ -6,10 +6,13 @@ exported again is the same bit for bit.
 """
 
 import argparse
+import re
+import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 
 from megatron_compete.checkpoint.families import Dimensions, Family, TensorRule, read_config
+from megatron_compete.checkpoint.families.registry import unread_fields
 from megatron_compete.checkpoint.hf_reader import HfFolder
 from megatron_compete.checkpoint.hf_tokenizer import (
     ID_NAMES,
@@ -60,6 +64,8 @@ class Import:
     """Replace an earlier import."""
     upcycling: Upcycling | None = None
     """Make a mixture of experts of a dense model."""
+    drop_mtp: bool = False
+    """Leave out a model's layers for multi-token prediction."""
     file_bytes: int = FILE_BYTES
 
 
@@ -75,27 +81,31 @@ class Imported:
     seconds: float
     upcycling: Upcycling | None
     has_experts: bool
+    notes: tuple[str, ...] = ()
+    """What a reader should know: what was left out, and what a trainer will round."""
 
     def __str__(self) -> str:
         lines = [
             f"wrote {self.output} from {self.source}: {self.weights / 1e6:.1f} MB in {self.files} "
             f"file{'s' * (self.files > 1)}, in {self.seconds:.1f} s"
         ]
+        lines += [f"note: {note}" for note in self.notes]
         if self.upcycling:
             lines.append(_says(self.upcycling))
         if self.has_experts:
-            lines.append(f"train: {training_command(self.output)}")
+            lines.append(
+                "a first look, 100 steps; --train-iters, --lr, --global-batch-size and all else override the recipe:"
+            )
+            lines.append(training_command(self.output))
         else:
             lines.append("a dense model: make a mixture of experts of it with --upcycle-experts")
         return "\n".join(lines)
 
 
 def training_command(output: Path) -> str:
-    """How to go on with an import; recipe.yaml names the checkpoint."""
-    return (
-        f"megatron-compete pretrain --recipe {output / RECIPE} --data-path DATA --save RUN --load RUN --train-iters N "
-        "--lr LR --micro-batch-size B --global-batch-size G"
-    )
+    """How to go on with an import; recipe.yaml names the checkpoint, and what else a first look takes."""
+    recipe = shlex.quote(str(output / RECIPE))
+    return f"megatron-compete pretrain --recipe {recipe} --data-path DATA --save RUN --load RUN"
 
 
 def _says(how: Upcycling) -> str:
@@ -111,7 +121,7 @@ def import_checkpoint(what: Import) -> Imported:
     """
     start = time.monotonic()
     check_output(what.output, what.checkpoint, what.force)
-    source, arguments, pieces, tokenizer = _read(what)
+    source, arguments, pieces, tokenizer, notes = _read(what)
     if what.upcycling:
         arguments, pieces = upcycle(arguments, pieces, what.upcycling)
     with whole_or_nothing(what.output, _made_from(what)) as staged:
@@ -122,32 +132,48 @@ def import_checkpoint(what: Import) -> Imported:
         write_recipe(staged, shown, what.output.absolute(), f"From {source.name}.")
     weights = sum(piece.nbytes for piece in pieces)
     experts = bool(arguments.get("num_experts"))
-    return Imported(what.output, source, weights, files, time.monotonic() - start, what.upcycling, experts)
+    seconds = time.monotonic() - start
+    return Imported(what.output, source, weights, files, seconds, what.upcycling, experts, tuple(notes))
 
 
 def _made_from(what: Import) -> str:
     """Digest of the model and the options that shape the output, where it will lie among them: the recipe says it."""
     folder = what.checkpoint if what.source == "hf" else find_checkpoint(what.checkpoint, what.iteration)
     options = {"to": "megatron", "output": what.output.absolute()}
-    return made_from([folder], options | {name: getattr(what, name) for name in ("source", "upcycling", "file_bytes")})
+    return made_from(
+        [folder], options | {name: getattr(what, name) for name in ("source", "upcycling", "drop_mtp", "file_bytes")}
+    )
 
 
-def _read(what: Import) -> tuple[Path, dict[str, Any], list[Piece], Path | None]:
-    """Folder, arguments, pieces, and the folder whose tokenizer goes along."""
+def _read(what: Import) -> tuple[Path, dict[str, Any], list[Piece], Path | None, list[str]]:
+    """Folder, arguments, pieces, the folder whose tokenizer goes along, and notes."""
     if what.source == "hf":
         folder = HfFolder(what.checkpoint)
         family, arguments = read_config(folder.config)
-        tokenizer = _tokenizer_arguments(what, folder)
-        return (
-            what.checkpoint,
-            arguments | tokenizer,
-            list(hf_pieces(folder, family, arguments)),
-            (what.checkpoint if tokenizer["tokenizer_model"] else None),
-        )
+        pieces = list(hf_pieces(folder, family, arguments, what.drop_mtp))
+        arguments |= _tokenizer_arguments(what, folder)
+        tokenizer = what.checkpoint if arguments["tokenizer_model"] else None
+        return what.checkpoint, arguments, pieces, tokenizer, list(_notes(folder, pieces))
     if what.upcycling is None:
         raise CompeteError("--from megatron --to megatron: there is nothing to convert without --upcycle-experts")
     checkpoint = TorchDistCheckpoint(find_checkpoint(what.checkpoint, what.iteration))
-    return checkpoint.folder, _fresh(checkpoint.arguments), list(megatron_pieces(checkpoint)), None
+    return checkpoint.folder, _fresh(checkpoint.arguments), list(megatron_pieces(checkpoint)), None, []
+
+
+def _notes(folder: HfFolder, pieces: Sequence[Piece]) -> Iterator[str]:
+    """What was left out, and what a trainer will round."""
+    if folder.passed_over:
+        yield f"passed over {', '.join(folder.passed_over)}: not of the model"
+    if unread := unread_fields(folder.config):
+        yield f"passed over in config.json: {', '.join(unread)}, which no code of transformers reads"
+    if dropped := [name for name in folder.tensors if is_mtp(name, folder)]:
+        yield f"left out {len(dropped)} tensors for multi-token prediction, as transformers does"
+    sizes: dict[str, int] = defaultdict(int)
+    for piece in pieces:
+        sizes[str(piece.dtype).removeprefix("torch.")] += piece.nbytes
+    if len(sizes) > 1:
+        shown = ", ".join(f"{dtype} ({size / 1e6:.1f} MB)" for dtype, size in sorted(sizes.items()))
+        yield f"stored as {shown}, and kept so; a trainer loads all of it in its own precision but score-correction biases"
 
 
 def _padded(arguments: Mapping[str, Any]) -> int | None:
@@ -157,7 +183,9 @@ def _padded(arguments: Mapping[str, Any]) -> int | None:
     return -(-int(arguments["vocab_size"]) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
-def hf_pieces(folder: HfFolder, family: Family, arguments: Mapping[str, Any]) -> Iterator[Piece]:
+def hf_pieces(
+    folder: HfFolder, family: Family, arguments: Mapping[str, Any], drop_mtp: bool = False
+) -> Iterator[Piece]:
     """Every tensor of Megatron's model, to be made from a Hugging Face folder.
 
     The vocabulary is not padded: Megatron loads its tables with another number of rows.
@@ -174,19 +202,27 @@ def hf_pieces(folder: HfFolder, family: Family, arguments: Mapping[str, Any]) ->
             _check_zeros(folder, rule)
             continue
         for place in rule.slot.canonical(d):
-            yield Piece(place.key, place.at, place.stack, rule.shape, dtype, partial(_join, folder, rule))
+            yield Piece(place.key, place.at, place.stack, rule.shape, dtype, partial(_join, folder, rule, dtype))
+    if drop_mtp:
+        used |= {name for name in folder.tensors if is_mtp(name, folder)}
     _check_strangers(folder, used, d.tied)
 
 
-def _join(folder: HfFolder, rule: TensorRule) -> Tensor:
-    return rule.form.join([folder.read(name) for name in rule.names])
+def _join(folder: HfFolder, rule: TensorRule, dtype: torch.dtype) -> Tensor:
+    return rule.form.join([folder.read(name).to(dtype) for name in rule.names])
+
+
+def is_mtp(name: str, folder: HfFolder) -> bool:
+    """Whether a tensor is of a layer for multi-token prediction: behind the last one, with a projection `eh_proj`."""
+    found = re.match(r"model\.layers\.(\d+)\.", name)
+    return bool(found) and f"model.layers.{found[1]}.eh_proj.weight" in folder.tensors
 
 
 def _check_rule(folder: HfFolder, rule: TensorRule) -> torch.dtype:
-    """The dtype of a rule's tensors."""
+    """The dtype of a rule's tensors in Megatron: the narrowest that holds all of them."""
     for name, shape in zip(rule.names, rule.hf_shapes):
         if name not in folder.tensors:
-            raise CompeteError(f"{folder.folder} has no {name}, which config.json asks for")
+            raise CompeteError(f"{folder.folder} has no {name}, which config.json asks for{_why_missing(folder, name)}")
         info = folder.tensors[name]
         if info.shape != shape:
             raise CompeteError(f"{folder.folder}: {name} has shape {info.shape}, config.json makes it {shape}")
@@ -194,12 +230,21 @@ def _check_rule(folder: HfFolder, rule: TensorRule) -> torch.dtype:
             raise CompeteError(
                 f"{folder.folder}: {name} is stored as {info.dtype}: only fp32, bf16 and fp16 are imported"
             )
-    dtypes = {folder.tensors[name].dtype for name in rule.names}
-    if len(dtypes) > 1:
-        raise CompeteError(
-            f"{folder.folder}: {', '.join(rule.names)} differ in their dtypes and are one tensor in Megatron"
-        )
-    return dtypes.pop()
+    return reduce(torch.promote_types, (folder.tensors[name].dtype for name in rule.names))
+
+
+def _why_missing(folder: HfFolder, name: str) -> str:
+    """The layout that a folder without `name` has instead, and the way out."""
+    if name == "lm_head.weight":
+        return ': if the head is the embedding, set "tie_word_embeddings": true in config.json'
+    bare = name.removeprefix("model.")
+    for other in folder.tensors:
+        if other == bare:
+            return ": it is a model without a head, load it with AutoModelForCausalLM and save_pretrained() that"
+        if other.endswith(bare) and other != name:
+            prefix = other.removesuffix(name) if other.endswith(name) else other.removesuffix(bare)
+            return f": its tensors are named {prefix}..., as a wrapper saves them; save the model inside it"
+    return ""
 
 
 def _check_zeros(folder: HfFolder, rule: TensorRule) -> None:
@@ -216,6 +261,12 @@ def _check_strangers(folder: HfFolder, used: set[str], tied: bool) -> None:
         if folder.read("lm_head.weight").equal(folder.read(embedding)):
             return
         raise CompeteError(f"{folder.folder}: lm_head.weight is not {embedding}, and config.json ties them")
+    mtp = [name for name in strangers if is_mtp(name, folder)]
+    if mtp and mtp == strangers:
+        raise CompeteError(
+            f"{folder.folder} has {len(mtp)} tensors for multi-token prediction ({mtp[0]}, ...), which are not imported: "
+            "give --drop-mtp to leave them out, as transformers does"
+        )
     if strangers:
         raise CompeteError(
             f"{folder.folder} has {len(strangers)} tensors that config.json does not ask for: {', '.join(sorted(strangers)[:4])}"
@@ -314,6 +365,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--router-std", type=float, default=0.02, metavar="STD", help="of the router's weights (default: 0.02)")
     flag("--seed", type=int, default=1234, help="of router and noise (default: 1234)")
     flag("--inexact", action="store_true", help="allow numbers with which the dense model's function is not kept")
+    flag("--drop-mtp", action="store_true", help="leave out layers for multi-token prediction, as transformers does")
     flag("--max-file-size", default="4GB", metavar="SIZE", help="of a file of the checkpoint (default: 4GB)")
 
 
@@ -325,6 +377,8 @@ def run(options: argparse.Namespace) -> None:
     if options.upcycle_experts is not None:
         given = {field.name: getattr(options, field.name) for field in fields(Upcycling) if field.name != "experts"}
         upcycling = Upcycling(experts=options.upcycle_experts, **given)
+    if options.drop_mtp and options.source != "hf":
+        raise CompeteError("--drop-mtp is of a Hugging Face folder: it goes with --from hf")
     if options.verify and options.source != "hf":
         raise CompeteError("--verify compares with a Hugging Face folder: it goes with --from hf")
     what = Import(
@@ -334,6 +388,7 @@ def run(options: argparse.Namespace) -> None:
         iteration=options.iteration,
         force=options.force,
         upcycling=upcycling,
+        drop_mtp=options.drop_mtp,
         file_bytes=parse_size(options.max_file_size),
     )
     if what.force or not is_done(what.output, _made_from(what)):

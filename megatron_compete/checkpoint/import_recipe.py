@@ -35,6 +35,13 @@ NOT_FLAGS = frozenset({"layernorm_zero_centered_gamma", "is_hybrid_model", "spec
 MODEL_ARGUMENTS = SIZES | {one.argument for one in (*BLOCK, *DENSE, *EXPERTS)} - NOT_FLAGS
 
 
+START: Mapping[str, Any] = {
+    "train-iters": 100, "lr": 1e-5, "micro-batch-size": 1, "global-batch-size": 8, "save-interval": 100,
+    "split": "100,0,0", "eval-iters": 0,
+}  # fmt: skip
+"""How to train, so that the recipe runs as it is: a first look at any model on any data, to be overridden."""
+
+
 def model_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a trainer's arguments that say what the model is."""
     return {name: value for name, value in arguments.items() if name in MODEL_ARGUMENTS}
@@ -61,8 +68,10 @@ def write_recipe(folder: Path, arguments: Mapping[str, Any], checkpoint: Path, n
         checkpoint: the folder's final place: training starts from its weights where --load has nothing yet.
         note: one line for the head of the file.
     """
-    content = {"arguments": flags(arguments) | {PRETRAINED: str(checkpoint)}}
+    content = {"arguments": flags(arguments) | {PRETRAINED: str(checkpoint)} | START}
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=False)
     (folder / RECIPE).write_text(
-        f"# {note}\n# Data, batch sizes, learning rate and layout are yours to add.\n{text}", encoding="utf-8"
+        f"# {note}\n# From train-iters on it is a first look: data, lengths, batches, learning rate and layout are yours to say, here or "
+        f"as flags behind it.\n{text}",
+        encoding="utf-8",
     )

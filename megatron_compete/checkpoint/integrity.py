@@ -16,11 +16,11 @@ import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
 from megatron_compete.checkpoint.hf_reader import CONFIG as HF_CONFIG
-from megatron_compete.checkpoint.hf_reader import SINGLE, SafetensorsFile, read_json, read_weight_map
+from megatron_compete.checkpoint.hf_reader import disagreements, passed_over, read_json, weight_files
 from megatron_compete.checkpoint.location import CONFIG, METADATA
-from megatron_compete.checkpoint.reader import LEGACY_COMMON_STATE, TorchDistCheckpoint
+from megatron_compete.checkpoint.reader import LEGACY_COMMON_STATE, TorchDistCheckpoint, tensor_entries
 from megatron_compete.checkpoint.restricted import load_metadata
-from megatron_compete.checkpoint.safetensors_writer import INDEX
+from megatron_compete.checkpoint.safetensors_reader import SafetensorsFile
 from megatron_compete.errors import CompeteError
 from megatron_compete.files import path_within
 
@@ -37,6 +37,8 @@ class Findings:
     bytes: int = 0
     tensors: int = 0
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What a reader should know that is not wrong."""
 
     def __str__(self) -> str:
         state = "whole" if not self.problems else f"{len(self.problems)} problem{'s' * (len(self.problems) > 1)}"
@@ -52,13 +54,11 @@ def inspect_torch_dist(folder: Path, read: bool = False) -> Findings:
     found = Findings(folder)
     try:
         index = load_metadata(folder / METADATA)
+        entries = tensor_entries(index, folder / METADATA)
         checkpoint = TorchDistCheckpoint(folder)
     except CompeteError as error:
         found.problems.append(str(error))
         return found
-    entries = {
-        key: entry for key, entry in index.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)
-    }
     found.tensors = len(entries)
     found.problems += _wrong_files(folder, index, found)
     for key, entry in entries.items():
@@ -137,7 +137,7 @@ def _unreadable(checkpoint: TorchDistCheckpoint) -> Iterator[str]:
             yield str(error)
             continue
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            yield f"{key}: {int((~tensor.isfinite()).sum())} values are infinite or not numbers"
+            yield f"{key}: {int((~tensor.isfinite()).sum())} of {tensor.numel()} values are infinite or not numbers"
 
 
 def inspect_hf(folder: Path, read: bool = False) -> Findings:
@@ -149,29 +149,20 @@ def inspect_hf(folder: Path, read: bool = False) -> Findings:
     found = Findings(folder)
     try:
         config = read_json(folder / HF_CONFIG)
-        weight_map = _weight_map(folder)
+        names, index = weight_files(folder)
     except CompeteError as error:
         found.problems.append(str(error))
         return found
-    files = _open_all(folder, sorted(set(weight_map.values())), found)
-    if (folder / INDEX).is_file():
-        found.problems += _index_against_files(weight_map, files)
-    for path in sorted(folder.glob("*.safetensors")):
-        if path.name not in set(weight_map.values()):
-            found.problems.append(f"{path.name} is foreign: {INDEX} does not name it")
+    files = _open_all(folder, names, found)
+    found.problems += disagreements(index, files)
+    found.notes += [
+        f"{name} is passed over: it is not of the model" for name in passed_over(folder, dict.fromkeys(names))
+    ]
+    found.notes += _dtypes(config, files)
     found.tensors = sum(len(file.tensors) for file in files.values())
-    found.problems += _config_against_tensors(config, files)
     if read and not found.problems:
         found.problems += _not_numbers(files.values())
     return found
-
-
-def _weight_map(folder: Path) -> dict[str, str]:
-    if weight_map := read_weight_map(folder):
-        return weight_map
-    if (folder / SINGLE).is_file():
-        return {"": SINGLE}
-    raise CompeteError(f"{folder} has neither {SINGLE} nor {INDEX}")
 
 
 def _open_all(folder: Path, names: Iterable[str], found: Findings) -> dict[str, SafetensorsFile]:
@@ -189,22 +180,12 @@ def _open_all(folder: Path, names: Iterable[str], found: Findings) -> dict[str, 
     return files
 
 
-def _index_against_files(weight_map: dict[str, str], files: dict[str, SafetensorsFile]) -> Iterator[str]:
-    for tensor, name in weight_map.items():
-        if name in files and tensor not in files[name].tensors:
-            yield f"{tensor} is not in {name}, where {INDEX} has it"
-    for name, file in files.items():
-        for tensor in file.tensors:
-            if weight_map.get(tensor) != name:
-                yield f"{tensor} is in {name}, and {INDEX} has it in {weight_map.get(tensor, 'no file')}"
-
-
-def _config_against_tensors(config: dict[str, Any], files: dict[str, SafetensorsFile]) -> Iterator[str]:
+def _dtypes(config: dict[str, Any], files: dict[str, SafetensorsFile]) -> Iterator[str]:
     """A tensor of another precision than the configuration's is loaded, but seldom what was meant."""
     named = config.get("dtype") or config.get("torch_dtype")
     stored = {info.info.dtype for file in files.values() for info in file.tensors.values()}
     floating = {str(dtype).removeprefix("torch.") for dtype in stored if dtype.is_floating_point}
-    if named and floating and named not in floating:
+    if isinstance(named, str) and floating and floating != {named}:
         yield f"{HF_CONFIG} says {named}, and the tensors are {', '.join(sorted(floating))}"
 
 

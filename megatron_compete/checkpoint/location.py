@@ -15,6 +15,8 @@ METADATA = ".metadata"
 """Index of torch.distributed.checkpoint: which tensor lies where."""
 
 RELEASE = "release"
+MOST_DIGITS = 18
+"""Of an iteration; more is damage."""
 
 
 def find_checkpoint(folder: Path, iteration: int | None = None) -> Path:
@@ -66,7 +68,7 @@ def _tracked(folder: Path) -> str:
     text = tracker.read_text(errors="replace").strip()
     if text == RELEASE:
         return RELEASE
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > MOST_DIGITS:
         raise CompeteError(f"{tracker} holds {text[:40]!r} instead of an iteration: give --iteration")
     return _iteration_name(int(text))
 
@@ -81,7 +83,7 @@ def _check_whole(folder: Path) -> None:
         raise CompeteError(f"{folder}: {_why_no_config(folder)}")
     try:
         backend = json.loads((folder / CONFIG).read_text())["sharded_backend"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise CompeteError(f"{folder / CONFIG} is not a Megatron checkpoint's: sharded_backend is not in it") from None
     if backend != "torch_dist":
         raise CompeteError(

@@ -28,7 +28,6 @@ class Reading:
     rule: TensorRule
     keys: tuple[str, ...]
     at: tuple[int, ...]
-    stored: torch.dtype
     dtype: torch.dtype
     """Of the exported tensors."""
 
@@ -44,6 +43,8 @@ class Reading:
 class ExportPlan:
     """Every tensor of the exported model, read from a Megatron checkpoint one at a time.
 
+    Without a dtype each tensor keeps its own: an import of a bf16 model may have norms or a router in fp32.
+
     Raises:
         CompeteError: a tensor is missing, has another shape than the arguments say, or has no place in the family.
     """
@@ -55,6 +56,7 @@ class ExportPlan:
         self.family = family
         self.dimensions = dimensions
         self.dtype = dtype or embedding(source).dtype
+        self._keeps_dtypes = dtype is None
         self.readings = tuple(self._bind(rule) for rule in family.tensors(dimensions))
         self._check_all_used()
 
@@ -71,15 +73,16 @@ class ExportPlan:
             yield from zip(one.rule.names, one.rule.form.split(one.read(self.source)))
 
     def _bind(self, rule: TensorRule) -> Reading:
-        dtype = rule.dtype or self.dtype
         if rule.slot is None:
-            return Reading(rule, (), (), dtype, dtype)
+            return Reading(rule, (), (), rule.dtype or self.dtype)
         places = rule.slot.places(self.dimensions)
         for place in places:
             keys = self._keys(place)
             if keys:
                 self._check(keys, place, rule)
-                return Reading(rule, keys, place.at, self.source.tensors[keys[0]].dtype, dtype)
+                stored = self.source.tensors[keys[0]].dtype
+                dtype = rule.dtype or (stored if self._keeps_dtypes else self.dtype)
+                return Reading(rule, keys, place.at, dtype)
         raise CompeteError(
             f"the checkpoint has no {' or '.join(dict.fromkeys(place.key for place in places))}: "
             f"not a {self.family.title} of megatron.training"

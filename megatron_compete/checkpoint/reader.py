@@ -7,6 +7,7 @@ are all alike are stacked into one tensor with a leading layer axis, and experts
 """
 
 import io
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 
 from megatron_compete.checkpoint.location import METADATA
 from megatron_compete.checkpoint.restricted import load_metadata, load_plain, load_tensor
@@ -27,6 +33,9 @@ from megatron_compete.files import path_within
 COMMON_STATE = "common_state/shard_0_1"
 """Key of arguments and counters since Megatron-Core 0.19; before, they were the file `common.pt`."""
 LEGACY_COMMON_STATE = "common.pt"
+
+LIMIT = 2**60
+"""Above every size, offset and number of bytes; sums of two stay below what 64 bits hold."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,44 @@ class TensorSource(Protocol):
     def read(self, key: str, index: tuple[int, ...] = ()) -> Tensor:
         """The tensor `key`, or its slice at `index` along the leading axes."""
         ...
+
+
+def tensor_entries(index: Metadata, path: Path) -> dict[str, TensorStorageMetadata]:
+    """Entries of the tensors in an index, of which every number is one.
+
+    Args:
+        path: of the index, for errors.
+    Raises:
+        CompeteError: it is damaged.
+    """
+    entries = {key: one for key, one in index.state_dict_metadata.items() if isinstance(one, TensorStorageMetadata)}
+    for key, entry in entries.items():
+        if not isinstance(key, str) or not _is_entry(entry):
+            raise CompeteError(f"{path} is damaged: {key!r} has no shape and chunks of that many sizes")
+    for where, info in index.storage_data.items():
+        if not _is_place(info):
+            raise CompeteError(f"{path} is damaged: it has no place for {where}")
+        path_within(path.parent, info.relative_path, str(path))
+    return entries
+
+
+def _is_entry(entry: TensorStorageMetadata) -> bool:
+    try:
+        shapes = [tuple(entry.size), *(tuple(one) for chunk in entry.chunks for one in (chunk.offsets, chunk.sizes))]
+        is_dtype = isinstance(entry.properties.dtype, torch.dtype)
+    except (AttributeError, TypeError):
+        return False
+    numbers = (number for shape in shapes for number in shape)
+    return (
+        is_dtype and len(set(map(len, shapes))) == 1 and all(type(one) is int and 0 <= one < LIMIT for one in numbers)
+    )
+
+
+def _is_place(info: Any) -> bool:
+    """Whether an index says where a part lies by a name and two sizes."""
+    numbers = (getattr(info, "offset", None), getattr(info, "length", None))
+    named = isinstance(getattr(info, "relative_path", None), str)
+    return named and all(type(number) is int and 0 <= number < LIMIT for number in numbers)
 
 
 class Section(io.RawIOBase):
@@ -106,16 +153,18 @@ class TorchDistCheckpoint:
         self.folder = folder
         index = load_metadata(folder / METADATA)
         self._storage: dict[MetadataIndex, Any] = index.storage_data
-        self._entries = {
-            key: entry for key, entry in index.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)
-        }
+        self._entries = tensor_entries(index, folder / METADATA)
         self.tensors: dict[str, TensorInfo] = {
             key: TensorInfo(tuple(entry.size), entry.properties.dtype) for key, entry in self._entries.items()
         }
         self._chunks_by_index = cache(self._group_chunks)
+        self._bytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
         common = self._load_common()
-        self.arguments: dict[str, Any] = vars(common["args"]) if "args" in common else {}
-        self.iteration: int = int(common.get("iteration", 0))
+        try:
+            self.arguments: dict[str, Any] = vars(common["args"]) if "args" in common else {}
+            self.iteration: int = int(common.get("iteration", 0))
+        except (TypeError, ValueError) as error:
+            raise CompeteError(f"the common state of {folder} is damaged: {error}") from error
         self.rate_schedule: dict[str, Any] = common.get("opt_param_scheduler") or {}
         """State of Megatron's `OptimizerParamScheduler`; empty where no optimizer was saved."""
         if not self.arguments:
@@ -137,6 +186,10 @@ class TorchDistCheckpoint:
             part = self._part(key, chunk, index)
             ends = (start + size for start, size in zip(chunk.offsets, chunk.sizes))
             place = tuple(slice(start, end) for start, end in zip(chunk.offsets, ends))[len(index) :]
+            if part.dtype != whole.dtype or part.shape != whole[place].shape:
+                raise CompeteError(
+                    f"{self.folder} is damaged: the part of {key} at {tuple(chunk.offsets)} is no part of it"
+                )
             whole[place] = part
             filled += part.numel()
         if filled != whole.numel():
@@ -150,17 +203,28 @@ class TorchDistCheckpoint:
     def _group_chunks(self, key: str, axes: int) -> dict[tuple[int, ...], list[ChunkStorageMetadata]]:
         """Chunks of `key` by the indices along the first `axes` axes that they cover."""
         groups: dict[tuple[int, ...], list[ChunkStorageMetadata]] = {}
-        for chunk in {tuple(chunk.offsets): chunk for chunk in self._entries[key].chunks}.values():
+        chunks = {tuple(chunk.offsets): chunk for chunk in self._entries[key].chunks}.values()
+        self._check_sizes(key, [tuple(chunk.sizes) for chunk in chunks])
+        for chunk in chunks:
             ranges = [range(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes)][:axes]
             for index in product(*ranges):
                 groups.setdefault(index, []).append(chunk)
         return groups
 
+    def _check_sizes(self, key: str, sizes: list[tuple[int, ...]]) -> None:
+        """No more memory is asked for than there are bytes in the files."""
+        info = self.tensors[key]
+        held = max(math.prod(info.shape), sum(map(math.prod, sizes))) * info.dtype.itemsize
+        if held > self._bytes:
+            raise CompeteError(
+                f"{self.folder} is damaged: {key} has {held} bytes, and all files together {self._bytes}"
+            )
+
     def _load_chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
         name = f"{key} at {tuple(chunk.offsets)} in {self.folder}"
         with self._open(MetadataIndex(key, chunk.offsets), name) as stream:
             tensor = load_tensor(stream, name)
-        if tensor.numel() != chunk.sizes.numel():
+        if tensor.numel() != math.prod(chunk.sizes):
             raise CompeteError(f"{name} is damaged: shape {tuple(tensor.shape)} instead of {tuple(chunk.sizes)}")
         return tensor.reshape(chunk.sizes)
 

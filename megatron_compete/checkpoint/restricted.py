@@ -79,7 +79,8 @@ def load_metadata(path: Path) -> Metadata:
             loaded = _MetadataUnpickler(stream).load()
     except Exception as error:  # a pickle can fail in any way
         raise CompeteError(f"{path} is not the index of a checkpoint, nothing of it was run: {error}") from error
-    if not isinstance(loaded, Metadata) or not isinstance(loaded.storage_data, dict):
+    tables = (getattr(loaded, name, None) for name in ("storage_data", "state_dict_metadata"))
+    if not isinstance(loaded, Metadata) or not all(isinstance(table, dict) for table in tables):
         raise CompeteError(f"{path} is not the index of a checkpoint: it holds a {type(loaded).__name__}")
     return loaded
 

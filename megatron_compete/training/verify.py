@@ -156,8 +156,8 @@ def inspect(checkpoint: Path | None, hf: Path | None, read: bool) -> None:
     found += [] if hf is None else [inspect_hf(hf, read)]
     for one in found:
         print(one)
-        for problem in one.problems:
-            print(f"  {problem}")
+        for line in (*one.problems, *(f"note: {note}" for note in one.notes)):
+            print(f"  {line}")
     damaged = [one for one in found if one.problems]
     if damaged:
         raise CompeteError(f"{damaged[0].folder} is damaged: {damaged[0].problems[0]}. Copy or convert it again")

@@ -161,13 +161,27 @@ def test_hugging_face_folders(sharded: Path, tmp_path: Path) -> None:
     files[0].write_bytes(files[0].read_bytes()[:-1])
     files[1].unlink()
     save_file({"a": torch.ones(1)}, folder / "model-00009-of-00002.safetensors")
-    problems = inspect_hf(folder).problems
-    for text in (
-        f"{files[0].name} is cut short",
-        f"{files[1].name} is missing",
-        "model-00009-of-00002.safetensors is foreign",
-    ):
-        assert any(text in problem for problem in problems), (text, problems)
+    found = inspect_hf(folder)
+    for text in (f"{files[0].name} is cut short", f"{files[1].name} is missing"):
+        assert any(text in problem for problem in found.problems), (text, found.problems)
+    assert found.notes == ["model-00009-of-00002.safetensors is passed over: it is not of the model"]
+
+
+def test_files_beside_the_model_are_no_damage(sharded: Path, tmp_path: Path) -> None:
+    folder = copy(sharded, tmp_path / "hf")
+    for name in ("consolidated.safetensors", "adapter_model.safetensors"):
+        save_file({"a": torch.ones(1)}, folder / name)
+    found = inspect_hf(folder, read=True)
+    assert found.problems == [] and len(found.notes) == 2
+    assert found.tensors == inspect_hf(sharded).tensors
+
+
+def test_a_tensor_in_two_shards(sharded: Path, tmp_path: Path) -> None:
+    folder = copy(sharded, tmp_path / "hf")
+    one, *_, last = sorted(folder.glob("*.safetensors"))
+    name, value = next(iter(load_file(one).items()))
+    save_file(load_file(last) | {name: torch.zeros_like(value)}, last)
+    assert any(f"{name} is in {one.name} and in {last.name}" in problem for problem in inspect_hf(folder).problems)
 
 
 def test_a_tensor_in_another_file_than_indexed(sharded: Path, tmp_path: Path) -> None:
@@ -187,7 +201,8 @@ def test_another_precision_than_the_configuration_says(tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config))
-    assert "config.json says float32, and the tensors are bfloat16" in only_problem(inspect_hf(folder))
+    found = inspect_hf(folder)
+    assert found.problems == [] and found.notes == ["config.json says float32, and the tensors are bfloat16"]
 
 
 def test_no_model_at_all(tmp_path: Path) -> None:
