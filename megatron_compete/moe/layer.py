@@ -113,7 +113,8 @@ class CompeteMoELayer(MoELayer):
             return self._route_by_router(self._utility, hidden_states, padding_mask)
         self._outcome = outcome = self._compete(hidden_states, padding_mask)
         # Megatron's forward has chosen one of its own just before: another one in inference than in training
-        self._normal_dispatcher, self.token_dispatcher = self.token_dispatcher, self._row_dispatcher
+        self._normal_dispatcher = self.token_dispatcher
+        self.token_dispatcher = self._row_dispatcher
         routing_map_TE = winners_map(outcome.winners_TK, self.config.num_moe_experts)
         self.router.observe_inputs(hidden_states, padding_mask)
         self.router.observe_routing(outcome.logits, routing_map_TE, padding_mask)
