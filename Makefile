@@ -4,12 +4,13 @@ PY := .venv/bin/python
 # Every shell script: by its ending, and the one without.
 SHELL_SCRIPTS = .ci/run $(shell find . -path ./.venv -prune -o -path ./runs -prune -o \( -name '*.sh' -o -name '*.sbatch' \) -print)
 
-.PHONY: help setup demo test test-slow test-faults test-slurm test-docker benchmark benchmark-gpu benchmark-preprocess lint format clean
+.PHONY: help setup demo test test-slow test-mutations test-faults test-slurm test-docker benchmark benchmark-gpu benchmark-preprocess lint format clean
 
 help:
 	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
 	@echo "make test    all tests that need no GPU"
 	@echo "make test-slow  200 steps against one rank; 100 MB preprocessed in every way; launchers, stops, killed studies"
+	@echo "make test-mutations  mistakes in routing, layers and schedule, each noticed by its test (part of test-slow)"
 	@echo "make test-faults  kills, full disks, stuck ranks and damage in real runs, and what becomes of them"
 	@echo "make test-slurm  a job's life on a real Slurm of four nodes on this machine (needs root)"
 	@echo "make test-docker  the container image built by buildah on a stand-in for NVIDIA's (needs root)"
@@ -30,6 +31,9 @@ test: setup
 
 test-slow: setup
 	@$(PY) -m pytest -q -m slow $(PYTEST_ARGS)
+
+test-mutations: setup
+	@$(PY) -m pytest -q -m slow tests/mutations $(PYTEST_ARGS)
 
 test-faults: setup
 	@$(PY) -m pytest -q -m faults tests/faults $(PYTEST_ARGS)

@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from statistics import median
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cases import Case
 from benchmarks.ranks import free_port
+from megatron_compete.runtime.launch import silence_cpu_warnings
 
 NEVER = 10**9
 PASSES = 8
@@ -35,6 +37,8 @@ def measure(rank: int, port: int, case: Case, rounds: int) -> None:
     """On one of the ranks; the first one prints."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(case.ep))  # fmt: skip
     torch.set_num_threads(1)
+    silence_cpu_warnings()
+    warnings.filterwarnings("ignore", message="full scope is deprecated")  # Megatron's own default
     from megatron_compete.runtime import cpu
 
     cpu.activate()

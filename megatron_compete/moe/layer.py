@@ -13,6 +13,7 @@ import functools
 from collections import deque
 
 import torch
+from megatron.core.inference.utils import InferenceMode
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
@@ -95,19 +96,24 @@ class CompeteMoELayer(MoELayer):
         return dispatcher
 
     def competes(self) -> bool:
-        """Whether this layer competes at the current step; never in evaluation, never as an MTP layer."""
-        return self.training and not self.is_mtp_layer and self.competition.is_active(self.layer_number)
+        """Whether this layer competes at the current step; never in evaluation or inference, never as an MTP layer."""
+        if not self.training or InferenceMode.is_active() or self.is_mtp_layer:
+            return False
+        return self.competition.is_active(self.layer_number)
 
     def route(self, hidden_states: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Routing weights and map [T, E] for tokens [S, B, H]; on a competing step ones on the winners, or by utility
         the router's own."""
         self._outcome, self._routed = None, None
-        self.token_dispatcher = self._normal_dispatcher
+        if self.token_dispatcher is self._row_dispatcher:  # a competing step was broken off
+            self.token_dispatcher = self._normal_dispatcher
         if not self.competes():
             return super().route(hidden_states, padding_mask)
         if self._utility is not None:
             return self._route_by_router(self._utility, hidden_states, padding_mask)
         self._outcome = outcome = self._compete(hidden_states, padding_mask)
+        # Megatron's forward has chosen one of its own just before: another one in inference than in training
+        self._normal_dispatcher = self.token_dispatcher
         self.token_dispatcher = self._row_dispatcher
         routing_map_TE = winners_map(outcome.winners_TK, self.config.num_moe_experts)
         self.router.observe_inputs(hidden_states, padding_mask)
@@ -122,6 +128,7 @@ class CompeteMoELayer(MoELayer):
             return self._utility.attach(super().postprocess(output, shared_expert_output), routed)
         if outcome is None:
             return super().postprocess(output, shared_expert_output)
+        self.token_dispatcher = self._normal_dispatcher
         rows_TKH = self._rows_by_token(output, num_winners=outcome.winners_TK.shape[1])
         responses_TK = self.response(rows_TKH)
         weights_TK = competition_weights(responses_TK, self.router.weight_sum(outcome.logits))

@@ -1,6 +1,7 @@
 """Running centring: the recurrence, and what a checkpoint carries over. (All options against the dense reference:
 test_layouts.py.)"""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +10,7 @@ from megatron_compete.config import CompeteConfig
 from tests.moe import layouts
 from tests.moe.layouts import EXPERTS, FFN, HIDDEN, Layout
 from tests.moe.reference import Weights, expert_outputs
-from tests.ranks import run_rank
+from tests.ranks import run_rank, run_ranks
 
 SEQUENCE, BATCH = 8, 2
 
@@ -48,3 +49,34 @@ def test_running_centering_follows_the_recurrence_and_the_checkpoint() -> None:
         if number:
             mean, variance = (0.8 * old + 0.2 * new for old, new in zip((mean, variance), own))
     assert torch.equal(seen[3], seen[4])
+
+
+def running_on_rank(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of this rank's tokens at the second microbatch, and the buffers after it, of a model in bf16."""
+    layouts.initialize(layout)
+    config = CompeteConfig(rate=1.0, max_active_layers=1, response_centering="ema", response_ema_decay=0.8)
+    layer = layouts.build_layer(layout, Weights.random(EXPERTS, HIDDEN, FFN), config)
+    layer.centering.bfloat16()
+    for number in range(2):
+        scores = layer.centering(responses_of(torch.distributed.get_rank(), number), None)
+    return scores, layer.centering.mean, layer.centering.variance
+
+
+def responses_of(rank: int, number: int) -> Tensor:
+    """Unlike on different ranks: another level, and another number of tokens."""
+    random = torch.Generator().manual_seed(10 * rank + number)
+    return rank + torch.randn(4 + 3 * rank, EXPERTS, generator=random)
+
+
+@pytest.mark.parametrize("layout", [Layout(world=2), Layout(world=2, tp=2), Layout(world=4, cp=2, ep=2)], ids=str)
+def test_running_statistics_are_over_all_replicas(layout: Layout) -> None:
+    """The same on every rank, of the tokens of all: data, context and tensor parallel ones; kept in fp32."""
+    per_rank = run_ranks(layout.world, running_on_rank, layout)
+    whole = [torch.cat([responses_of(r, n) for r in range(layout.world)]).double() for n in range(2)]
+    (mean, variance), later = [(one.mean(0), one.var(0, unbiased=False)) for one in whole]
+    for rank, (scores, kept_mean, kept_variance) in enumerate(per_rank):
+        expected = (responses_of(rank, 1) - mean) / (variance.sqrt() + 1e-6)
+        torch.testing.assert_close(scores.double(), expected, rtol=1e-4, atol=1e-4)
+        for kept, before, now in ((kept_mean, mean, later[0]), (kept_variance, variance, later[1])):
+            assert kept.dtype == torch.float32
+            torch.testing.assert_close(kept.double(), 0.8 * before + 0.2 * now, rtol=1e-5, atol=1e-5)

@@ -1,15 +1,19 @@
-"""Normal steps with Megatron's other dispatchers, and shared experts beside the routed ones."""
+"""Normal steps and inference with Megatron's other dispatchers, and shared experts beside the routed ones."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
+from megatron_compete.config import CompeteConfig
 from tests.moe import layouts
 from tests.moe.layouts import BATCH, EXPERTS, FFN, HIDDEN, SEQUENCE, SHARED_FFN, Layout
 from tests.moe.reference import Weights
 from tests.moe.steps import Batch, Case, Result, check, random_batch, train_step
 from tests.moe.test_layouts import CASES
+from tests.ranks import run_rank
 
 DISPATCHED = [
     Layout(),
@@ -79,3 +83,56 @@ def test_flex_dispatcher_serves_normal_steps_alone(layout: Layout) -> None:
     """It sums a token's rows inside its kernel; competition by response needs them apart and uses all-to-all."""
     layout = dataclasses.replace(layout, dispatcher="flex")
     check(layout, random_batch(layout, SEQUENCE, BATCH), CASES, on_rank=train_with_flex)
+
+
+class Dispatched(Exception):
+    """Ends a forward pass where its tokens would be sent."""
+
+
+def dispatchers_in_turn() -> list[str]:
+    """Who sends the tokens: in training, in inference as Megatron's engines mark it, and in training again."""
+    from megatron.core.inference.utils import InferenceMode
+    from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+
+    layouts.initialize(Layout())
+    config = CompeteConfig(rate=1.0, max_active_layers=1)
+    layer = layouts.build_layer(
+        Layout(), Weights.random(EXPERTS, HIDDEN, FFN), config, inference_moe_token_dispatcher_type="nccl"
+    )
+    layer._setup_inference_mode(get_default_pg_collection())  # as for --transformer-impl inference_optimized
+    assert layer._inference_token_dispatcher is not layer._training_token_dispatcher
+
+    def preprocess(*_: object) -> None:
+        raise Dispatched
+
+    names = {
+        id(layer._training_token_dispatcher): "training",
+        id(layer._inference_token_dispatcher): "inference",
+        id(layer._row_dispatcher): "rows",
+    }
+    layer.preprocess, seen = preprocess, []
+    for in_inference, in_training in ((False, True), (True, True), (True, False), (False, False), (False, True)):
+        layer.train(in_training)
+        with InferenceMode.active() if in_inference else contextlib.nullcontext(), pytest.raises(Dispatched):
+            layer(torch.randn(4, 1, HIDDEN))
+        seen.append(names[id(layer.token_dispatcher)])
+    return seen
+
+
+def test_inference_keeps_its_own_dispatcher() -> None:
+    """A model in training mode may be in inference as well: an engine that samples between steps."""
+    assert run_rank(dispatchers_in_turn) == ["rows", "inference", "inference", "training", "rows"]
+
+
+def after_a_step() -> None:
+    layouts.initialize(Layout())
+    layer = layouts.build_layer(
+        Layout(), Weights.random(EXPERTS, HIDDEN, FFN), CompeteConfig(rate=1.0, max_active_layers=1)
+    )
+    own = layer.token_dispatcher
+    layer(torch.randn(4, 1, HIDDEN))
+    assert layer.token_dispatcher is own and own is not layer._row_dispatcher
+
+
+def test_a_competing_step_puts_the_dispatcher_back() -> None:
+    run_rank(after_a_step)

@@ -100,3 +100,40 @@ def test_entropy_balance_of_split_tokens_is_that_of_the_whole() -> None:
         (loss / 2).backward()
     assert whole.grad is not None
     torch.testing.assert_close(torch.cat([half.grad for half in halves]), whole.grad)  # type: ignore[misc]
+
+
+VALID = torch.tensor([True, False, True, True, False, True])
+
+
+def losses_of(values: dict[str, torch.Tensor], valid: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    winners = values["target"].topk(K).indices
+    return {
+        "mse": mse_distillation(values["probs"], values["target"], winners, 0.2, valid),
+        "kl": kl_distillation(values["probs"], values["target"], winners, 0.2, valid),
+        "diversity": diversity_loss(values["outputs"], valid),
+        "balance": entropy_balance_loss(values["probs"], valid),
+    }
+
+
+def some_values() -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(3)
+    probs, target = torch.randn(2, T, E, generator=random).softmax(-1)
+    return {"probs": probs, "target": target, "outputs": torch.randn(T, K, H, generator=random)}
+
+
+def test_padding_counts_in_no_loss() -> None:
+    values = some_values()
+    masked, alone = losses_of(values, VALID), losses_of({n: v[VALID] for n, v in values.items()}, None)
+    for name, loss in masked.items():
+        torch.testing.assert_close(loss, alone[name], msg=name)
+        assert not torch.allclose(loss, losses_of(values, None)[name]), name
+
+
+def test_losses_of_bf16_are_reduced_in_fp32() -> None:
+    values = {name: value.bfloat16() for name, value in some_values().items()}
+    wide = {name: value.float() for name, value in values.items()}
+    for loss in (diversity_loss, entropy_balance_loss):
+        argument = "outputs" if loss is diversity_loss else "probs"
+        found = loss(values[argument])  # type: ignore[operator]
+        assert found.dtype == torch.float32
+        assert torch.equal(found, loss(wide[argument]))  # type: ignore[operator]

@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.schedule.shifted import Load, _as_table, _shift, draw_shifted
 
 
@@ -50,3 +51,11 @@ def test_nothing_is_lost_at_full_load(layers: int, steps: int, seed: int, data: 
 def test_sets_and_tables() -> None:
     table = np.random.default_rng(0).random((300, 5)) < 0.3
     np.testing.assert_array_equal(_as_table([as_bits(column) for column in table.T], 300), table)
+
+
+def test_layers_take_turns_in_random_order() -> None:
+    """At full load those that draw last find the steps that are left; over many windows that is every layer's lot."""
+    table = CompetitionSchedule(8, 0.25, 2, "shifted").table(0, 200_000).astype(float)
+    together = table.T @ table
+    pairs = together[~np.eye(8, dtype=bool)]
+    assert pairs.max() < 1.2 * pairs.mean() and pairs.min() > 0.8 * pairs.mean()

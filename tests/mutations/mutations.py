@@ -1,0 +1,65 @@
+"""Changes of what routing, layers and schedule mean, each with the test that must notice.
+
+They are one-line mistakes that a person could make and that leave training running: a mask that is forgotten, a process
+group that is another, a rule that is not asked.
+"""
+
+from tests.mutations.copies import Mutation
+
+VALID = "routing/test_losses.py::test_padding_counts_in_no_loss"
+METRICS = "moe/test_competing_metrics.py::test_sums_are_those_of_the_valid_tokens[world1-tp1-cp1-ep1-etp1-alltoall]"
+RULE = "routing/test_rule.py"
+EMA = "moe/test_centering.py::test_running_statistics_are_over_all_replicas[world2-tp1-cp1-ep1-etp1-alltoall]"
+LAYER = "moe/test_layouts.py::test_layer_equals_dense_reference[world1-tp1-cp1-ep1-etp1-alltoall]"
+PADDED = "moe/test_uneven.py::test_losses_ignore_padding[world2-tp2-cp1-ep1-etp1-alltoall]"
+SETTINGS = "moe/test_router_settings.py"
+DIGESTS = "schedule/test_table.py::test_digests_tell_another_way_of_drawing"
+EVERY_SETTING = "schedule/test_table.py::test_every_setting_of_a_job_reaches_the_schedule"
+
+ROUTING = (
+    Mutation("routing/losses.py", "return token_mean(pairs_T, valid_T)", "return token_mean(pairs_T)", VALID),
+    Mutation("routing/losses.py", "token_mean(at_least_fp32(probs_TE), valid_T)", "token_mean(at_least_fp32(probs_TE))", VALID),
+    Mutation("routing/losses.py", "(num_winners * (num_winners - 1))", "num_winners**2", "routing/test_losses.py::test_diversity_is_the_mean_cosine_of_ordered_pairs"),
+    Mutation("routing/losses.py", "_kl(target_TE, probs_TE) +", "_kl(probs_TE, target_TE) +", "routing/test_losses.py::test_kl_distillation_is_the_divergence_and_that_over_the_winners"),
+    Mutation("routing/losses.py", "F.normalize(at_least_fp32(outputs_TKH), dim=-1)", "F.normalize(outputs_TKH, dim=-1)", "routing/test_losses.py::test_losses_of_bf16_are_reduced_in_fp32"),
+    Mutation("routing/centering.py", "counts * (means - mean_E).square()", "(means - mean_E).square()", "routing/test_centering.py::test_statistics_of_parts_are_those_of_the_whole"),
+    Mutation("routing/rule.py", "probs_TE.gather(1, self.best(probs_TE))", "probs_TE.gather(1, self.best(logits_TE))", f"{RULE}::test_weights_sum_to_what_upstreams_sum_to"),
+    Mutation("routing/rule.py", ".values.sum(dim=-1)", ".values.amax(dim=-1)", f"{RULE}::test_the_best_are_those_that_upstream_chooses"),
+    Mutation("routing/winners.py", "scores_TE.gather(1, winners_TK).argmax(dim=-1, keepdim=True)", "scores_TE.gather(1, winners_TK).argmin(dim=-1, keepdim=True)", "routing/test_winners.py::test_favourites_are_compared_among_those_that_may_be_chosen"),
+)  # fmt: skip
+
+LAYERS = (
+    Mutation("moe/losses.py", "token_mean(agreement_T, valid_T)", "token_mean(agreement_T)", METRICS),
+    Mutation("moe/losses.py", "num_tokens if valid_T is None else valid_T.sum(),", "num_tokens,", METRICS),
+    Mutation("moe/losses.py", "distillation_target(outcome.scores_TE,", "distillation_target(outcome.responses_TE,", LAYER),
+    Mutation("moe/losses.py", "diversity=diversity,", "diversity=loss,", METRICS),
+    Mutation("moe/losses.py", "responses_TE.softmax(dim=-1), valid_T,", "responses_TE.softmax(dim=-1), None,", PADDED),
+    Mutation("moe/utility.py", "token_mean(top1_T, valid_T)", "token_mean(top1_T)", METRICS),
+    Mutation("moe/utility.py", "choose_winners(-utilities_TE,", "choose_winners(utilities_TE,", METRICS),
+    Mutation("moe/utility.py", "grad_TE.masked_fill(routing_map_TE, 0.0)", "grad_TE", LAYER),
+    Mutation("moe/centering.py", "self.group = groups.tp_dp_cp", "self.group = groups.tp_cp", EMA),
+    Mutation("moe/centering.py", "buffer.data = buffer.data.float()", "pass", EMA),
+    Mutation("moe/auxiliary.py", "return count / self._sum_over_ranks(count).clamp_min(1.0)", "return 1 / self.group.size()", PADDED),
+    Mutation("moe/layer.py", "self.router.weight_sum(outcome.logits)", "self.router.rule.scaling_factor", f"{SETTINGS}::test_output_keeps_its_scale_and_tokens_their_groups[pre-softmax, scaled]"),
+    Mutation("moe/layer.py", "choose_winners(scores_TE, self.router.rule)", "scores_TE.topk(self.router.rule.top_k).indices.sort().values", f"{SETTINGS}::test_output_keeps_its_scale_and_tokens_their_groups[groups]"),
+    Mutation("moe/layer.py", "self._first_pass.popleft()", "self._first_pass.pop()", "moe/test_recompute.py::test_microbatches_in_flight_keep_their_winners"),
+    Mutation("moe/layer.py", "or InferenceMode.is_active() or", "or", "moe/test_dispatchers.py::test_inference_keeps_its_own_dispatcher"),
+    Mutation("moe/router.py", "return self.training and not self.is_mtp_layer and", "return self.training and", "moe/test_competing_metrics.py::test_mtp_layers_leave_the_decoders_metrics_alone"),
+    Mutation("moe/router.py", "self.balance_coeff > 0.0 and self.training and", "self.balance_coeff > 0.0 and", "moe/test_competing_metrics.py::test_evaluation_carries_no_loss"),
+    Mutation("moe/metrics.py", "num_moe_layers - competing, *args", "num_moe_layers, *args", "moe/test_metrics.py::test_balance_losses_are_means_over_the_layers_that_carry_them"),
+    Mutation("moe/metrics.py", "args.tensorboard_log_interval if written else None", "args.tensorboard_log_interval", "moe/test_metrics.py::test_without_a_writer_the_console_alone_is_logged"),
+)  # fmt: skip
+
+SCHEDULE = (
+    Mutation("schedule/table.py", ' + self.drawn().encode()', "", DIGESTS),
+    Mutation("schedule/table.py", "if self._window(w).any()", "if True", DIGESTS),
+    Mutation("schedule/table.py", "self.seed % 2**64, window]", "self.seed % 2**64, 0]", "schedule/test_table.py::test_windows_are_drawn_apart"),
+    Mutation("schedule/table.py", "since_warmup = step - self.warmup_steps", "since_warmup = step", "schedule/test_table.py::test_single_steps_are_the_tables_after_warmup"),
+    Mutation("schedule/table.py", "seed=config.seed,", "seed=1234,", EVERY_SETTING),
+    Mutation("schedule/table.py", "max_active=config.max_active_layers,", "max_active=len(places),", EVERY_SETTING),
+    Mutation("schedule/rate.py", "self.floor * steps + extra", "extra", "schedule/test_table.py::test_a_falling_rate_ends_at_its_floor"),
+    Mutation("schedule/shifted.py", "random.permutation(num_layers).tolist()", "range(num_layers)", "schedule/test_shifted.py::test_layers_take_turns_in_random_order"),
+    Mutation("schedule/balanced.py", "int(random.integers(len(self.slots.sizes)))", "0", "schedule/test_balanced.py::test_where_a_step_begins_in_depth_is_drawn"),
+)  # fmt: skip
+
+MUTATIONS = ROUTING + LAYERS + SCHEDULE
