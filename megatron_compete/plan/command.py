@@ -101,7 +101,9 @@ def _draw(plan: "JobPlan", overhead: "Overhead", recipe: Path, path: Path) -> No
 
     sizes = plan.job.sizes
     virtual = f" x VP {sizes.vp}" if sizes.vp > 1 else ""
-    layout = f"TP {sizes.tp} x CP {sizes.cp} x PP {sizes.pp}{virtual} x DP {sizes.dp}, EP {sizes.ep}"
+    layout = f"TP {sizes.tp} x CP {sizes.cp} x PP {sizes.pp}{virtual} x DP {sizes.dp}"
+    if not plan.job.is_dense:
+        layout += f", EP {sizes.ep}"
     title = f"{recipe.stem} on {sizes.world:,} x {plan.hardware.name}: {layout}"
     draw_plan(overhead, plan.memory, plan.hardware.memory_bytes, path, title)
 

@@ -3,22 +3,31 @@
 import math
 from typing import Any
 
+from megatron_compete.plan.job import Job
 from megatron_compete.plan.job_plan import JobPlan
-from megatron_compete.plan.memory import NOT_COUNTED, StageMemory
+from megatron_compete.plan.memory import StageMemory, not_counted
 from megatron_compete.plan.overhead import Overhead, PolicyOutcome
 from megatron_compete.plan.traffic import PURPOSES, Traffic
 
 FORMAT = 1
 """Grows when a key changes its meaning or goes; new keys may come without it."""
 
-MODEL_NOTES = (
-    "routing is even: every expert gets the mean number of rows, and all microbatches of a step take the same time",
+NOTES = (
     "a pipeline transfer begins when both stages have posted it; transfers do not slow each other or computation down",
-    "the scoring pass runs Megatron's expert modules; the fused kernels, which move less memory, are not measured yet",
-    "policies are simulated at the highest rate, without competition warm-up and rate decay",
     "launch gaps, stragglers, data loading, checkpoints and evaluation are not counted",
 )
-"""What the times take for granted, beside the efficiencies of the hardware."""
+NOTES_ON_EXPERTS = (
+    "routing is even: every expert gets the mean number of rows, and all microbatches of a step take the same time",
+)
+NOTES_ON_COMPETITION = (
+    "the scoring pass runs Megatron's expert modules; the fused kernels, which move less memory, are not measured yet",
+    "policies are simulated at the highest rate, without competition warm-up and rate decay",
+)
+
+
+def model_notes(job: Job) -> tuple[str, ...]:
+    """What the times take for granted, beside the efficiencies of the hardware."""
+    return (*(() if job.is_dense else NOTES_ON_EXPERTS), *NOTES, *(NOTES_ON_COMPETITION if job.competes else ()))
 
 
 def plan_document(plan: JobPlan, overhead: Overhead, recipe: str) -> dict[str, Any]:
@@ -76,10 +85,10 @@ def _layout(plan: JobPlan) -> dict[str, Any]:
         "pipeline_parallel": sizes.pp,
         "virtual_stages": sizes.vp,
         "context_parallel": sizes.cp,
-        "expert_parallel": sizes.ep,
-        "expert_tensor_parallel": sizes.etp,
+        "expert_parallel": None if job.is_dense else sizes.ep,
+        "expert_tensor_parallel": None if job.is_dense else sizes.etp,
         "data_parallel": sizes.dp,
-        "expert_data_parallel": sizes.edp,
+        "expert_data_parallel": None if job.is_dense else sizes.edp,
         "micro_batch_size": job.args.micro_batch_size,
         "global_batch_size": job.args.global_batch_size,
         "microbatches": job.microbatches,
@@ -107,7 +116,7 @@ def _memory(plan: JobPlan) -> dict[str, Any]:
         "fullest_stage": plan.fullest.stage,
         "stages": [_stage_memory(stage) for stage in plan.memory],
         "megatron_estimate": {"weights_and_optimizer_bytes": state, "activations_bytes": activations},
-        "not_counted": NOT_COUNTED,
+        "not_counted": not_counted(plan.job),
     }
 
 
@@ -195,7 +204,7 @@ def _assumptions(plan: JobPlan) -> dict[str, Any]:
         "link_bytes_per_second": hardware.link_bandwidth,
         "network_bytes_per_second": hardware.network_bandwidth,
         **hardware.assumptions(),
-        "notes": MODEL_NOTES,
+        "notes": model_notes(plan.job),
     }
 
 

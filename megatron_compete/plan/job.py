@@ -56,6 +56,11 @@ class Job:
         return self.compete is not None and self.compete.enabled
 
     @property
+    def is_dense(self) -> bool:
+        """Whether no layer has experts."""
+        return not self.moe_layers
+
+    @property
     def by_utility(self) -> bool:
         """Whether competing layers score in the backward pass, `moe/utility.py`."""
         return self.compete is not None and self.compete.kind == "utility"

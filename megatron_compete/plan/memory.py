@@ -38,9 +38,8 @@ NOT_COUNTED = (
     "workspaces of GEMM and attention kernels",
     "under FP8: copies of weights, and what activations save, which are counted in bf16",
     "temporary tensors of the optimizer step and of gradient reduction",
-    "uneven routing: an expert rank that gets more rows than the mean holds more",
 )
-"""What a rank holds beside these numbers."""
+NOT_COUNTED_OF_EXPERTS = "uneven routing: an expert rank that gets more rows than the mean holds more"
 
 SCHEDULE_WINDOWS = 4
 """Windows of the schedule that are searched for the step that holds most."""
@@ -79,6 +78,11 @@ class StageMemory:
     def competing(self) -> float:
         """At the fullest competing step."""
         return self.normal + self.competition + self.scoring
+
+
+def not_counted(job: Job) -> tuple[str, ...]:
+    """What a rank holds beside these numbers."""
+    return NOT_COUNTED if job.is_dense else (*NOT_COUNTED, NOT_COUNTED_OF_EXPERTS)
 
 
 def stage_memory(job: Job, parameters: Parameters) -> tuple[StageMemory, ...]:

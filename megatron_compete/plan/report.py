@@ -10,9 +10,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from megatron_compete.plan.document import MODEL_NOTES, step_document
+from megatron_compete.plan.document import model_notes, step_document
 from megatron_compete.plan.job_plan import JobPlan
-from megatron_compete.plan.memory import NOT_COUNTED, StageMemory
+from megatron_compete.plan.memory import StageMemory, not_counted
 from megatron_compete.plan.overhead import Overhead, PolicyOutcome
 from megatron_compete.plan.traffic import PURPOSES
 from megatron_compete.schedule.table import POLICIES, Policy
@@ -68,8 +68,10 @@ def _layout(plan: JobPlan) -> Table:
     job, sizes, args = plan.job, plan.job.sizes, plan.job.args
     table = _table()
     virtual = f" x VP {sizes.vp}" if sizes.vp > 1 else ""
-    table.add_row("dense layers", f"TP {sizes.tp} x CP {sizes.cp} x PP {sizes.pp}{virtual} x DP {sizes.dp}")
-    table.add_row("experts", f"ETP {sizes.etp} x EP {sizes.ep} x PP {sizes.pp}{virtual} x EDP {sizes.edp}")
+    layers = "layers" if job.is_dense else "dense layers"
+    table.add_row(layers, f"TP {sizes.tp} x CP {sizes.cp} x PP {sizes.pp}{virtual} x DP {sizes.dp}")
+    if not job.is_dense:
+        table.add_row("experts", f"ETP {sizes.etp} x EP {sizes.ep} x PP {sizes.pp}{virtual} x EDP {sizes.edp}")
     table.add_row(
         "batch",
         f"{args.global_batch_size:,} sequences of {args.seq_length:,} tokens: {job.microbatches:,} microbatches of "
@@ -81,7 +83,8 @@ def _layout(plan: JobPlan) -> Table:
 def _parameters(plan: JobPlan) -> Table:
     parameters = plan.parameters
     table = _table()
-    table.add_row("total", f"{_count(parameters.total)}, of which {_count(parameters.active)} active for a token")
+    active = "" if plan.job.is_dense else f", of which {_count(parameters.active)} active for a token"
+    table.add_row("total", f"{_count(parameters.total)}{active}")
     by_size = sorted(parameters.by_kind.items(), key=lambda item: -item[1])
     table.add_row("by kind", ", ".join(f"{kind} {_count(number)}" for kind, number in by_size if number))
     on_rank = [parameters.on_rank(stage) for stage in range(plan.job.sizes.pp)]
@@ -206,8 +209,8 @@ def _assumptions(plan: JobPlan) -> Iterator[str]:
         f"{hardware.link_bandwidth / 1e9:.0f} GB/s, network {hardware.network_bandwidth / 1e9:.0f} GB/s a GPU"
     )
     yield ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in hardware.assumptions().items())
-    yield from MODEL_NOTES
-    yield f"memory leaves out: {'; '.join(NOT_COUNTED)}"
+    yield from model_notes(plan.job)
+    yield f"memory leaves out: {'; '.join(not_counted(plan.job))}"
 
 
 def _count(number: int) -> str:

@@ -81,7 +81,9 @@ def _experts(f: Facts) -> Iterable[str]:
     """`MoELayer.__init__`, megatron/core/transformer/moe/moe_layer.py; `TopKRouter`; `TransformerConfig`."""
     experts, top = f.args.num_experts, f.args.moe_router_topk
     if not experts:
-        yield "--num-experts is missing: competition routing needs a mixture of experts"
+        if f.args.router != "topk":  # without experts it is a dense model, what an upcycled one starts from
+            routing = "competition routing" if f.args.router == "compete" else f"--router {f.args.router}"
+            yield f"--num-experts is missing: {routing} needs a mixture of experts"
         return
     if experts % f.ep:
         yield (

@@ -26,6 +26,13 @@ def test_what_megatron_would_refuse_is_known_before(tmp_path: Path) -> None:
     assert check_layout(unplanned, 2, 2, [sys.executable]) is None
 
 
+def test_a_dense_baseline_can_be_submitted(tmp_path: Path) -> None:
+    dense = {"router": "topk", "num-experts": None, "tensor-model-parallel-size": 2}
+    assert check_layout(write(tmp_path, **dense), 2, 2, [sys.executable]) is None
+    with pytest.raises(CompeteError, match="--num-experts is missing: competition routing needs a mixture"):
+        check_layout(write(tmp_path, **{"num-experts": None}), 2, 2, [sys.executable])
+
+
 def test_without_megatron_here_divisibility_is_checked(tmp_path: Path) -> None:
     note = check_layout(write(tmp_path), 2, 2, ["/nowhere/python"])
     assert note is not None and note.startswith("no Python with Megatron here")
@@ -40,6 +47,8 @@ def test_without_megatron_here_divisibility_is_checked(tmp_path: Path) -> None:
         ({"expert-model-parallel-size": 3}, r"8 ranks .* expert tensor \* expert \* pipeline parallel size = 3"),
         ({"tensor-model-parallel-size": 4, "expert-model-parallel-size": 4}, "pipeline parallel size = 16"),
         ({"global-batch-size": 12, "micro-batch-size": 1}, r"12 does not divide .* = 1 \* 8: give a multiple of 8"),
+        ({"global-batch-size": "many"}, "--global-batch-size many: give a whole number"),
+        ({"micro-batch-size": "1" * 5000}, "--micro-batch-size 1+: give a whole number"),
         ({"pipeline-model-parallel-size": "two"}, "--pipeline-model-parallel-size two: give a whole number"),
     ],
 )

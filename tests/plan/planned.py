@@ -27,3 +27,7 @@ def planned(*overrides: str) -> tuple[JobPlan, Overhead]:
     plan = plan_job(job, preset("h100"))
     shape = PipelineShape.of(job.transformer, job.microbatches)
     return plan, simulate_policies(job.schedule, plan.times, shape, most_steps=300)
+
+
+DENSE = ("--router", "topk", "--num-experts=false", "--moe-ffn-hidden-size=false", "--expert-model-parallel-size", "1")
+"""Overrides that leave no experts."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from megatron_compete.plan.document import plan_document
-from tests.plan.planned import planned
+from tests.plan.planned import DENSE, planned
 
 
 def document(*overrides: str) -> Any:
@@ -65,3 +65,15 @@ def test_a_job_without_competition() -> None:
     assert content["competition"]["policy"] is None and content["competition"]["outcomes"] == []
     assert content["step"]["competing_mean_seconds"] is None and content["step"]["overhead_percent"] == 0
     assert content["step"]["mean_seconds"] == content["step"]["normal_seconds"] > 0
+
+
+def test_a_dense_model_has_no_experts_and_no_competition() -> None:
+    content = document(*DENSE)
+    layout = content["layout"]
+    assert [layout[f"{name}_parallel"] for name in ("expert", "expert_tensor", "expert_data")] == [None, None, None]
+    assert layout["pipeline_parallel"] == 4 and content["parameters"]["active"] == content["parameters"]["total"]
+    assert not {"experts", "router", "shared experts"} & set(content["parameters"]["by_kind"])
+    assert {kind["group"] for kind in content["traffic_per_step"]} <= {"tp", "pp", "dp-cp", "embedding"}
+    assert content["competition"]["outcomes"] == [] and content["step"]["overhead_percent"] == 0.0
+    said = json.dumps([content["assumptions"]["notes"], content["memory"]["not_counted"]])
+    assert "routing" not in said and "scoring" not in said and "launch gaps" in said

@@ -14,6 +14,7 @@ from megatron_compete.plan.memory import (
 from megatron_compete.plan.parameters import count_parameters
 from tests.plan.built import Held, ranks_of, trained
 from tests.plan.jobs import (
+    DENSE,
     DISTRIBUTED,
     EXPERTS,
     STAGES,
@@ -33,6 +34,9 @@ RUNS = {
     "stages, tied": (2, f"{STAGES} {TIED}"),
     "tensors": (2, TENSOR),
     "distributed optimizer": (2, f"{DISTRIBUTED} {EXPERTS}"),
+    "dense, stages, tied": (2, f"{STAGES} {TIED} {DENSE}"),
+    "dense, tensors": (2, f"--tensor-model-parallel-size 2 {DENSE}"),
+    "dense, bf16, distributed": (2, f"{DISTRIBUTED} --bf16 {DENSE}"),
     "bf16, distributed": (2, f"{DISTRIBUTED} --bf16"),
 }
 

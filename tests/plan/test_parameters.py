@@ -5,7 +5,7 @@ import pytest
 from megatron_compete.plan.job import read_job
 from megatron_compete.plan.parameters import count_parameters
 from tests.plan.built import built
-from tests.plan.jobs import example, job_of, recipe_of
+from tests.plan.jobs import DENSE, example, job_of, recipe_of
 from tests.ranks import run_ranks
 
 OLD_STYLE = (
@@ -29,6 +29,9 @@ MODELS = {
     "chunks": (2, f"{NEW_STYLE} --pipeline-model-parallel-size 2 --num-virtual-stages-per-pipeline-rank 2"),
     "uneven": (2, f"{NEW_STYLE} --pipeline-model-parallel-size 2 --decoder-first-pipeline-num-layers 1"),
     "embedding counted": (2, "--num-layers 6 --pipeline-model-parallel-size 2 --account-for-embedding-in-pipeline-split --account-for-loss-in-pipeline-split"),
+    "dense": (1, f"{OLD_STYLE} {DENSE}"),
+    "dense, split without sequence parallelism": (2, f"{NEW_STYLE.partition(' --moe')[0]} --tensor-model-parallel-size 2 {DENSE}"),
+    "dense, stages": (2, f"--pipeline-model-parallel-size 2 --num-virtual-stages-per-pipeline-rank 2 {DENSE}"),
     "layout": (2, f"{OLD_STYLE} --pipeline-model-parallel-size 2 --pipeline-model-parallel-layout Et|tt|t|L"),
 }  # fmt: skip
 
@@ -67,6 +70,12 @@ def test_active_parameters_are_those_of_k_experts() -> None:
     many, few = (count_parameters(job_of(f"--num-experts {experts}")) for experts in (8, 2))
     assert many.active - few.active == 4 * (8 - 2) * 32  # four routers of H = 32
     assert few.active == few.total
+
+
+def test_a_token_meets_all_of_a_dense_model() -> None:
+    parameters = count_parameters(job_of(DENSE))
+    assert parameters.active == parameters.total
+    assert set(parameters.by_kind) == {"embedding", "norm", "attention", "mlp", "output"}
 
 
 def test_published_sizes() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_compete.plan import report
 from megatron_compete.plan.report import WIDTH, print_plan
-from tests.plan.planned import planned
+from tests.plan.planned import DENSE, planned
 
 
 def lines(*overrides: str) -> list[str]:
@@ -75,3 +75,11 @@ def test_seconds_and_counts_choose_their_unit() -> None:
     assert [report._count(number) for number in (999, 1500, 38_240_000, 235_100_000_000)] == [
         "999", "1.5 k", "38.24 M", "235.1 B",
     ]  # fmt: skip
+
+
+def test_a_dense_model_is_not_described_as_a_mixture() -> None:
+    text = lines(*DENSE)
+    assert [cells(line)[0] for line in text[1:3]] == ["layers", "batch"]
+    whole = "\n".join(text)
+    assert "active for a token" not in whole and "routing" not in whole and "EDP" not in whole
+    assert "scoring pass" not in whole and "dp-cp" in whole

@@ -49,7 +49,8 @@ LATER = {
 OURS = {
     "nodes": (12, "--nproc-per-node 8 --global-batch-size 24", "--gpus 12 is no whole number of nodes of --nproc-per-node 8 GPUs: give 16"),
     "winners": (1, "--moe-router-topk 9", "--moe-router-topk 9 is more than --num-experts 8"),
-    "no experts": (1, "--num-experts=false", "--num-experts is missing"),
+    "no experts": (1, "--num-experts=false", "--num-experts is missing: competition routing needs"),
+    "no experts for a rival": (1, "--num-experts=false --router xmoe", "--num-experts is missing: --router xmoe needs"),
     "biases of shared experts": (1, "--disable-bias-linear=false --moe-shared-expert-intermediate-size 16", "shared experts have no biases"),
     "flex": (1, "--moe-token-dispatcher-type flex", "--moe-token-dispatcher-type flex needs more than one rank"),
     "heads by all-to-all": (8, "--context-parallel-size 8 --cp-comm-type a2a --seq-length 32", "splits a rank's 4 heads and 4 query groups"),

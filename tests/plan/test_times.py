@@ -9,7 +9,7 @@ from megatron_compete.plan.hardware import Hardware, preset
 from megatron_compete.plan.operations import layer_operations, step_operations
 from megatron_compete.plan.parameters import count_parameters
 from megatron_compete.plan.times import PipelineTimes, pipeline_times
-from tests.plan.jobs import example, job_of
+from tests.plan.jobs import DENSE, example, job_of
 
 COMPUTE_ONLY = replace(
     preset("h100"),
@@ -30,6 +30,15 @@ def test_compute_alone_is_operations_over_the_rate() -> None:
     times = pipeline_times(job, COMPUTE_ONLY, count_parameters(job))
     seconds = float((times.forward_PV + times.backward_PV).sum()) * job.microbatches
     attention = 94 * layer_operations(job, True).attention * job.microbatches
+    operations = step_operations(job).normal / (job.sizes.world / job.sizes.pp) + 0.5 * attention
+    assert seconds == pytest.approx(operations / (0.5 * COMPUTE_ONLY.bf16_flops))
+
+
+def test_a_dense_models_operations_over_the_rate() -> None:
+    job = job_of(f"{DENSE} --bf16 --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2", 4)
+    times = pipeline_times(job, COMPUTE_ONLY, count_parameters(job))
+    seconds = float((times.forward_PV + times.backward_PV).sum()) * job.microbatches
+    attention = 4 * layer_operations(job, False).attention * job.microbatches
     operations = step_operations(job).normal / (job.sizes.world / job.sizes.pp) + 0.5 * attention
     assert seconds == pytest.approx(operations / (0.5 * COMPUTE_ONLY.bf16_flops))
 

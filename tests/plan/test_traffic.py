@@ -7,7 +7,7 @@ from megatron_compete.plan.layer_traffic import LayerTraffic
 from megatron_compete.plan.parameters import count_parameters
 from megatron_compete.plan.traffic import PURPOSES, StepTraffic
 from tests.plan.built import ranks_of
-from tests.plan.jobs import DISTRIBUTED, EXPERTS, STAGES, TENSOR, TIED, WIDER, job_of
+from tests.plan.jobs import DENSE, DISTRIBUTED, EXPERTS, STAGES, TENSOR, TIED, WIDER, job_of
 from tests.ranks import run_ranks
 
 STEPS = {
@@ -23,6 +23,9 @@ STEPS = {
     "whole experts": (f"{TENSOR} {EXPERTS} --expert-tensor-parallel-size 1", ("tp", "ep"), 0.05),
     "stages": (f"{STAGES} {TIED}", ("pp", "embedding"), 0.001),
     "chunks": (f"{STAGES} --num-virtual-stages-per-pipeline-rank 2", ("pp",), 0.001),
+    "dense, stages, tied": (f"{STAGES} {TIED} {DENSE}", ("pp", "embedding"), 0.001),
+    "dense, tensors": (f"--tensor-model-parallel-size 2 {DENSE}", ("tp",), 0.02),
+    "dense, bf16, distributed": (f"{DISTRIBUTED} --bf16 {DENSE}", ("dp-cp",), 0.001),
     "experts": (EXPERTS, ("ep", "dp-cp"), 0.05),
     "experts gathered": (f"{EXPERTS} --moe-token-dispatcher-type allgather", ("ep", "dp-cp"), 0.05),
 }
