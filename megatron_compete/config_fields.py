@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import fields
-from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from megatron_compete.errors import CompeteError
@@ -20,7 +19,7 @@ def check_fields(config: Any, flag_of: Callable[[str], str]) -> None:
     Raises:
         CompeteError: names the flag, the value and what is allowed.
     """
-    hints = _hints(type(config))
+    hints = get_type_hints(type(config))
     for field in fields(config):
         wanted = _wanted(hints[field.name], getattr(config, field.name))
         if wanted is not None:
@@ -38,8 +37,3 @@ def _wanted(hint: Any, value: Any) -> str | None:
         right = isinstance(value, allowed) and not isinstance(value, bool) and math.isfinite(value)
         return None if right else f"give {_NUMBERS[hint]}"
     return None
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)

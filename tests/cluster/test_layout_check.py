@@ -47,6 +47,8 @@ def test_without_megatron_here_divisibility_is_checked(tmp_path: Path) -> None:
         ({"expert-model-parallel-size": 3}, r"8 ranks .* expert tensor \* expert \* pipeline parallel size = 3"),
         ({"tensor-model-parallel-size": 4, "expert-model-parallel-size": 4}, "pipeline parallel size = 16"),
         ({"global-batch-size": 12, "micro-batch-size": 1}, r"12 does not divide .* = 1 \* 8: give a multiple of 8"),
+        ({"global-batch-size": "many"}, "--global-batch-size many: give a whole number"),
+        ({"micro-batch-size": "1" * 5000}, "--micro-batch-size 1+: give a whole number"),
         ({"pipeline-model-parallel-size": "two"}, "--pipeline-model-parallel-size two: give a whole number"),
     ],
 )

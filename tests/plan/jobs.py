@@ -20,7 +20,7 @@ STAGES = "--pipeline-model-parallel-size 2"
 EXPERTS = "--expert-model-parallel-size 2"
 DISTRIBUTED = "--use-distributed-optimizer"
 TIED = "--untie-embeddings-and-output-weights=false"
-DENSE = "--router topk --num-experts=false"
+DENSE = "--router topk --num-experts=false --moe-ffn-hidden-size=false"
 """No experts at all: the baseline that a mixture is compared with or upcycled from."""
 WIDER = (
     "--hidden-size 128 --ffn-hidden-size 128 --moe-ffn-hidden-size 96 --seq-length 64 --max-position-embeddings 64 "

@@ -29,5 +29,5 @@ def planned(*overrides: str) -> tuple[JobPlan, Overhead]:
     return plan, simulate_policies(job.schedule, plan.times, shape, most_steps=300)
 
 
-DENSE = ("--router", "topk", "--num-experts=false", "--expert-model-parallel-size", "1")
+DENSE = ("--router", "topk", "--num-experts=false", "--moe-ffn-hidden-size=false", "--expert-model-parallel-size", "1")
 """Overrides that leave no experts."""
