@@ -215,7 +215,7 @@ def _join(folder: HfFolder, rule: TensorRule, dtype: torch.dtype) -> Tensor:
 def is_mtp(name: str, folder: HfFolder) -> bool:
     """Whether a tensor is of a layer for multi-token prediction: behind the last one, with a projection `eh_proj`."""
     found = re.match(r"model\.layers\.(\d+)\.", name)
-    return bool(found) and f"model.layers.{found[1]}.eh_proj.weight" in folder.tensors
+    return found is not None and f"model.layers.{found[1]}.eh_proj.weight" in folder.tensors
 
 
 def _check_rule(folder: HfFolder, rule: TensorRule) -> torch.dtype:

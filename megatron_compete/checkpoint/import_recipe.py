@@ -68,7 +68,7 @@ def write_recipe(folder: Path, arguments: Mapping[str, Any], checkpoint: Path, n
         checkpoint: the folder's final place: training starts from its weights where --load has nothing yet.
         note: one line for the head of the file.
     """
-    content = {"arguments": flags(arguments) | {PRETRAINED: str(checkpoint)} | START}
+    content = {"arguments": {**flags(arguments), PRETRAINED: str(checkpoint), **START}}
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=False)
     (folder / RECIPE).write_text(
         f"# {note}\n# From train-iters on it is a first look: data, lengths, batches, learning rate and layout are yours to say, here or "

@@ -181,7 +181,8 @@ class RunFolder:
         staged.mkdir(parents=True)
         try:
             contents.snapshot.copy_to(staged / CODE)
-            for name, data in {**contents.snapshot.git_files(), **contents.files}.items():
+            files: dict[str, str | bytes] = {**contents.snapshot.git_files(), **contents.files}
+            for name, data in files.items():
                 write_whole(staged / name, data, mode=PRIVATE)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)

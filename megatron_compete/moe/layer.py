@@ -43,6 +43,8 @@ class CompeteMoELayer(MoELayer):
         competition: shared by all layers of the model. The other arguments are `MoELayer`'s.
     """
 
+    token_dispatcher: MoETokenDispatcher
+
     def __init__(
         self,
         config: TransformerConfig,
