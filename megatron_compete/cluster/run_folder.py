@@ -181,8 +181,10 @@ class RunFolder:
         staged.mkdir(parents=True)
         try:
             contents.snapshot.copy_to(staged / CODE)
-            for name, data in {**contents.snapshot.git_files(), **contents.files}.items():
+            for name, data in contents.snapshot.git_files().items():
                 write_whole(staged / name, data, mode=PRIVATE)
+            for name, text in contents.files.items():
+                write_whole(staged / name, text, mode=PRIVATE)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
