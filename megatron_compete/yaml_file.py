@@ -107,7 +107,7 @@ def dump_yaml(content: Any) -> str:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with this module's kinds of values alone."""
 
-    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}  # type: ignore[misc]
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012  as PyYAML declares it
     yaml_constructors: ClassVar[dict[Any, Any]] = {}
 
 
