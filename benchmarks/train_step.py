@@ -207,9 +207,9 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, An
     from megatron_compete.moe.competition import Competition
     from megatron_compete.runtime.prebuilt import use_prebuilt_helpers
     from megatron_compete.training.arguments import compete_config_from_args
-    from megatron_compete.training.parse import parse_arguments as parse_trainer
     from megatron_compete.training.batches import forward_step
     from megatron_compete.training.datasets import build_datasets
+    from megatron_compete.training.parse import parse_arguments as parse_trainer
     from megatron_compete.training.pretrain import transformer_config
 
     use_prebuilt_helpers()

@@ -30,10 +30,7 @@ MODEL = (
 )  # fmt: skip
 """Arguments that say what the model is; a run goes on with the same. Checkpoints of other versions may lack some."""
 
-FLAGS = {
-    "add_bias_linear": "--disable-bias-linear",
-    "group_query_attention": "--group-query-attention",
-}
+FLAGS = {"add_bias_linear": "add_bias_linear (--disable-bias-linear)"}
 """Flags whose name is not the argument's with dashes."""
 
 
@@ -156,8 +153,8 @@ def _learning_rate(c: Change) -> Iterable[str]:
     override, keep = c.now.override_opt_param_scheduler, c.now.use_checkpoint_opt_param_scheduler
     if override and keep:
         yield f"{OVERRIDE} and {KEEP} exclude each other: keep one"
-    if override or keep or c.now.no_load_optim:
-        return
+    if override or keep or c.now.no_load_optim or not all(hasattr(c.saved, name) for name in COURSE):
+        return  # of another version, Megatron alone can tell
     before, after = RateSchedule.of(c.saved).restored(c.rate_schedule), RateSchedule.of(c.now)
     consumed = getattr(c.saved, "consumed_train_samples", 0)
     changes = before.changes(after, consumed)

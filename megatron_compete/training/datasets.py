@@ -17,13 +17,20 @@ from megatron.training.datasets.sft_dataset import SFTDataset
 from megatron.training.utils import is_first_or_last_pipeline_stage
 
 from megatron_compete.errors import CompeteError
-from megatron_compete.training.data_arguments import read_sources
+from megatron_compete.training.agreement import on_rank_0
+from megatron_compete.training.data_arguments import Sources, read_sources
 from megatron_compete.training.index_cache import whole_files
 
 
-def dataset_config(args: argparse.Namespace) -> GPTDatasetConfig:
-    """Megatron's dataset settings from its arguments."""
-    sources = read_sources(args)
+def dataset_config(
+    args: argparse.Namespace, sources: Sources, counts: dict[str, list[int]] | None = None
+) -> GPTDatasetConfig:
+    """Megatron's dataset settings from its arguments and the files that they name.
+
+    Args:
+        sources: of `read_sources`.
+        counts: of `sequences_per_dataset`.
+    """
     settings: dict[str, Any] = {
         "random_seed": args.seed,
         "sequence_length": args.seq_length,
@@ -45,7 +52,7 @@ def dataset_config(args: argparse.Namespace) -> GPTDatasetConfig:
         "allow_ambiguous_pad_tokens": args.allow_ambiguous_pad_tokens,
         "fast_cache_load": args.dataloader_fast_cache_load,
         "defer_npy_index_mmap": args.dataloader_defer_npy_index_mmap,
-        "sequences_per_dataset": sequences_per_dataset(args),
+        "sequences_per_dataset": counts,
         "context_parallel_size": args.context_parallel_size,
         "data_parallel_size": args.data_parallel_size,
         "sequence_parallel_size": args.tensor_model_parallel_size * args.sequence_parallel,
@@ -124,7 +131,7 @@ def build_datasets(num_samples: list[int], vp_stage: int | None = None) -> Any:
     """
     args = get_args()
     print_rank_0("> building train, validation and test datasets ...")
-    config = dataset_config(args)
+    config = dataset_config(args, *on_rank_0(lambda: (read_sources(args), sequences_per_dataset(args))))
     _evaluate_what_there_is(config, args)
     builder = BlendedMegatronDatasetBuilder(
         _dataset_class(args), num_samples, lambda: _is_built_on_this_rank(args, vp_stage), config

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_compete.errors import CompeteError
+from megatron_compete.runtime import cpu
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ REFUSED = (
             "the layers are set by this entry: use --router to choose, or another trainer"),
     Refused("inprocess_restart", "--inprocess-restart", lambda a: a.inprocess_restart,
             "a failed rank ends the job here, and the job is tried again (docs/reliability.md): leave it out"),
+    Refused("async_save", "--async-save", lambda a: a.async_save and cpu.is_needed(),
+            "its worker process needs a GPU, and this host has none: leave it out, with --use-persistent-ckpt-worker"),
     Refused("async_save", "--async-save", lambda a: a.async_save and not a.use_persistent_ckpt_worker,
             "Megatron-Core 0.19 saves synchronously all the same unless --use-persistent-ckpt-worker is given: add it"),
     Refused("use_persistent_ckpt_worker", "--use-persistent-ckpt-worker", lambda a: a.use_persistent_ckpt_worker and not a.async_save,

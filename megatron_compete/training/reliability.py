@@ -14,6 +14,7 @@ from megatron.training.models.gpt import GPTModelConfig
 from megatron_compete.training.rerun import keep_statistics
 from megatron_compete.training.resume import choose_on_resume
 from megatron_compete.training.save_folder import claim_save_folder, release_locks
+from megatron_compete.training.save_worker import watch_save_worker
 from megatron_compete.training.saved_run import check_saved_run, forget_rates
 from megatron_compete.training.saving import check_last_save, forget_saving, install_saving
 from megatron_compete.training.watchdog import start_watchdog, stop_watchdog
@@ -32,6 +33,8 @@ def reliable(config: GPTModelConfig, args: argparse.Namespace) -> Iterator[None]
     config.pre_wrap_hooks.append(keep_statistics)
     config.pre_wrap_hooks.append(functools.partial(_watch, limit=args.stuck_timeout))
     install_saving(args)
+    if args.use_persistent_ckpt_worker:
+        watch_save_worker(args.rank, args.local_rank)
     try:
         yield
         check_last_save()

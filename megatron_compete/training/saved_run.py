@@ -39,10 +39,7 @@ def check_saved_run(model: list[MegatronModule], args: argparse.Namespace) -> li
     Raises:
         CompeteError: on every rank, the first change that this run may not make.
     """
-    folder = on_rank_0(lambda: load_folder(args))
-    if folder is None or args.ckpt_format != "torch_dist" or args.finetune:
-        return model
-    found = on_rank_0(lambda: _look(folder, args))
+    found = on_rank_0(lambda: _look(args)) if args.ckpt_format == "torch_dist" else None
     if found is not None:
         notes, rates = found
         for note in notes:
@@ -51,9 +48,10 @@ def check_saved_run(model: list[MegatronModule], args: argparse.Namespace) -> li
     return model
 
 
-def _look(folder: Path, args: argparse.Namespace) -> tuple[tuple[str, ...], dict[str, Any]] | None:
+def _look(args: argparse.Namespace) -> tuple[tuple[str, ...], dict[str, Any]] | None:
     """What is worth saying of the changes, and the checkpoint's learning rates; None where nothing goes on but weights."""
-    saved = read_saved_run(folder, args.ckpt_step)
+    folder = load_folder(args)
+    saved = None if folder is None or args.finetune else read_saved_run(folder, args.ckpt_step)
     if saved is None or saved.release:
         return None
     check_changes(saved, args)
@@ -94,6 +92,8 @@ class _Loading:
         }
 
     def __call__(self, model: Any, optimizer: Any, scheduler: Any, *args: Any, **named: Any) -> Any:
+        if optimizer is None:
+            return self.upstream(model, optimizer, scheduler, *args, **named)
         wanted = [{key: group[key] for key in RATES} for group in optimizer.param_groups]
         for group in optimizer.param_groups:
             group.update({key: self.saved[key].get(group[key], group[key]) for key in RATES})

@@ -87,7 +87,7 @@ def config_of(flags: str, monkeypatch: pytest.MonkeyPatch) -> GPTDatasetConfig:
     monkeypatch.setattr(datasets, "get_tokenizer", lambda: argparse.Namespace(vocab_size=100))
     args = parser().parse_args(["--seq-length", "8", *flags.split()])
     args.data_parallel_size = 3
-    return datasets.dataset_config(args)
+    return datasets.dataset_config(args, data_arguments.read_sources(args))
 
 
 @pytest.mark.parametrize("name", DATASET_FLAGS)
