@@ -35,7 +35,7 @@ NOT_FLAGS = frozenset({"layernorm_zero_centered_gamma", "is_hybrid_model", "spec
 MODEL_ARGUMENTS = SIZES | {one.argument for one in (*BLOCK, *DENSE, *EXPERTS)} - NOT_FLAGS
 
 
-START: Mapping[str, Any] = {
+START: dict[str, Any] = {
     "train-iters": 100, "lr": 1e-5, "micro-batch-size": 1, "global-batch-size": 8, "save-interval": 100,
     "split": "100,0,0", "eval-iters": 0,
 }  # fmt: skip

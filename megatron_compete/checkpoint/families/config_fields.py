@@ -34,7 +34,9 @@ BESIDE: Mapping[str, Any] = {
 
 WAYS_OUT = {
     "quantization_config": "load it with transformers, dequantize() it, and save_pretrained() the result",
-    "sliding_window": "where the sequences you train on are no longer than the window it changes nothing: set it to null",
+    "sliding_window": "where the sequences you train on are no longer than the window it changes nothing: set it to null, "
+    "and use_sliding_window to false",
+    "use_sliding_window": "without a window it says nothing: set it to false",
     "layer_types": "where the sequences you train on are no longer than the window it changes nothing: take it out",
     "rope_parameters": "to train without the scaling, at the length that the model was made for, set rope_scaling to null",
     "attention_bias": "only a model whose biases are zeros can do without: drop them, and set it to false",
