@@ -43,6 +43,8 @@ class CompeteMoELayer(MoELayer):
         competition: shared by all layers of the model. The other arguments are `MoELayer`'s.
     """
 
+    token_dispatcher: MoETokenDispatcher
+
     def __init__(
         self,
         config: TransformerConfig,
@@ -69,7 +71,7 @@ class CompeteMoELayer(MoELayer):
         self.losses = CompetitionLosses(
             competition.config, self.router, AuxiliaryLoss(groups, config.calculate_per_token_loss)
         )
-        self._normal_dispatcher: MoETokenDispatcher = self.token_dispatcher
+        self._normal_dispatcher = self.token_dispatcher
         self._row_dispatcher = self._make_row_dispatcher(groups)
         self._score = ScoringPass(competition.config, config, self.experts, self.groups, self.response)
         self._outcome: Outcome | None = None
