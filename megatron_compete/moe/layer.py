@@ -71,7 +71,7 @@ class CompeteMoELayer(MoELayer):
         self.losses = CompetitionLosses(
             competition.config, self.router, AuxiliaryLoss(groups, config.calculate_per_token_loss)
         )
-        self._normal_dispatcher: MoETokenDispatcher = self.token_dispatcher
+        self._normal_dispatcher = self.token_dispatcher
         self._row_dispatcher = self._make_row_dispatcher(groups)
         self._score = ScoringPass(competition.config, config, self.experts, self.groups, self.response)
         self._outcome: Outcome | None = None
