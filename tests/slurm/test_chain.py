@@ -1,9 +1,14 @@
 """`megatron-compete submit --chain` on a real Slurm: raw text to an evaluated Hugging Face folder by one command."""
 
+import contextlib
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +21,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 24
+COPIES = 4
 
 RECIPE = {
     "launch": {"nproc-per-node": 4},
@@ -139,19 +145,52 @@ def test_bad_input_stops_the_chain_and_the_same_command_goes_on_once_it_is_mende
     assert desk.cluster.job(desk.job_id("2-pretrain"))["JobState"] in ("PENDING", "RUNNING", "CONFIGURING")
 
 
+@contextlib.contextmanager
+def paused(words: str) -> Iterator[list[Path]]:
+    """The Python processes with these words in their command line, as folders of /proc; they stand still in the block."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (path / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+            if words in command and "python" in command.split(" ")[0]:
+                os.kill(int(path.name), signal.SIGSTOP)
+                found.append(path)
+    try:
+        yield found
+    finally:
+        for path in found:
+            os.kill(int(path.name), signal.SIGCONT)
+
+
+def is_told_to_stop(process: Path) -> bool:
+    """Whether SIGTERM waits for a process that stands still."""
+    fields = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+    return bool((int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)) >> (signal.SIGTERM - 1) & 1)
+
+
 @pytest.mark.parametrize("launcher", ["srun", "mpirun"])
 def test_preprocessing_that_is_stopped_goes_on_from_its_shards(desk: Desk, launcher: str) -> None:
     corpus = write_stdlib_corpus(str(desk.folder / "large"), max_bytes=6_000_000)
+    (desk.folder / "copies").mkdir()
+    for copy in range(COPIES):
+        shutil.copy(corpus.train_path, desk.folder / "copies" / f"{copy}.jsonl")
     two_ranks = {"tasks-per-node": 2, "cluster": {"COMPETE_LAUNCHER": launcher}}
-    assert desk.submit({"preprocess": preprocess("large/train.jsonl", workers=1) | two_ranks}).returncode == 0
+    assert desk.submit({"preprocess": preprocess("copies/*.jsonl", workers=1) | two_ranks}).returncode == 0
     job_id, parts = desk.job_id("1-preprocess"), desk.run("1-preprocess") / "data/corpus.work/parts"
     deadline = time.monotonic() + 300
     while not any(path.stat().st_size for path in parts.glob("*.journal")):
         assert time.monotonic() < deadline, desk.log("1-preprocess")
-        time.sleep(0.1)
-    desk.cluster.command("scancel", "--batch", "--signal=TERM", job_id)  # as at a time limit
+        time.sleep(0.02)
+    with paused(
+        f"--output-prefix {desk.run('1-preprocess')}"
+    ) as ranks:  # they would be done before they are told to stop
+        assert ranks, desk.log("1-preprocess")
+        desk.cluster.command("scancel", "--batch", "--signal=TERM", job_id)  # as at a time limit
+        while not any(map(is_told_to_stop, ranks)):
+            assert time.monotonic() < deadline, desk.log("1-preprocess")
+            time.sleep(0.1)
     assert desk.finish("1-preprocess") == "COMPLETED", desk.log("1-preprocess")
     assert desk.outcomes("1-preprocess") == ["stopped", "finished"]
     assert "going on from " in desk.log("1-preprocess")
     manifest = json.loads((desk.run("1-preprocess") / "data/corpus_text_document.json").read_text())
-    assert manifest["documents"] == corpus.train_documents
+    assert manifest["documents"] == COPIES * corpus.train_documents
