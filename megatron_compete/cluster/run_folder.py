@@ -19,7 +19,7 @@ from pathlib import Path
 
 from megatron_compete.cluster.snapshot import Snapshot, digest_of, files_under
 from megatron_compete.errors import CompeteError
-from megatron_compete.files import write_whole
+from megatron_compete.files import publish, rename, write_whole
 
 SCRIPT, CODE, JOB, FINISHED = "submit.sbatch", "code", "job.json", "finished"
 ATTEMPTS, RUNNING = "attempts.tsv", "attempt.running"
@@ -159,8 +159,8 @@ class RunFolder:
         (staged / "logs").mkdir()  # Slurm does not make it
         aside = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.old")
         if self.path.exists():
-            self.path.rename(aside)
-        staged.rename(self.path)
+            rename(self.path, aside)
+        publish(staged, self.path)
         shutil.rmtree(aside, ignore_errors=True)
 
     def _update(self, contents: Contents) -> None:
@@ -170,9 +170,9 @@ class RunFolder:
         earlier.mkdir(parents=True)
         for name in WRITTEN:
             if (self / name).exists():
-                (self / name).rename(earlier / name)
+                rename(self / name, earlier / name)
             if (staged / name).exists():
-                (staged / name).rename(self / name)
+                publish(staged / name, self / name)
         staged.rmdir()
 
     def _staged(self, contents: Contents) -> Path:
@@ -181,10 +181,9 @@ class RunFolder:
         staged.mkdir(parents=True)
         try:
             contents.snapshot.copy_to(staged / CODE)
-            for name, data in contents.snapshot.git_files().items():
+            files: dict[str, str | bytes] = {**contents.snapshot.git_files(), **contents.files}
+            for name, data in files.items():
                 write_whole(staged / name, data, mode=PRIVATE)
-            for name, text in contents.files.items():
-                write_whole(staged / name, text, mode=PRIVATE)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise

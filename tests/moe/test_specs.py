@@ -153,7 +153,9 @@ def built_by_any_trainer() -> int:
 
     initialize(Layout())
     model_parallel_cuda_manual_seed(1)
-    set_args(Namespace(curr_iteration=0, tensorboard_log_interval=1, log_interval=1))
+    set_args(
+        Namespace(curr_iteration=0, tensorboard_dir=None, wandb_project="", tensorboard_log_interval=1, log_interval=1)
+    )
     config = GPTModelConfig(
         transformer=transformer_config(Layout(), num_layers=2, ffn_hidden_size=FFN, transformer_impl="local"),
         transformer_layer_spec=import_module(["megatron_compete.moe.specs", "compete_layer_spec"]),

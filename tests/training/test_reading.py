@@ -20,7 +20,7 @@ def opened(folder: str, flags: str) -> list[str]:
     paths: list[str] = []
     sys.addaudithook(lambda event, args: paths.append(str(args[0])) if event == "open" else None)
 
-    def begin(*args: object) -> None:
+    def begin(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     pretrain.pretrain = begin

@@ -68,7 +68,7 @@ def test_the_tracker_is_replaced_or_stays(tmp_path: Path, monkeypatch: pytest.Mo
         tracker.write("2")
         raise KeyboardInterrupt
     assert Path(path).read_text() == "1"
-    with pytest.raises(TrackerFailed), files.open(str(tmp_path / "nowhere" / TRACKER), "w") as tracker:
+    with pytest.raises(TrackerFailed), files.open(str(Path(path) / TRACKER), "w") as tracker:
         tracker.write("2")
 
 
