@@ -41,7 +41,7 @@ container_variables() {
         sed -nE 's/^[[:space:]]*(export[[:space:]]+)?([A-Za-z_][A-Za-z0-9_]*)=.*/\2/p' \
             "${settings_file:-/dev/null}" "${COMPETE_VARIABLES:-/dev/null}"
     } |
-        grep -v '^COMPETE_' | sort -u | paste -sd,
+        grep -v '^COMPETE_' | awk '!seen[$0]++' | paste -sd,
 }
 
 # Sets `launch`: the trainer on all nodes. Arguments: the recipe and what overrides it.
