@@ -227,10 +227,10 @@ def nan_at_step(rank: int, step: int, times: int) -> None:
 
     upstream, count = batches.loss_func, iter(range(times))
 
-    def loss_func(loss_mask: Any, output: Any) -> Any:
+    def loss_func(loss_mask: Any, output: Any, **named: Any) -> Any:
         if _is_rank(rank) and trainer_step() + 1 == step and next(count, None) is not None:
             output = output * float("nan")
-        return upstream(loss_mask, output)
+        return upstream(loss_mask, output, **named)
 
     batches.loss_func = loss_func
 
