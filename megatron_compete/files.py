@@ -6,6 +6,7 @@ its place under another name, is on the disk before it takes its name, and the n
 
 import contextlib
 import errno
+import functools
 import os
 import secrets
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ def open_whole(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode), "wb") as file:
+        with open(staged, "xb", opener=functools.partial(os.open, mode=0o666 if mode is None else mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
