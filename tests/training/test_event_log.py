@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from megatron_compete.training.event_log import SAMPLES
 from tests.training.runs import train
 
 
@@ -23,6 +24,8 @@ def test_a_resumed_run_shows_no_step_twice(tmp_path: Path) -> None:
     train(1, f"{first} --load {checkpoints}")
     for name in ("lm loss", "moe/load-max"):
         assert steps_shown(logs, name) == [1, 2, 3, 4], name
+    batch = 8  # samples of a step
+    assert steps_shown(logs / SAMPLES, "lm loss vs samples") == [batch, 2 * batch, 3 * batch, 4 * batch]
     train(1, f"--train-iters 2 --tensorboard-dir {logs}")
     for name in ("lm loss", "moe/load-max"):
         assert steps_shown(logs, name) == [1, 2], name
