@@ -11,7 +11,7 @@ import zstandard
 
 from megatron_compete.data.inputs import streams
 from tests.fuzz.corpora import lines, reader_of_whole_files
-from tests.fuzz.damage import fuzz, kept
+from tests.fuzz.damage import fuzz
 
 DOCUMENTS = [range(40), range(100, 130)]
 COMPRESS = {
@@ -33,9 +33,3 @@ def test_archives(compression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for data in good:
         read(data)
     assert fuzz(f"archives-{compression}", good, read, inputs=50, seconds=8) > 30
-
-
-@pytest.mark.parametrize("path", [path for name in COMPRESS for path in kept(f"archives-{name}")], ids=str)
-def test_archives_that_once_failed(path: Path, tmp_path: Path) -> None:
-    compression = path.parent.name.removeprefix("archives-")
-    reader_of_whole_files(tmp_path / f"c.jsonl.{compression}", DOCUMENTS)(path.read_bytes())

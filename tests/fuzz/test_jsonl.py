@@ -7,7 +7,7 @@ import pytest
 
 from megatron_compete.data.inputs import InputOptions
 from tests.fuzz.corpora import VOCAB_SIZE, Document, lines, preprocessed, text
-from tests.fuzz.damage import fuzz, kept
+from tests.fuzz.damage import fuzz
 
 BOM = b"\xef\xbb\xbf"
 GOOD = [
@@ -72,8 +72,3 @@ def test_lines(tmp_path: Path) -> None:
 def test_paragraphs(tmp_path: Path) -> None:
     good = ["\n\n".join(map(text, range(20))).encode(), "\r\n\r\n".join(map(text, range(30, 60))).encode() + b"\n"]
     assert fuzz("paragraphs", good, lambda data: read_paragraphs(tmp_path / "c.txt", data), inputs=100, seconds=15) > 60
-
-
-@pytest.mark.parametrize("path", kept("jsonl"), ids=lambda path: path.name)
-def test_lines_that_once_failed(path: Path, tmp_path: Path) -> None:
-    read_lines(tmp_path / "c.jsonl", path.read_bytes())

@@ -9,7 +9,7 @@ import pytest
 from pyarrow.parquet import write_table
 
 from tests.fuzz.corpora import reader_of_whole_files, text
-from tests.fuzz.damage import failure, fuzz, kept
+from tests.fuzz.damage import fuzz
 
 DOCUMENTS = [range(40), range(100, 150), range(200, 240)]
 
@@ -50,9 +50,3 @@ def test_pages_alone(kind: int, tmp_path: Path) -> None:
         read(pages[:end].ljust(end, b"\0") + whole[end:])
 
     assert fuzz("parquet-pages", [whole[:end]], read_with_index, inputs=60, seconds=8) > 40
-
-
-@pytest.mark.parametrize("path", kept("parquet"), ids=lambda path: path.name)
-def test_parquet_that_once_failed(path: Path, tmp_path: Path) -> None:
-    """Damage that was taken for a whole file, or ended in a traceback."""
-    assert failure(reader_of_whole_files(tmp_path / "c.parquet", DOCUMENTS), path.read_bytes()) is None
