@@ -32,7 +32,7 @@ from benchmarks.ranks import (
     under_torchrun,
 )
 from benchmarks.summary import print_table, write_json
-from megatron_compete.errors import CompeteError, run_command
+from megatron_compete.common.errors import CompeteError, run_command
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -38,7 +38,7 @@ SIZES: dict[str, Any] = {
 BLOCK = 16 * 2**20
 MEASURED = """
 import sys
-from megatron_compete.checkpoint.convert import main
+from megatron_compete.cli.convert import main
 main(sys.argv[1:])
 status = open("/proc/self/status").read()
 print("peak", status.split("VmHWM:")[1].split()[0])

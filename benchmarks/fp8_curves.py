@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.ranks import free_port
 from benchmarks.summary import hardware, write_report
-from megatron_compete.errors import CompeteError, run_command
+from megatron_compete.common.errors import CompeteError, run_command
+from megatron_compete.launch.launchers import environment_defaults
 from megatron_compete.report.scalars import read_scalars
-from megatron_compete.runtime.launch import environment_defaults
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS: dict[str, str] = {

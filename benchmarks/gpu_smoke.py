@@ -23,8 +23,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.ranks import be_the_only_rank
-from megatron_compete.comparison import largest_difference
-from megatron_compete.errors import CompeteError, run_command
+from megatron_compete.common.comparison import largest_difference
+from megatron_compete.common.errors import CompeteError, run_command
 
 TOKENS, HIDDEN, FFN = 512, 256, 128
 FP8_RECIPES = {"delayed": "DelayedScaling", "tensorwise": "Float8CurrentScaling", "blockwise": "Float8BlockScaling"}

@@ -30,7 +30,7 @@ from triton.compiler import ASTSource
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.scoring_shapes import SHAPES
-from megatron_compete.errors import CompeteError, run_command
+from megatron_compete.common.errors import CompeteError, run_command
 from megatron_compete.moe.kernels import narrow, quantize, tiles, wide
 from megatron_compete.moe.kernels.coverage import RESPONSES
 from megatron_compete.moe.kernels.form import ExpertForm

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cases import Case
 from benchmarks.ranks import free_port
-from megatron_compete.runtime.launch import silence_cpu_warnings
+from megatron_compete.launch.launchers import silence_cpu_warnings
 
 NEVER = 10**9
 PASSES = 8
@@ -39,7 +39,7 @@ def measure(rank: int, port: int, case: Case, rounds: int) -> None:
     torch.set_num_threads(1)
     silence_cpu_warnings()
     warnings.filterwarnings("ignore", message="full scope is deprecated")  # Megatron's own default
-    from megatron_compete.runtime import cpu
+    from megatron_compete.launch import cpu_backend as cpu
 
     cpu.activate()
     from megatron.core import parallel_state

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import Case
-from megatron_compete.runtime.launch import silence_cpu_warnings
+from megatron_compete.launch.launchers import silence_cpu_warnings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -47,7 +47,7 @@ def measure_here(cases: list[Case], settings: Settings) -> list[dict[str, Any]]:
     silence_cpu_warnings()
     warnings.filterwarnings("ignore", message="full scope is deprecated")  # Megatron's own default
     if not torch.cuda.is_available():
-        from megatron_compete.runtime import cpu
+        from megatron_compete.launch import cpu_backend as cpu
 
         cpu.activate()
     from megatron.core import parallel_state

@@ -16,12 +16,12 @@ from torch import Tensor
 from benchmarks.cases import Case
 from benchmarks.variants import device, transformer_config
 from megatron_compete.config import CompeteConfig
+from megatron_compete.moe.baselines import BASELINES
+from megatron_compete.moe.baselines.config import BaselineConfig
+from megatron_compete.moe.baselines.step import end_step
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.layer import CompeteMoELayer
-from megatron_compete.moe.rivals import RIVALS
-from megatron_compete.moe.rivals.config import RivalConfig
-from megatron_compete.moe.rivals.step import end_step
-from megatron_compete.moe.specs import with_rival
+from megatron_compete.moe.specs import with_baseline
 from megatron_compete.routing.winners import competition_weights
 
 BALANCED = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": 0.01}
@@ -30,12 +30,12 @@ LEARNING_RATE = 3e-3
 
 @dataclass(frozen=True)
 class Router:
-    """What is built: a rival by its name, a competition, or neither, which is Megatron's own layer."""
+    """What is built: a baseline by its name, a competition, or neither, which is Megatron's own layer."""
 
     label: str
     settings: dict[str, Any] = field(default_factory=dict)
     """Megatron's, beside the case's."""
-    rival: str | None = None
+    baseline: str | None = None
     compete: CompeteConfig | None = None
     shares_an_expert: bool = False
     """One of the E experts, and of a token's K, is shared by all tokens."""
@@ -55,11 +55,11 @@ ROUTERS: dict[str, Router] = {
         },
         shares_an_expert=True,
     ),
-    "xmoe": Router("XMoE", BALANCED, rival="xmoe"),
-    "cosine": Router("perturbed cosine", BALANCED, rival="cosine"),
-    "remoe": Router("ReMoE", rival="remoe"),
-    "usmoe": Router("USMoE", BALANCED, rival="usmoe"),
-    "threshold": Router("Expert-Threshold", rival="threshold"),
+    "xmoe": Router("XMoE", BALANCED, baseline="xmoe"),
+    "cosine": Router("perturbed cosine", BALANCED, baseline="cosine"),
+    "remoe": Router("ReMoE", baseline="remoe"),
+    "usmoe": Router("USMoE", BALANCED, baseline="usmoe"),
+    "threshold": Router("Expert-Threshold", baseline="threshold"),
     "response": Router("competition by response", compete=CompeteConfig(max_active_layers=1)),
     "utility": Router("competition by utility", compete=CompeteConfig(kind="utility", max_active_layers=1)),
 }
@@ -85,8 +85,8 @@ class RoutedLayer:
             settings["moe_shared_expert_intermediate_size"] = case.ffn
         config, groups = transformer_config(case, dtype, False, **settings), get_default_pg_collection()
         stock = get_moe_module_spec(use_te=False, num_experts=config.num_moe_experts, moe_grouped_gemm=False)
-        if self.router.rival is not None:
-            return with_rival(stock, self.router.rival, RivalConfig())(config, pg_collection=groups)
+        if self.router.baseline is not None:
+            return with_baseline(stock, self.router.baseline, BaselineConfig())(config, pg_collection=groups)
         if self.router.compete is None:
             return stock(config, pg_collection=groups)
         self.competition = Competition(self.router.compete, (1,), current_step=lambda: self.step)
@@ -111,7 +111,7 @@ class RoutedLayer:
             )
             router.expert_bias.copy_(bias)
             router.local_tokens_per_expert.zero_()
-        if self.router.rival is not None and RIVALS[self.router.rival].variable:
+        if self.router.baseline is not None and BASELINES[self.router.baseline].variable:
             end_step([self.layer], router.num_of_model, parallel_state.get_pipeline_model_parallel_group())
 
     def go_to_competing_step(self) -> None:

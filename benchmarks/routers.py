@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.cases import ACTIVATIONS, Case
 from benchmarks.ranks import DTYPES, be_the_only_rank
 from benchmarks.summary import hardware, write_report
-from megatron_compete.errors import CompeteError, run_command
-from megatron_compete.runtime.launch import silence_cpu_warnings
+from megatron_compete.common.errors import CompeteError, run_command
+from megatron_compete.launch.launchers import silence_cpu_warnings
 
 DEFAULT_CASE = Case(tokens=512, hidden=128, ffn=128, experts=16, topk=2, ep=1)
 """A layer of the model of `examples/studies/tiny.yaml`."""
@@ -57,7 +57,7 @@ def start() -> None:
     silence_cpu_warnings()
     be_the_only_rank()
     if not torch.cuda.is_available():
-        from megatron_compete.runtime import cpu
+        from megatron_compete.launch import cpu_backend as cpu
 
         cpu.activate()
     from megatron.core import parallel_state

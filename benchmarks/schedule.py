@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_compete.errors import CompeteError, run_command
+from megatron_compete.common.errors import CompeteError, run_command
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.schedule.table import POLICIES
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.scoring_shapes import SHAPES, Shape
 from benchmarks.summary import hardware
-from megatron_compete.errors import CompeteError, run_command
+from megatron_compete.common.errors import CompeteError, run_command
 
 
 def parse_arguments() -> argparse.Namespace:

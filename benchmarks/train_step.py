@@ -29,9 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.ranks import be_the_only_rank
 from benchmarks.summary import hardware, write_report
-from megatron_compete.errors import CompeteError, run_command
-from megatron_compete.recipe import MODULE, read_recipe
-from megatron_compete.runtime.launch import environment_defaults, silence_cpu_warnings
+from megatron_compete.common.errors import CompeteError, run_command
+from megatron_compete.config import CompeteConfig
+from megatron_compete.launch.launchers import environment_defaults, silence_cpu_warnings
+from megatron_compete.launch.recipe import MODULE, read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG_INTERVAL = 50
@@ -194,7 +195,7 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, An
     be_the_only_rank()
     os.environ.update(environment_defaults())
     silence_cpu_warnings()
-    from megatron_compete.runtime import cpu
+    from megatron_compete.launch import cpu_backend as cpu
 
     if cpu.is_needed():
         cpu.activate()
@@ -205,9 +206,8 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, An
     from benchmarks.fused_clipping import use_fused_clipping
     from benchmarks.train_variants import VARIANTS, build, config_of
     from megatron_compete.moe.competition import Competition
-    from megatron_compete.runtime.prebuilt import use_prebuilt_helpers
-    from megatron_compete.training.arguments import compete_config_from_args
     from megatron_compete.training.batches import forward_step
+    from megatron_compete.training.dataset_helpers import use_prebuilt_helpers
     from megatron_compete.training.datasets import build_datasets
     from megatron_compete.training.parse import parse_arguments as parse_trainer
     from megatron_compete.training.pretrain import transformer_config
@@ -216,7 +216,7 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, An
     tokens = trainer_arguments(arguments, overrides)
     sys.argv = ["train_step", *tokens, "--train-iters", "1000000"]
     args = parse_trainer()
-    competition = Competition.of_model(compete_config_from_args(args), transformer_config(args), lambda: 0)
+    competition = Competition.of_model(CompeteConfig.from_arguments(args), transformer_config(args), lambda: 0)
     counts = competition.schedule.table(0, SCHEDULE_STEPS).sum(axis=1).tolist()
     legs = plan_legs(counts, naive=not arguments.no_naive)
     rotation = Rotation(

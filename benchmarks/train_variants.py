@@ -14,11 +14,12 @@ from megatron.training.global_vars import get_timers
 from megatron.training.models.gpt import GPTModelConfig
 
 from benchmarks.naive import ScheduledNaiveLayer
+from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.layer import CompeteMoELayer
-from megatron_compete.moe.specs import compete_layer_spec, trainer_step
-from megatron_compete.training.arguments import compete_config_from_args
+from megatron_compete.moe.specs import compete_layer_spec
 from megatron_compete.training.pretrain import model_config, transformer_config
+from megatron_compete.training.spec import trainer_step
 
 AUX_LOSS = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": 0.01}
 """Megatron's balance loss, for the models that have none of the competition's."""
@@ -58,7 +59,9 @@ def config_of(args: argparse.Namespace, variant: str, fp8_recipe: str | None) ->
     changed = arguments_of(args, variant, fp8_recipe)
     config = model_config(changed)
     if variant == "naive":
-        competition = Competition.of_model(compete_config_from_args(changed), transformer_config(changed), trainer_step)
+        competition = Competition.of_model(
+            CompeteConfig.from_arguments(changed), transformer_config(changed), trainer_step
+        )
         config.transformer_layer_spec = functools.partial(_naive_spec, competition=competition)
         config.pre_wrap_hooks.clear()  # they count competing layers of the plugin's
     return config

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.cases import Case
 from benchmarks.naive import NaiveCompeteLayer, NaiveUtilityLayer
-from megatron_compete.comparison import check_finite, relative_difference
+from megatron_compete.common.comparison import check_finite, relative_difference
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.layer import CompeteMoELayer

@@ -20,8 +20,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from megatron_compete.common.errors import CompeteError, run_command
 from megatron_compete.data.stdlib_corpus import write_stdlib_corpus
-from megatron_compete.errors import CompeteError, run_command
 from megatron_compete.report.figure import ACTIVE, AGREEMENT, draw_run
 from megatron_compete.report.scalars import Scalars, read_scalars
 

@@ -4,11 +4,18 @@ The command line is made from this class: field `max_active_layers` is the flag 
 text under a field is its help (see `megatron_compete.training.arguments`).
 """
 
+import argparse
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from megatron_compete.config_fields import check_fields
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.config_fields import check_fields
+from megatron_compete.common.errors import CompeteError
+
+PREFIX = "compete_"
+"""Of a `CompeteConfig` field among parsed arguments."""
+
+DEFAULT_PRESET = "paper"
+"""The preset that this class's defaults are (`megatron_compete/training/presets.py`)."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class CompeteConfig:
     """What an expert's output is worth to a token: softplus (mean over the hidden size) or l2 (norm)."""
 
     response_centering: Literal["none", "batch", "ema"] = "none"
-    """Rank experts by their responses as they are, or each against its own habit, (s - mean) / std over tokens: those
+    """Rank experts by their responses as they are, or each against its own statistic, (s - mean) / std over tokens: those
     of the microbatch (batch), or running ones kept in the checkpoint (ema). The distillation target follows."""
 
     response_ema_decay: float = 0.99
@@ -130,6 +137,23 @@ class CompeteConfig:
                 raise CompeteError(
                     f"{flag_of(field.name)} {value} has no effect with --compete-kind {self.kind}: leave it out"
                 )
+
+    @classmethod
+    def from_arguments(cls, args: argparse.Namespace) -> "CompeteConfig":
+        """The settings among a trainer's parsed arguments; one whose parser lacks `--compete-*` gets the defaults.
+
+        Raises:
+            CompeteError: settings that exclude each other; some may be those of a preset, which is then named.
+        """
+        names = (field.name for field in fields(cls))
+        given = {name: getattr(args, PREFIX + name) for name in names if hasattr(args, PREFIX + name)}
+        try:
+            return cls(**given)
+        except CompeteError as error:
+            preset = getattr(args, "compete_preset", DEFAULT_PRESET)
+            if preset == DEFAULT_PRESET:
+                raise
+            raise CompeteError(f"{error} (what is not given is --compete-preset {preset}'s)") from error
 
     @property
     def enabled(self) -> bool:

@@ -248,7 +248,7 @@ end_attempt() {
     count_attempt "$outcome"
     if [ "$retries" -ge "$COMPETE_MAX_FAILURES" ] && [ "$retries" -gt 0 ]; then
         say "gave up after $retries attempts in a row without a new checkpoint (COMPETE_MAX_FAILURES=$COMPETE_MAX_FAILURES); the last one: $reason"
-        say "all attempts: $COMPETE_RUN/attempts.tsv; once mended, sbatch $COMPETE_RUN/submit.sbatch goes on"
+        say "all attempts: $COMPETE_RUN/attempts.tsv; once fixed, sbatch $COMPETE_RUN/submit.sbatch goes on"
         rm -f "$COMPETE_RUN/retries"
         exit 1
     fi

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from megatron_compete.runtime.launch import CPU_WARNINGS
+from megatron_compete.launch.launchers import CPU_WARNINGS
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

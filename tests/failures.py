@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from megatron_compete.runtime.run_files import Failure, read_failure
+from megatron_compete.launch.run_files import Failure, read_failure
 
 OUTCOME = Path(__file__).resolve().parents[1] / "slurm" / "outcome.sh"
 

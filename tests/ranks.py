@@ -89,7 +89,7 @@ def _rank_main(rank: int, size: int, port: int, folder: str, function: Callable[
     os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
     try:
-        from megatron_compete.runtime import cpu
+        from megatron_compete.launch import cpu_backend as cpu
 
         cpu.activate()
         torch.save(function(*args), Path(folder, f"{rank}.pt"))

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig, flag_of
-from megatron_compete.errors import CompeteError
-from megatron_compete.moe.rivals.config import RivalConfig
-from megatron_compete.moe.rivals.config import flag_of as rival_flag_of
+from megatron_compete.moe.baselines.config import BaselineConfig
+from megatron_compete.moe.baselines.config import flag_of as baseline_flag_of
 from megatron_compete.routing.responses import RESPONSES
 from megatron_compete.training.arguments import add_arguments
 
@@ -59,7 +59,7 @@ def test_unknown_kinds() -> None:
         CompeteConfig(kind="usefulness")  # type: ignore[arg-type]
 
 
-CONFIGS = [(CompeteConfig, flag_of), (RivalConfig, rival_flag_of)]
+CONFIGS = [(CompeteConfig, flag_of), (BaselineConfig, baseline_flag_of)]
 
 
 @pytest.mark.parametrize(

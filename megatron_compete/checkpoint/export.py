@@ -23,7 +23,7 @@ from megatron_compete.checkpoint.output import check_output, is_done, made_from,
 from megatron_compete.checkpoint.plan import ExportPlan, embedding
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.checkpoint.safetensors_writer import nbytes, write_safetensors
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

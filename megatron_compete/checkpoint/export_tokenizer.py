@@ -17,7 +17,7 @@ from megatron_compete.checkpoint.hf_tokenizer import (
 )
 from megatron_compete.checkpoint.tokenizer import SentencePieceModel, read_sentencepiece, write_tokenizer
 from megatron_compete.checkpoint.tokenizer_proof import prove
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 SENTENCEPIECE_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 """--tokenizer-type under which Megatron builds a plain SentencePiece tokenizer."""

@@ -15,8 +15,8 @@ from megatron_compete.checkpoint.fused_experts import Part, unfused
 from megatron_compete.checkpoint.reader import TensorInfo
 from megatron_compete.checkpoint.safetensors_reader import SafetensorsFile
 from megatron_compete.checkpoint.safetensors_writer import INDEX
-from megatron_compete.errors import CompeteError
-from megatron_compete.files import path_within
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.files import path_within
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"

@@ -36,7 +36,7 @@ from megatron_compete.checkpoint.output import check_output, is_done, made_from,
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.checkpoint.restricted import Opaque
 from megatron_compete.checkpoint.upcycle import LAYER, ROUTER_INITS, Upcycling, upcycle
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.", "encoder.", "mtp.")
 """Keys of the model's own tensors in a trainer's checkpoint; the rest is the optimizer's and the trainer's."""

@@ -21,8 +21,8 @@ from megatron_compete.checkpoint.location import CONFIG, METADATA
 from megatron_compete.checkpoint.reader import LEGACY_COMMON_STATE, TorchDistCheckpoint, tensor_entries
 from megatron_compete.checkpoint.restricted import load_metadata
 from megatron_compete.checkpoint.safetensors_reader import SafetensorsFile
-from megatron_compete.errors import CompeteError
-from megatron_compete.files import path_within
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.files import path_within
 
 BESIDE_THE_INDEX = frozenset({CONFIG, METADATA, LEGACY_COMMON_STATE, "integrity_manifest.json"})
 """Files that Megatron writes into a checkpoint's folder without naming them in its index."""

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 TRACKER = "latest_checkpointed_iteration.txt"
 """Written by Megatron's trainer after a save is complete (megatron/training/checkpointing.py)."""

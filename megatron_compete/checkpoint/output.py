@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_compete import __version__
-from megatron_compete.errors import CompeteError
-from megatron_compete.files import publish, sync_tree, write_whole
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.files import publish, sync_tree, write_whole
 
 SENTINEL = ".megatron-compete-output.json"
 SHOWN = 4

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megatron_compete.checkpoint.families import Dimensions, Family, Place, TensorRule
 from megatron_compete.checkpoint.reader import TensorInfo, TensorSource
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.", "encoder.", "mtp.")
 """Keys of the model's own tensors; the rest is optimizer and trainer state."""

@@ -27,8 +27,8 @@ from torch.distributed.checkpoint.metadata import (
 
 from megatron_compete.checkpoint.location import METADATA
 from megatron_compete.checkpoint.restricted import load_metadata, load_plain, load_tensor
-from megatron_compete.errors import CompeteError
-from megatron_compete.files import path_within
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.files import path_within
 
 COMMON_STATE = "common_state/shard_0_1"
 """Key of arguments and counters since Megatron-Core 0.19; before, they were the file `common.pt`."""

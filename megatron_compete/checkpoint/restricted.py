@@ -22,7 +22,7 @@ import torch.serialization
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.metadata import Metadata
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 
 class Opaque:

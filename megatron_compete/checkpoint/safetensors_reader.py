@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from megatron_compete.checkpoint.reader import TensorInfo
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 HEADER_LIMIT = 100_000_000
 """Bytes; the safetensors library's own limit."""

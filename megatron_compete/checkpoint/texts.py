@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 JSON_LINES = (".jsonl", ".json")
 

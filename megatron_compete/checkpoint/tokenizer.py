@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_compete.checkpoint.tokenizer_merges import canonical_merges
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.data.tokenizer_merges import canonical_merges
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

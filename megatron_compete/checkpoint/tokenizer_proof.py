@@ -14,7 +14,7 @@ from typing import Any
 from megatron_compete.checkpoint.custom_code import is_own_code
 from megatron_compete.checkpoint.texts import JSON_LINES, read_documents
 from megatron_compete.checkpoint.tokenizer import NORMAL, SPACE, UNKNOWN, SentencePieceModel
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 SAMPLES = 2000
 """Pseudo-random strings that an export compares."""

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from megatron_compete.checkpoint.megatron_writer import Piece
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
-from megatron_compete.errors import CompeteError
 
 ROUTER_INITS = ("normal", "orthogonal", "zeros")
 LAYER = "decoder.layers."

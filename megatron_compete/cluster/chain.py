@@ -35,9 +35,9 @@ from megatron_compete.cluster.tool_jobs import (
     flow_into_recipe,
     preprocess_arguments,
 )
-from megatron_compete.errors import CompeteError
-from megatron_compete.files import write_whole
-from megatron_compete.recipe import read_recipe
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.files import write_whole
+from megatron_compete.launch.recipe import read_recipe
 
 CHAIN = "chain.yaml"
 """Copy of the chain's file in its folder; tells a chain's folder from a run's."""

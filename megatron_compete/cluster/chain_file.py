@@ -6,10 +6,10 @@ from typing import Any
 
 from megatron_compete.cluster.sbatch import KINDS
 from megatron_compete.cluster.settings import Settings
-from megatron_compete.errors import CompeteError
-from megatron_compete.local_paths import check_local
-from megatron_compete.recipe import read_arguments
-from megatron_compete.yaml_file import YamlFile, kind_of
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.local_paths import check_local
+from megatron_compete.common.yaml_file import YamlFile, kind_of
+from megatron_compete.launch.recipe import read_arguments
 
 RESOURCES = {
     "time": "COMPETE_TIME",

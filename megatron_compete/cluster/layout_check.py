@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megatron_compete.errors import USAGE_EXIT_CODE, CompeteError, run_command
-from megatron_compete.recipe import Recipe, read_recipe
+from megatron_compete.common.errors import USAGE_EXIT_CODE, CompeteError, run_command
+from megatron_compete.launch.recipe import Recipe, read_recipe
 
 SIZES = {
     "tp": "tensor-model-parallel-size",
@@ -99,9 +99,9 @@ def _size(recipe: Recipe, name: str, default: int) -> int:
 
 def main(recipe_file: str, gpus: str) -> None:
     """The process of its own: what the planner alone does not know is printed, what Megatron refuses is an error."""
+    from megatron_compete.layout.rules import BrokenRules
+    from megatron_compete.layout.scope import OUT_OF_SCOPE
     from megatron_compete.plan.job import read_job
-    from megatron_compete.plan.rules import BrokenRules
-    from megatron_compete.plan.scope import OUT_OF_SCOPE
 
     recipe = read_recipe(Path(recipe_file))
     if recipe.arguments.get("use-checkpoint-args"):

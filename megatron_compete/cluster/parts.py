@@ -11,8 +11,8 @@ from megatron_compete.cluster.sbatch import Job, batch_script
 from megatron_compete.cluster.settings import Settings
 from megatron_compete.cluster.snapshot import Snapshot
 from megatron_compete.cluster.tool_jobs import tool_command
-from megatron_compete.errors import CompeteError
-from megatron_compete.recipe import Recipe, shell_line
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch.recipe import Recipe, shell_line
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_compete.cluster.settings import Settings
-from megatron_compete.errors import CompeteError
-from megatron_compete.local_paths import check_local
-from megatron_compete.recipe import Recipe, Value
-from megatron_compete.yaml_file import dump_yaml
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.local_paths import check_local
+from megatron_compete.common.yaml_file import dump_yaml
+from megatron_compete.launch.recipe import Recipe, Value
 
 OF_THE_JOB = (
     "node-rank",

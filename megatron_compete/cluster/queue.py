@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from megatron_compete.cluster.times import limit_seconds
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 FORMAT = "%A|%T|%r|%M|%l|%L|%S|%N"
 """Id, state, reason, time used, limit, time left, start, nodes."""

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_compete.cluster.snapshot import Snapshot, digest_of, files_under
-from megatron_compete.errors import CompeteError
-from megatron_compete.files import publish, rename, write_whole
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.files import publish, rename, write_whole
 
 SCRIPT, CODE, JOB, FINISHED = "submit.sbatch", "code", "job.json", "finished"
 ATTEMPTS, RUNNING = "attempts.tsv", "attempt.running"

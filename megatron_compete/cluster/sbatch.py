@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_compete.cluster.settings import Settings, split_words
 from megatron_compete.cluster.times import limit_seconds
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 KINDS = ("preprocess", "pretrain", "convert", "evaluate")
 """Kinds of jobs, in the order of a chain; each has its script in slurm/."""

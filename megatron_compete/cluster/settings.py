@@ -19,7 +19,7 @@ from pathlib import Path
 
 from megatron_compete.cluster.env_file import read_env_file
 from megatron_compete.cluster.times import limit_seconds
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 NAME = "cluster.env"
 VARIABLE = "COMPETE_CLUSTER"

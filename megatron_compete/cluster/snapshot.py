@@ -16,7 +16,7 @@ from pathlib import Path
 
 import megatron_compete
 from megatron_compete import __version__
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 ROOMS = ("megatron_compete", "tools", "examples", "slurm", "tests/evaluation")
 """Folders that a job needs; the last holds evaluation tasks that need no network."""

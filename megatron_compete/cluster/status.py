@@ -21,9 +21,9 @@ from typing import Any
 from megatron_compete.cluster.env_file import read_env_file
 from megatron_compete.cluster.queue import Queue, QueuedJob
 from megatron_compete.cluster.run_folder import ATTEMPTS, FINISHED, JOB, RECIPE, SCRIPT, SETTINGS, RunFolder
-from megatron_compete.errors import CompeteError
-from megatron_compete.recipe import read_recipe
-from megatron_compete.runtime.run_files import read_steps
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch.recipe import read_recipe
+from megatron_compete.launch.run_files import read_steps
 
 TRACKER = "latest_checkpointed_iteration.txt"
 STALLED_INTERVALS = 10

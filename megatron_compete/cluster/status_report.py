@@ -15,7 +15,7 @@ from rich.text import Text
 from megatron_compete.cluster.queue import ask_queue
 from megatron_compete.cluster.run_folder import RunFolder
 from megatron_compete.cluster.status import RunStatus, read_status, runs_in
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 HELP = """How runs are getting on: state, step, loss, speed, last checkpoint, restarts and failures with their reasons,
 time left. A folder of a chain shows all its jobs. Works without Slurm too, from the files alone."""

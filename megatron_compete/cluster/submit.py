@@ -16,9 +16,9 @@ from megatron_compete.cluster.run_folder import COMMAND, RECIPE, SCRIPT, RunFold
 from megatron_compete.cluster.sbatch import check_sbatch, submit
 from megatron_compete.cluster.settings import LAUNCHERS, Settings, find_settings, settings_to_keep
 from megatron_compete.cluster.snapshot import Snapshot, take_snapshot
-from megatron_compete.errors import CompeteError
-from megatron_compete.local_paths import check_local
-from megatron_compete.recipe import read_recipe
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.local_paths import check_local
+from megatron_compete.launch.recipe import read_recipe
 
 HELP = """Write a run folder (resolved recipe, command, settings, git revision, code, batch script) and submit it to
 Slurm. What can be refused is refused here and not in the queue. Settings of the cluster come from --cluster, else

@@ -2,7 +2,7 @@
 
 import re
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 _CLOCK = re.compile(
     r"(?:(?P<days>\d{1,9})-)?(?P<first>\d{1,9})(?::(?P<second>\d{1,2}))?(?::(?P<third>\d{1,2}))?", re.ASCII

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_compete.errors import CompeteError
-from megatron_compete.recipe import Recipe, Value
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch.recipe import Recipe, Value
 
 Arguments = dict[str, Value]
 

@@ -14,9 +14,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.staged import StagedFiles
 from megatron_compete.data.dataset import Dataset, check_same_kind, find_prefixes, open_dataset
-from megatron_compete.data.staged import StagedFiles
-from megatron_compete.errors import CompeteError
 
 MIN_TEMPERATURE = 0.1
 """Below it the weights of small sources come to nothing."""

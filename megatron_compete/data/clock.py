@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from megatron_compete.data.progress import LINE_SECONDS, format_seconds
+from megatron_compete.common.progress import LINE_SECONDS, format_seconds
 
 
 @contextlib.contextmanager

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.index_file import DamagedIndex, IndexFile, read_index
 from megatron_compete.data.manifest import DatasetManifest, manifest_path, read_manifest
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
-from megatron_compete.errors import CompeteError
 
 _WAY_OUT = "copy it again from where it is whole, or preprocess the corpus again"
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.engines_load import FAST_ENGINES, CannotLoad, Encode, Ids, load_engine
 from megatron_compete.data.engines_proof import Comparison, ReferenceIds, compare, difference, encode_reference
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
-from megatron_compete.errors import CompeteError
 
 AUTO, REFERENCE = "auto", "reference"
 ENGINE_CHOICES = (AUTO, REFERENCE, "kitoken", "gigatoken")

@@ -207,7 +207,7 @@ def _tiktoken_json(encoding: Any) -> str:
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    from megatron_compete.checkpoint.tokenizer_merges import canonical_merges
+    from megatron_compete.data.tokenizer_merges import canonical_merges
 
     character = bytes_to_unicode()
     ids = {"".join(character[byte] for byte in token): rank for token, rank in encoding._mergeable_ranks.items()}

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 OnError = Literal["fail", "skip"]
 ON_ERROR_CHOICES: tuple[str, ...] = get_args(OnError)
@@ -105,4 +105,4 @@ def place_of(file: str, number: int, unit: str = "line") -> str:
 def fatal(place: str, bad: BadDocument) -> CompeteError:
     """The error that ends a run at a bad document."""
     what = "the rest of the file" if bad.kind == "damaged" else "such documents"
-    return CompeteError(f"{place}: {bad.reason}: mend that, or leave {what} out with --on-error skip")
+    return CompeteError(f"{place}: {bad.reason}: fix that, or leave {what} out with --on-error skip")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.index_file import CHUNK, IndexFile
-from megatron_compete.errors import CompeteError
 
 _BINS = 64
 _BAR_CHARACTERS = 40

@@ -6,7 +6,7 @@ import types
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 FORMAT = "megatron-compete dataset 1"
 

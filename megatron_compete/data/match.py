@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.dataset import Dataset, open_dataset, without_suffix
 from megatron_compete.data.manifest import DatasetManifest, manifest_path
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
-from megatron_compete.errors import CompeteError
 
 SAMPLED_SEQUENCES = 2000
 """Sequences looked at in a dataset without a manifest: the first, the last and evenly spaced ones between."""

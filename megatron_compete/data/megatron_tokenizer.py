@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any, cast
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.manifest import TokenizerOptions
-from megatron_compete.errors import CompeteError
 
 SENTENCEPIECE_TYPES = frozenset({"SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"})
 """Names under which Megatron builds one and the same tokenizer."""

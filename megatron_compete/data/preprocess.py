@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_compete.common.progress import MEGABYTE
 from megatron_compete.data.engines import add_engine_flags
 from megatron_compete.data.faults import ON_ERROR_CHOICES
 from megatron_compete.data.inputs.options import add_input_flags, take_input_options
@@ -22,14 +23,13 @@ from megatron_compete.data.preprocessing import mpi
 from megatron_compete.data.preprocessing.job import EMPTY_DOCUMENTS, STOPPED_EXIT_CODE, Preprocessing, Stopped
 from megatron_compete.data.preprocessing.output import Preprocessed
 from megatron_compete.data.preprocessing.run import preprocess
-from megatron_compete.data.progress import MEGABYTE
 from megatron_compete.data.tokenizer_flags import add_refused_flags, add_tokenizer_flags, take_tokenizer_choice
 
 _SENTENCES = (
     "sentences are for BERT: split before, with NLTK for example, and give the sentences of a document as a list under "
     "its key"
 )
-_WORKERS = "shards are dealt to as many --workers as there are: try a few on a part of the corpus"
+_WORKERS = "shards are assigned to as many --workers as there are: try a few on a part of the corpus"
 
 _REFUSED = {
     "--split-sentences": _SENTENCES,
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """`tools/preprocess_data.py`.
 
     Raises:
-        CompeteError: what the user can mend.
+        CompeteError: what the user can fix.
         SystemExit: 75 after SIGTERM or SIGUSR1.
         BrokenPipeError: nobody reads standard output any more.
     """
@@ -92,7 +92,7 @@ def _explain_partitions(options: dict[str, Any]) -> None:
     partitions, sequential = options.pop("partitions"), options.pop("keep_sequential_samples")
     if partitions > 1 and not sequential:
         print(
-            "--partitions is not needed: shards are dealt to --workers, and documents keep the order of the input (as "
+            "--partitions is not needed: shards are assigned to --workers, and documents keep the order of the input (as "
             "with --keep-sequential-samples)",
             file=sys.stderr,
         )

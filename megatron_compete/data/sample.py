@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from megatron_compete.common.progress import Progress
 from megatron_compete.data.faults import SkipLog
 from megatron_compete.data.inputs import Source, read_documents, total_bytes
-from megatron_compete.data.progress import Progress
 
 CHUNK_CHARACTERS = 4000
 """Longest chunk: SentencePiece drops what is over its length limit, and learns nothing across two chunks."""

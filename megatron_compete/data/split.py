@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.progress import Progress
+from megatron_compete.common.staged import StagedFiles
 from megatron_compete.data.dataset import Dataset, open_dataset
 from megatron_compete.data.index_file import CHUNK, IndexFile
 from megatron_compete.data.indexed import IndexChunk, copy_range, write_index
 from megatron_compete.data.manifest import DatasetManifest, manifest_path
-from megatron_compete.data.progress import Progress
-from megatron_compete.data.staged import StagedFiles
-from megatron_compete.errors import CompeteError
 
 LEFT_OUT = 255
 """Label of a document that is in no part."""

@@ -11,8 +11,8 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from megatron_compete.data.staged import StagedFiles
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.staged import StagedFiles
 
 HELDOUT_SHARE = 0.03
 """Share of the text held out for validation, in whole modules; hashes of their paths decide which."""

@@ -20,6 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.progress import MEGABYTE
+from megatron_compete.common.staged import StagedFiles
 from megatron_compete.data.clock import running_clock
 from megatron_compete.data.faults import ON_ERROR_CHOICES, OnError, SkipLog
 from megatron_compete.data.inputs import (
@@ -30,10 +33,7 @@ from megatron_compete.data.inputs import (
     no_documents,
     take_input_options,
 )
-from megatron_compete.data.progress import MEGABYTE
 from megatron_compete.data.sample import CHUNK_CHARACTERS, Sample, read_sample
-from megatron_compete.data.staged import StagedFiles
-from megatron_compete.errors import CompeteError
 
 MODEL_TYPES = ("bpe", "unigram")
 DEFAULT_SAMPLE_BYTES = {"bpe": 20 * MEGABYTE, "unigram": 2 * MEGABYTE}
@@ -159,7 +159,7 @@ def train_tokenizer(training: TokenizerTraining) -> TrainedTokenizer:
     sources = find_sources(training.inputs, training.input_options)
     try:
         return _train(sources, training)
-    except BrokenPipeError:  # of standard output, and nothing to mend
+    except BrokenPipeError:  # of standard output, and nothing to fix
         raise
     except OSError as error:
         raise CompeteError(f"{error.filename or training.prefix}: {error.strerror or error}") from None

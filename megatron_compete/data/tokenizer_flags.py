@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NoReturn
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
-from megatron_compete.errors import CompeteError
 
 _TYPE_HELP = (
     "SentencePieceTokenizer, HuggingFaceTokenizer, GPT2BPETokenizer, TikTokenizer, NullTokenizer, or any other that "

@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_compete.config import CompeteConfig
 from megatron_compete.schedule import CompetitionSchedule
-from megatron_compete.schedule.balanced import Place
+from megatron_compete.schedule.balanced import StageChunk
 
 
 def moe_layer_numbers(config: TransformerConfig) -> tuple[int, ...]:
@@ -21,13 +21,13 @@ def moe_layer_numbers(config: TransformerConfig) -> tuple[int, ...]:
     return tuple(number + 1 for number, is_moe in enumerate(pattern) if is_moe)
 
 
-def layer_places(config: TransformerConfig) -> tuple[Place, ...]:
+def layer_places(config: TransformerConfig) -> tuple[StageChunk, ...]:
     """Pipeline stage and model chunk, from 0, of each layer that can compete, in order of depth."""
     places = decoder_places(config)
     return tuple(places[number - 1] for number in moe_layer_numbers(config))
 
 
-def decoder_places(config: TransformerConfig) -> tuple[Place, ...]:
+def decoder_places(config: TransformerConfig) -> tuple[StageChunk, ...]:
     """Where each decoder layer lies, in order of depth: uneven stages, virtual stages and custom layouts included."""
     stages = range(config.pipeline_model_parallel_size)
     chunks = range(config.virtual_pipeline_model_parallel_size or 1)
@@ -59,7 +59,7 @@ class Competition:
         config: CompeteConfig,
         layer_numbers: tuple[int, ...],
         current_step: Callable[[], int],
-        places: tuple[Place, ...] | None = None,
+        places: tuple[StageChunk, ...] | None = None,
     ) -> None:
         self.config = config
         self.layer_numbers = layer_numbers

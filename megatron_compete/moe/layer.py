@@ -22,7 +22,7 @@ from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispa
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.moe.auxiliary import AuxiliaryLoss
 from megatron_compete.moe.centering import make_centering
 from megatron_compete.moe.competition import Competition

@@ -22,8 +22,8 @@ from torch import Tensor
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.metrics_probe import RouterProbe
 from megatron_compete.moe.metrics_table import COMPETITION_METRICS, ROUTING_METRICS, LayerSums
-from megatron_compete.routing.habits import router_entropy
 from megatron_compete.routing.losses import token_mean
+from megatron_compete.routing.router_statistics import router_entropy
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Layer specs whose MoE layers compete, for any trainer of Megatron's: --spec megatron_compete.moe.specs compete_layer_spec."""
+"""Layer specs whose MoE layers compete, or route by a baseline router."""
 
 import copy
 import dataclasses
@@ -12,33 +12,28 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_compete.config import CompeteConfig
-from megatron_compete.errors import CompeteError
-from megatron_compete.moe.competition import Competition, layer_places, moe_layer_numbers
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.moe.baselines import BASELINES, Baseline, check_baseline
+from megatron_compete.moe.baselines.config import BaselineConfig
+from megatron_compete.moe.baselines.step import install_router_step
+from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.layer import CompeteMoELayer
-from megatron_compete.moe.metrics import LogIntervals, install_metrics
-from megatron_compete.moe.rivals import RIVALS, Rival, check_rival
-from megatron_compete.moe.rivals.config import RivalConfig
-from megatron_compete.moe.rivals.step import install_router_step
 from megatron_compete.moe.validation import check_supported
-from megatron_compete.schedule.balanced import Place
 
 
 def compete_layer_spec(
-    model_config: Any, vp_stage: int | None = None, competition: Competition | None = None
+    model_config: Any, vp_stage: int | None = None, *, competition: Competition
 ) -> TransformerBlockSubmodules:
     """Megatron's decoder block spec of this pipeline stage with every `MoELayer` replaced by `CompeteMoELayer`.
 
     Args:
         model_config: Megatron's GPTModelConfig (upstream: `megatron.training.models.gpt`).
         vp_stage: virtual pipeline stage that is being built.
-        competition: None makes one from the running trainer's arguments: `--compete-*` where its parser has them, else
-            the defaults.
+        competition: the model's one.
     Raises:
         CompeteError: a setting that excludes competition, or a MoE module that is not Megatron's.
     """
     transformer: TransformerConfig = model_config.transformer
-    competition = competition or _competition_of_trainer(transformer)
     check_supported(transformer, competition.config)
 
     def competing(moe: functools.partial) -> functools.partial:
@@ -47,38 +42,38 @@ def compete_layer_spec(
     return _block_with(transformer, vp_stage, competing)
 
 
-def rival_layer_spec(
-    model_config: Any, vp_stage: int | None = None, *, router: str, settings: RivalConfig
+def baseline_layer_spec(
+    model_config: Any, vp_stage: int | None = None, *, router: str, settings: BaselineConfig
 ) -> TransformerBlockSubmodules:
-    """Megatron's decoder block spec of this pipeline stage with the routers of its MoE layers replaced by a rival.
+    """Megatron's decoder block spec of this pipeline stage with the routers of its MoE layers replaced by a baseline.
 
     Args:
         model_config: Megatron's GPTModelConfig (upstream: `megatron.training.models.gpt`).
         vp_stage: virtual pipeline stage that is being built.
-        router: its name in `RIVALS`.
+        router: its name in `BASELINES`.
     Raises:
         CompeteError: a setting that excludes this router, or a MoE module that is not Megatron's.
     """
     transformer: TransformerConfig = model_config.transformer
-    check_rival(router, transformer, settings)
-    install_router_step(transformer, RIVALS[router].router)
-    return _block_with(transformer, vp_stage, lambda moe: with_rival(moe, router, settings))
+    check_baseline(router, transformer, settings)
+    install_router_step(transformer, BASELINES[router].router)
+    return _block_with(transformer, vp_stage, lambda moe: with_baseline(moe, router, settings))
 
 
-def with_rival(moe: functools.partial, router: str, settings: RivalConfig) -> functools.partial:
+def with_baseline(moe: functools.partial, router: str, settings: BaselineConfig) -> functools.partial:
     """A layer's `MoELayer` builder with the router that `--router` names, and with a dispatcher that suits it."""
-    rival = RIVALS[router]
-    router_builder: Callable[..., Any] = rival.router
+    baseline = BASELINES[router]
+    router_builder: Callable[..., Any] = baseline.router
     submodules = dataclasses.replace(
         moe.keywords["submodules"], router=functools.partial(router_builder, settings=settings)
     )
-    return functools.partial(_layer_of(rival), *moe.args, **(moe.keywords | {"submodules": submodules}))
+    return functools.partial(_layer_of(baseline), *moe.args, **(moe.keywords | {"submodules": submodules}))
 
 
-def _layer_of(rival: Rival) -> Callable[..., Any]:
-    if not rival.variable:
+def _layer_of(baseline: Baseline) -> Callable[..., Any]:
+    if not baseline.variable:
         return MoELayer
-    from megatron_compete.moe.rivals.layer import VariableMoELayer
+    from megatron_compete.moe.baselines.layer import VariableMoELayer
 
     return VariableMoELayer
 
@@ -109,36 +104,3 @@ def _with_moe(layer_spec: ModuleSpec, replace: Callable[[functools.partial], fun
     layer_spec.submodules = copy.copy(layer_spec.submodules)
     layer_spec.submodules.mlp = replace(mlp)
     return layer_spec
-
-
-def trainer_step() -> int:
-    """The iteration, from 0, that Megatron's training loop is in."""
-    from megatron.training import get_args
-
-    return getattr(get_args(), "curr_iteration", 0)
-
-
-@functools.cache
-def _trainer_competition(
-    config: CompeteConfig, layer_numbers: tuple[int, ...], places: tuple[Place, ...], num_experts: int
-) -> Competition:
-    from megatron.training import get_args
-
-    from megatron_compete.training.schedule_keeping import check_agreement, keep_schedule
-
-    args = get_args()
-    competition = Competition(config, layer_numbers, trainer_step, places)
-    install_metrics(competition, num_experts, LogIntervals.of(args))
-    keep_schedule(competition, args)
-    check_agreement([], competition)
-    return competition
-
-
-def _competition_of_trainer(transformer: TransformerConfig) -> Competition:
-    """One competition per process, whatever the number of virtual stages."""
-    from megatron.training import get_args
-
-    from megatron_compete.training.arguments import compete_config_from_args
-
-    config, layer_numbers = compete_config_from_args(get_args()), moe_layer_numbers(transformer)
-    return _trainer_competition(config, layer_numbers, layer_places(transformer), transformer.num_moe_experts or 0)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig, flag_of
-from megatron_compete.errors import CompeteError
 from megatron_compete.moe.kernels.choice import check_score_kernel
 from megatron_compete.routing.responses import RESPONSES
 from megatron_compete.routing.utility import utility

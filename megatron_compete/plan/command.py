@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_compete.errors import CompeteError
-from megatron_compete.recipe import Recipe, read_recipe
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch.recipe import Recipe, read_recipe
 
 if TYPE_CHECKING:
     from megatron_compete.plan.job_plan import JobPlan
     from megatron_compete.plan.overhead import Overhead
 
-HELP = """Count a job's parameters, memory, traffic and operations, and simulate its steps, without a GPU.
+HELP = """Count a job's parameters, memory, traffic and flops, and simulate its steps, without a GPU.
 Whatever Megatron would refuse minutes into the job is an error here. Anything after the recipe overrides it by name,
 as with pretrain; the short forms below stand for Megatron's flags. Times are estimates; the report says what of."""
 

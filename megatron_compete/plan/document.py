@@ -40,11 +40,11 @@ def plan_document(plan: JobPlan, overhead: Overhead, recipe: str) -> dict[str, A
             "parameters": _parameters(plan),
             "memory": _memory(plan),
             "traffic_per_step": [_traffic(kind) for kind in plan.traffic],
-            "operations_per_step": {
-                "normal_flop": plan.operations.normal,
-                "competing_layer_flop": plan.operations.competing_layer,
-                "most_competing_flop": plan.operations.competing,
-                "mean_flop": plan.operations.mean,
+            "flops_per_step": {
+                "normal_flop": plan.flops.normal,
+                "competing_layer_flop": plan.flops.competing_layer,
+                "most_competing_flop": plan.flops.competing,
+                "mean_flop": plan.flops.mean,
             },
             "times": _times(plan),
             "step": step_document(plan, overhead),
@@ -60,10 +60,10 @@ def own_outcome(overhead: Overhead) -> PolicyOutcome | None:
 
 
 def step_document(plan: JobPlan, overhead: Overhead) -> dict[str, Any]:
-    """Step time and MFU. A mean step's MFU counts the model's own operations: competition only lowers it."""
+    """Step time and MFU. A mean step's MFU counts the model's own flops: competition only lowers it."""
     own = own_outcome(overhead)
     mean = overhead.normal_seconds if own is None else own.mean_seconds
-    normal_flop = plan.operations.normal
+    normal_flop = plan.flops.normal
     return {
         "normal_seconds": overhead.normal_seconds,
         "mean_seconds": mean,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_compete.data.staged import StagedFiles
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.staged import StagedFiles
 from megatron_compete.schedule.table import POLICIES, Policy
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ of the size that users of Megatron report, and every one can be replaced: `repla
 import dataclasses
 from dataclasses import dataclass
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Hardware:
 
     name: str
     bf16_flops: float
-    """Operations a second in dense bf16 GEMMs, without sparsity."""
+    """FLOPs a second in dense bf16 GEMMs, without sparsity."""
     fp8_flops: float | None
     """The same in FP8; None where the device has none."""
     memory_bytes: float

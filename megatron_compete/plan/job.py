@@ -14,26 +14,25 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.arguments import parse_args, validate_args
 from megatron.training.vocab_utils import calculate_padded_vocab_size
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
-from megatron_compete.errors import CompeteError
+from megatron_compete.launch.recipe import MODULE, Recipe
+from megatron_compete.layout.rules import BrokenRules, broken_rules
+from megatron_compete.layout.scope import check_scope
+from megatron_compete.layout.sizes import ParallelSizes
+from megatron_compete.moe.baselines import BASELINES, check_baseline
+from megatron_compete.moe.baselines.config import BaselineConfig
 from megatron_compete.moe.competition import Competition, decoder_places, layer_places, moe_layer_numbers
-from megatron_compete.moe.rivals import RIVALS, check_rival
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.plan.pretend import pretended_gpu
-from megatron_compete.plan.rules import BrokenRules, broken_rules
-from megatron_compete.plan.scope import check_scope
-from megatron_compete.plan.sizes import ParallelSizes
-from megatron_compete.recipe import MODULE, Recipe
+from megatron_compete.resilience.changes import broken_changes
+from megatron_compete.resilience.resume import load_folder
+from megatron_compete.resilience.saved_run import read_saved_run
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.training.arguments import (
     add_arguments,
     check_arguments,
-    compete_config_from_args,
-    rival_config_from_args,
 )
-from megatron_compete.training.changes import broken_changes
-from megatron_compete.training.resume import load_folder
-from megatron_compete.training.saved_run import read_saved_run
 
 GPUS_PER_NODE = 8
 """Where the recipe's `nproc-per-node` does not say."""
@@ -198,11 +197,11 @@ def _validated(args: argparse.Namespace, gpus_per_node: int) -> Job:
     check_scope(args)
     compete = None
     if args.router == "compete":
-        compete = compete_config_from_args(args)
+        compete = CompeteConfig.from_arguments(args)
         check_supported(transformer, compete)
         Competition.of_model(compete, transformer, lambda: 0)
-    elif args.router in RIVALS:
-        check_rival(args.router, transformer, rival_config_from_args(args))
+    elif args.router in BASELINES:
+        check_baseline(args.router, transformer, BaselineConfig.from_arguments(args))
     args.padded_vocab_size = padded_vocab_size(args)
     return Job(args, transformer, compete, ParallelSizes.of(args), gpus_per_node)
 

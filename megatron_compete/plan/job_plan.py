@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from megatron_compete.plan.flops import StepFLOPs, step_flops
 from megatron_compete.plan.hardware import Hardware
 from megatron_compete.plan.job import Job
 from megatron_compete.plan.memory import StageMemory, megatron_estimate, stage_memory
-from megatron_compete.plan.operations import StepOperations, step_operations
 from megatron_compete.plan.parameters import Parameters, count_parameters
 from megatron_compete.plan.times import PipelineTimes, pipeline_times
 from megatron_compete.plan.traffic import StepTraffic, Traffic
@@ -21,7 +21,7 @@ class JobPlan:
     memory: tuple[StageMemory, ...]
     """Of a rank of each pipeline stage, the first stage first."""
     traffic: tuple[Traffic, ...]
-    operations: StepOperations
+    flops: StepFLOPs
     times: PipelineTimes
     megatron_memory: tuple[float, float]
     """Megatron's own estimate of the fullest rank: weights with optimizer, and activations, in bytes."""
@@ -41,11 +41,11 @@ class JobPlan:
         """Whether every stage's ranks fit, competing steps included."""
         return self.fullest.competing <= self.memory_limit
 
-    def utilization(self, operations: float, seconds: float) -> float:
+    def utilization(self, flops: float, seconds: float) -> float:
         """MFU: operations of a step over all ranks, as a share of what the devices' bf16 (in FP8, FP8) peak allows."""
         fp8 = self.job.transformer.fp8 and self.hardware.fp8_flops
         peak = self.hardware.fp8_flops if fp8 and self.hardware.fp8_flops else self.hardware.bf16_flops
-        return operations / (seconds * peak * self.job.sizes.world)
+        return flops / (seconds * peak * self.job.sizes.world)
 
 
 def plan_job(job: Job, hardware: Hardware) -> JobPlan:
@@ -57,7 +57,7 @@ def plan_job(job: Job, hardware: Hardware) -> JobPlan:
         parameters=parameters,
         memory=stage_memory(job, parameters),
         traffic=StepTraffic(job, parameters).all(),
-        operations=step_operations(job),
+        flops=step_flops(job),
         times=pipeline_times(job, hardware, parameters),
         megatron_memory=megatron_estimate(job),
     )

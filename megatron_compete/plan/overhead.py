@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.plan.pipeline import compile_schedule, simulate
 from megatron_compete.plan.stage_program import PipelineShape
 from megatron_compete.plan.times import PipelineTimes

@@ -76,7 +76,7 @@ def _transformer_engine() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _launcher_environment() -> Iterator[None]:
-    """What our launcher sets for every rank, and Megatron asserts (`runtime/launch.py`)."""
+    """What our launcher sets for every rank, and Megatron asserts (`launch/launchers.py`)."""
     name = "CUDA_DEVICE_MAX_CONNECTIONS"
     before = os.environ.get(name)
     os.environ.setdefault(name, "1")

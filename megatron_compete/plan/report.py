@@ -36,7 +36,7 @@ def print_plan(plan: JobPlan, overhead: Overhead, recipe: str, file: TextIO) -> 
             ("Parameters", _parameters(plan)),
             ("Memory of a rank (GiB)", _memory(plan)),
             ("Network: what the busiest rank sends in a step (GB)", _traffic(plan)),
-            ("Operations of a step, all ranks (TFLOP)", _operations(plan)),
+            ("FLOPs of a step, all ranks (TFLOP)", _flops(plan)),
             ("Step", _step(plan, overhead)),
             (_policies_title(overhead), _policies(overhead)),
         ):
@@ -117,14 +117,14 @@ def _traffic(plan: JobPlan) -> Table:
     return table
 
 
-def _operations(plan: JobPlan) -> Table:
-    operations = plan.operations
+def _flops(plan: JobPlan) -> Table:
+    flops = plan.flops
     table = _table()
-    table.add_row("normal", _tera(operations.normal))
-    if operations.competing_layer:
-        table.add_row("each competing layer adds", _tera(operations.competing_layer))
-        table.add_row("with A_max competing layers", _tera(operations.competing))
-        table.add_row("mean over steps", _tera(operations.mean))
+    table.add_row("normal", _tera(flops.normal))
+    if flops.competing_layer:
+        table.add_row("each competing layer adds", _tera(flops.competing_layer))
+        table.add_row("with A_max competing layers", _tera(flops.competing))
+        table.add_row("mean over steps", _tera(flops.mean))
     return table
 
 
@@ -136,7 +136,7 @@ def _step(plan: JobPlan, overhead: Overhead) -> Table:
     if overhead.policy is not None:
         table.add_row(
             "mean over steps",
-            f"{seconds(step['mean_seconds'])}, MFU {step['mean_mfu_percent']:.1f} % (of the model's own operations), "
+            f"{seconds(step['mean_seconds'])}, MFU {step['mean_mfu_percent']:.1f} % (of the model's own flops), "
             f"{step['overhead_percent']:.2f} % above a normal step",
         )
         table.add_row("mean competing step", seconds(step["competing_mean_seconds"]))
@@ -221,8 +221,8 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _tera(operations: float) -> str:
-    return f"{operations / 1e12:,.1f}"
+def _tera(flops: float) -> str:
+    return f"{flops / 1e12:,.1f}"
 
 
 def _seconds(typical: float) -> Callable[[float], str]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 Scalars = dict[str, dict[int, float]]
 """{name: {iteration: value}}"""

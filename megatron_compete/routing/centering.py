@@ -1,4 +1,4 @@
-"""Ranking experts against their own habit.
+"""Ranking experts against their own statistic.
 
 Plain responses hold a static offset per expert, so that early in training the same experts win nearly every token. A
 centred response says how much stronger than usual an expert answers this token: (s - mean) / std, with the mean and

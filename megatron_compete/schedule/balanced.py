@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
-Place = tuple[int, int]
+StageChunk = tuple[int, int]
 """Pipeline stage and model chunk."""
 
 
@@ -44,7 +44,7 @@ class BalancedDraw:
         places: stage and chunk of each layer.
     """
 
-    def __init__(self, steps: int, max_active: int, places: tuple[Place, ...]) -> None:
+    def __init__(self, steps: int, max_active: int, places: tuple[StageChunk, ...]) -> None:
         self.steps, self.max_active = steps, max_active
         self.slots = Groups.of([(chunk, stage) for stage, chunk in places])
         self.stages = Groups.of([stage for stage, _ in places])
@@ -202,7 +202,7 @@ class Groups:
     """Where each group begins when members are sorted by group."""
 
     @classmethod
-    def of(cls, keys: list[int] | list[Place]) -> "Groups":
+    def of(cls, keys: list[int] | list[StageChunk]) -> "Groups":
         """Groups of members with these keys."""
         _, first, of_member, sizes = np.unique(
             keys, axis=0, return_index=True, return_inverse=True, return_counts=True

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import flag_of
-from megatron_compete.errors import CompeteError
 
 Decay = Literal["none", "linear", "cosine"]
 

@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig, flag_of
-from megatron_compete.errors import CompeteError
-from megatron_compete.schedule.balanced import BalancedDraw, Place
+from megatron_compete.schedule.balanced import BalancedDraw, StageChunk
 from megatron_compete.schedule.rate import Decay, RateCurve
 from megatron_compete.schedule.shifted import draw_shifted
 
@@ -58,7 +58,7 @@ class CompetitionSchedule:
     rate: float
     max_active: int
     policy: Policy = "shifted"
-    places: tuple[Place, ...] = ()
+    places: tuple[StageChunk, ...] = ()
     seed: int = 1234
     warmup_steps: int = 0
     decay: Decay = "none"
@@ -69,7 +69,7 @@ class CompetitionSchedule:
     )
 
     @classmethod
-    def of(cls, config: CompeteConfig, places: tuple[Place, ...]) -> "CompetitionSchedule":
+    def of(cls, config: CompeteConfig, places: tuple[StageChunk, ...]) -> "CompetitionSchedule":
         """The schedule of these settings for layers at these places, in order of depth."""
         rate = config.rate
         if config.cap_rate:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from megatron_compete.errors import run_command
+from megatron_compete.common.errors import run_command
 from megatron_compete.study.config import Study, read_study
 from megatron_compete.study.corpus import PreparedCorpus, is_prepared, prepare_corpus
 from megatron_compete.study.grid import Run, chosen, runs_of

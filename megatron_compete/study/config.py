@@ -17,9 +17,9 @@ What the arguments mean is the trainer's business; a study only varies them. `do
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from megatron_compete.recipe import Recipe, Value, read_arguments, read_launch, read_recipe
+from megatron_compete.common.yaml_file import YamlFile
+from megatron_compete.launch.recipe import Recipe, Value, read_arguments, read_launch, read_recipe
 from megatron_compete.study.config_reader import Arguments, Reader
-from megatron_compete.yaml_file import YamlFile
 
 SOURCES = ("stdlib", "packages")
 CLOCKS = ("processor", "wall")

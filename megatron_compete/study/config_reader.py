@@ -2,8 +2,8 @@
 
 from typing import Any, NoReturn
 
-from megatron_compete.recipe import Value, read_arguments
-from megatron_compete.yaml_file import YamlFile
+from megatron_compete.common.yaml_file import YamlFile
+from megatron_compete.launch.recipe import Value, read_arguments
 
 Arguments = dict[str, Value]
 

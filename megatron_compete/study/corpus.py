@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_compete.data import stdlib_corpus
 from megatron_compete.data.preprocess import main as preprocess
 from megatron_compete.data.tokenizer import main as train_tokenizer
-from megatron_compete.recipe import Value
+from megatron_compete.launch.recipe import Value
 from megatron_compete.study.config import Corpus
 from megatron_compete.study.folder import read_json, write_json
 

@@ -20,7 +20,7 @@ BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00
 COLUMNS = 4
 SHOWN_SHARE = 2 / 3
 """Loss axes show the last part of training: at the start all variants fall alike."""
-HABITS = ("load-max", "router-entropy", "margin", "coactivation", "change-rate", "saturation")
+STATISTICS = ("load-max", "router-entropy", "margin", "coactivation", "change-rate", "saturation")
 
 Logs = Mapping[str, Sequence[RunLog]]
 Curve = tuple[list[float], np.ndarray]
@@ -56,9 +56,9 @@ def draw_all(study: Study, logs: Logs, rows: Sequence[Row], folder: Path) -> dic
             lambda: draw_metric(study, logs, {"load-max": VERMILION, "load-min": BLUE}, "tokens / mean", None),
             f"Load of the busiest (red) and the idlest (blue) expert of any layer, relative to the mean. {band}",
         ),
-        "habits.png": (
-            lambda: draw_habits(study, logs),
-            "Routers' habits at the last probe, saturation half-way; a dot for each seed, a bar for the mean.",
+        "router-statistics.png": (
+            lambda: draw_statistics(study, logs),
+            "Router statistics at the last probe, saturation half-way; a dot for each seed, a bar for the mean.",
         ),
         "experts.png": (
             lambda: draw_experts(study, logs),
@@ -228,24 +228,24 @@ def _intervals(axes: Any, differences: Sequence[Difference | None]) -> None:
                           color=BLUE, markerfacecolor=BLUE if clear else "white")  # fmt: skip
 
 
-def draw_habits(study: Study, logs: Logs) -> Any:
-    """Dots by variant, one panel a habit."""
-    figure, panels = _pyplot().subplots(1, len(HABITS), sharey=True, figsize=(1.9 * len(HABITS) + 1, 0.3 * len(logs) + 1.2),
+def draw_statistics(study: Study, logs: Logs) -> Any:
+    """Dots by variant, one panel a statistic."""
+    figure, panels = _pyplot().subplots(1, len(STATISTICS), sharey=True, figsize=(1.9 * len(STATISTICS) + 1, 0.3 * len(logs) + 1.2),
                                         layout="constrained")  # fmt: skip
-    for axes, habit in zip(panels, HABITS):
+    for axes, statistic in zip(panels, STATISTICS):
         for place, runs in enumerate(logs.values()):
-            values = [_shown_value(run, habit, study.steps) for run in runs]
+            values = [_shown_value(run, statistic, study.steps) for run in runs]
             axes.plot(values, [place] * len(values), "o", markersize=3.5, color=ORANGE, alpha=0.8)
             axes.plot([float(np.mean(values))], [place], "|", markersize=11, color="black")
-        _finish(axes, habit)
+        _finish(axes, statistic)
     panels[0].set_yticks(range(len(logs)), [study.variants[name].label for name in logs], fontsize=8)
     panels[0].invert_yaxis()
     return figure
 
 
-def _shown_value(run: RunLog, habit: str, steps: int) -> float:
-    series = run.metrics[habit]
-    at = min(series, key=lambda step: abs(step - steps / 2)) if habit == "saturation" else max(series)
+def _shown_value(run: RunLog, statistic: str, steps: int) -> float:
+    series = run.metrics[statistic]
+    at = min(series, key=lambda step: abs(step - steps / 2)) if statistic == "saturation" else max(series)
     return series[at]
 
 

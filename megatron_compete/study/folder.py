@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_compete.files import write_whole
+from megatron_compete.common.files import write_whole
 
 FINISHED, STARTED = "finished.json", "started.json"
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import megatron_compete
-from megatron_compete.errors import CompeteError
-from megatron_compete.recipe import Recipe
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch.recipe import Recipe
 from megatron_compete.study.config import Study
 
-TRAINED_BY = ("config.py", "presets.py", "checkpoint", "moe", "routing", "runtime", "schedule", "training")
+TRAINED_BY = ("config.py", "checkpoint", "launch", "moe", "resilience", "routing", "schedule", "training")
 """Parts of this package that can change what a run computes."""
 LIBRARIES = ("megatron-core", "torch", "numpy")
 

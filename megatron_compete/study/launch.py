@@ -17,9 +17,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-from megatron_compete.recipe import Recipe
+from megatron_compete.common.yaml_file import dump_yaml
+from megatron_compete.launch.recipe import Recipe
 from megatron_compete.study.folder import RunFolder
-from megatron_compete.yaml_file import dump_yaml
 
 RECIPE = "recipe.yaml"
 
@@ -143,7 +143,7 @@ def start(recipe: Recipe, folder: RunFolder, lock: int, warm: bool) -> Job:
 
 def prepare_environment() -> None:
     """Variables of all runs: one thread each, so that their seconds can be compared; no downloads."""
-    from megatron_compete.runtime.launch import environment_defaults
+    from megatron_compete.launch.launchers import environment_defaults
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

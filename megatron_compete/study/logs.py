@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_compete.routing.habits import shared_choices, unpack_choices
+from megatron_compete.routing.router_statistics import shared_choices, unpack_choices
 from megatron_compete.study.config import Study
 from megatron_compete.study.folder import RunFolder
 

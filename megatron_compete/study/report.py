@@ -9,12 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.study.config import Study
 from megatron_compete.study.figures import draw_all
 from megatron_compete.study.logs import METRICS, RunLog, read_logs, write_curves
 from megatron_compete.study.statistics import CONFIDENCE
-from megatron_compete.study.table import Row, habits_table, markdown_table, rows_of, write_csv
+from megatron_compete.study.table import Row, markdown_table, rows_of, statistics_table, write_csv
 from megatron_compete.study.timing import read_timing, with_timing
 
 CLOCKS = {
@@ -86,9 +86,9 @@ def markdown_report(
         "## Loss",
         _how_to_read(study, rows, timed),
         markdown_table(rows),
-        "## Routers' habits",
+        "## Router statistics",
         "At the last probe, means over seeds; saturation half-way.",
-        habits_table(rows),
+        statistics_table(rows),
         "\n".join(f"- **{name}**: {meaning}" for name, meaning in METRICS.items()),
         "## Figures",
         *(f"![{name.removesuffix('.png')}]({name})\n\n*{caption}*" for name, caption in figures.items()),

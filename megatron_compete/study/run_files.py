@@ -7,8 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from megatron_compete.errors import CompeteError
-from megatron_compete.recipe import Recipe
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch.recipe import Recipe
 from megatron_compete.report.scalars import Scalars, logged_scalars
 from megatron_compete.study.config import Study
 from megatron_compete.study.corpus import PreparedCorpus

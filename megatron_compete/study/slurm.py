@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megatron_compete.errors import CompeteError
-from megatron_compete.recipe import Value
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch.recipe import Value
 from megatron_compete.study.config import Slurm, Study
 from megatron_compete.study.grid import Run
 

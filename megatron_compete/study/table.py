@@ -139,8 +139,8 @@ def _p(difference: Difference | None) -> str:
     return "" if difference is None or difference.p_value is None else f"{difference.p_value:.2g}"
 
 
-def habits_table(rows: Sequence[Row]) -> str:
-    """The routers' habits, for people; what a variant does not have is left empty."""
+def statistics_table(rows: Sequence[Row]) -> str:
+    """The router statistics, for people; what a variant does not have is left empty."""
     lines = ["| variant | " + " | ".join(METRIC_COLUMNS) + " |", "|---" * (len(METRIC_COLUMNS) + 1) + "|"]
     for row in rows:
         cells = [f"{row.metrics[name].mean:.3f}" if name in row.metrics else "" for name in METRIC_COLUMNS]

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.study import launch, run_files
 from megatron_compete.study.config import CLOCKS, Study, Timing
 from megatron_compete.study.corpus import PreparedCorpus

@@ -2,7 +2,7 @@
 
 import logging
 
-from megatron_compete.runtime.launch import silence_cpu_warnings
+from megatron_compete.launch.launchers import silence_cpu_warnings
 
 silence_cpu_warnings()
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # where there is no CUDA, it says so

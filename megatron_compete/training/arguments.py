@@ -8,20 +8,20 @@ from typing import Any, NoReturn
 
 from megatron.training.argument_utils import ArgumentGroupFactory
 
-from megatron_compete.config import CompeteConfig, flag_of
-from megatron_compete.errors import CompeteError
-from megatron_compete.moe.rivals import RIVALS, check_flags
-from megatron_compete.moe.rivals.config import RivalConfig
-from megatron_compete.moe.rivals.config import flag_of as rival_flag_of
-from megatron_compete.presets import DEFAULT, PREFIX, PRESETS, defaults_asked_for
-from megatron_compete.runtime import cpu
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.config import DEFAULT_PRESET, PREFIX, CompeteConfig, flag_of
+from megatron_compete.launch import cpu_backend as cpu
+from megatron_compete.moe.baselines import BASELINES, check_flags
+from megatron_compete.moe.baselines.config import PREFIX as BASELINE_PREFIX
+from megatron_compete.moe.baselines.config import BaselineConfig
+from megatron_compete.moe.baselines.config import flag_of as baseline_flag_of
 from megatron_compete.training.argument_help import escape_help
 from megatron_compete.training.data_arguments import check_data_arguments
 from megatron_compete.training.local_paths import check_local_paths, refuse_msc
+from megatron_compete.training.presets import PRESETS, defaults_asked_for
 from megatron_compete.training.probe import add_probe_arguments, check_probe_arguments
 from megatron_compete.training.refused import check_refused
 
-RIVAL_PREFIX = "router_"
 EVAL_INTERVAL = 1000
 """Megatron's default of None makes its dataset sizes a division by None."""
 
@@ -46,15 +46,15 @@ class CompeteArgumentGroup(ArgumentGroupFactory):
         return keywords
 
 
-class RivalArgumentGroup(ArgumentGroupFactory):
-    """Flags `--router-*` from the fields of `RivalConfig`."""
+class BaselineArgumentGroup(ArgumentGroupFactory):
+    """Flags `--router-*` from the fields of `BaselineConfig`."""
 
     def _format_arg_name(self, config_attr_name: str, prefix: str | None = None) -> str:
-        return rival_flag_of(config_attr_name)
+        return baseline_flag_of(config_attr_name)
 
     def _build_argparse_kwargs_from_field(self, attribute: dataclasses.Field[Any]) -> dict[str, Any]:
         keywords = super()._build_argparse_kwargs_from_field(attribute)
-        keywords["dest"] = RIVAL_PREFIX + attribute.name
+        keywords["dest"] = BASELINE_PREFIX + attribute.name
         keywords["help"] = f"{keywords['help']} (default: {attribute.default})".replace("%", "%%")
         return keywords
 
@@ -67,15 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     group = CompeteArgumentGroup(CompeteConfig).build_group(parser, title="competition")
     group.add_argument(
         "--router",
-        choices=("compete", "topk", *RIVALS),
+        choices=("compete", "topk", *BASELINES),
         default="compete",
         help="compete: MoE layers with competition routing; topk: Megatron's own layers, the plain baseline; others: "
-        "Megatron's layers with a rival router (docs/routers.md).",
+        "Megatron's layers with a baseline router (docs/routers.md).",
     )
     group.add_argument(
         "--compete-preset",
         choices=tuple(PRESETS),
-        default=DEFAULT,
+        default=DEFAULT_PRESET,
         help="Recipe that the defaults of these flags, and of Megatron's that belong to it, are taken from. paper: arXiv "
         "2505.13380; recommended: what this project recommends. A flag that is given wins over it.",
     )
@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         action="store_true",
         help="ReLU in MLPs and experts (two matrices), as in the authors' models; Megatron has no flag for it.",
     )
-    RivalArgumentGroup(RivalConfig).build_group(parser, title="rival routers")
+    BaselineArgumentGroup(BaselineConfig).build_group(parser, title="baseline routers")
     _add_reliability_arguments(parser)
     add_probe_arguments(parser)
     escape_help(parser)
@@ -126,36 +126,11 @@ def _one_line_error(message: str) -> NoReturn:
     raise CompeteError(message)
 
 
-def compete_config_from_args(args: argparse.Namespace) -> CompeteConfig:
-    """The competition's settings; a trainer whose parser lacks `--compete-*` gets the defaults.
-
-    Raises:
-        CompeteError: settings that exclude each other; some may be those of a preset, which is then named.
-    """
-    names = (field.name for field in dataclasses.fields(CompeteConfig))
-    given = {name: getattr(args, PREFIX + name) for name in names if hasattr(args, PREFIX + name)}
-    try:
-        return CompeteConfig(**given)
-    except CompeteError as error:
-        preset = getattr(args, "compete_preset", DEFAULT)
-        if preset == DEFAULT:
-            raise
-        raise CompeteError(f"{error} (what is not given is --compete-preset {preset}'s)") from error
-
-
-def rival_config_from_args(args: argparse.Namespace) -> RivalConfig:
-    """The settings of rival routers; arguments that lack `--router-*` (an older checkpoint's) get the defaults."""
-    names = (field.name for field in dataclasses.fields(RivalConfig))
-    return RivalConfig(
-        **{name: getattr(args, RIVAL_PREFIX + name) for name in names if hasattr(args, RIVAL_PREFIX + name)}
-    )
-
-
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise a `CompeteError` for arguments that cannot train; cheap, before any process group exists."""
     check_local_paths(args)
-    compete_config_from_args(args)
-    check_flags(args.router, rival_config_from_args(args))
+    CompeteConfig.from_arguments(args)
+    check_flags(args.router, BaselineConfig.from_arguments(args))
     for other in ("swiglu", "squared_relu", "quick_geglu"):
         if args.relu and getattr(args, other):
             raise CompeteError(f"--relu and --{other.replace('_', '-')} exclude each other: keep one")

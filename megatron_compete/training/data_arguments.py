@@ -16,7 +16,7 @@ from typing import Any
 from megatron.core.datasets.utils import get_blend_from_list
 from megatron.core.msc_utils import maybe_msc
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 Blend = tuple[list[str], list[float] | None]
 """Dataset prefixes, and their weights; without weights each is read once."""

@@ -16,8 +16,8 @@ from megatron.training.datasets.fim_dataset import GPTFIMDataset, GPTFIMDatasetC
 from megatron.training.datasets.sft_dataset import SFTDataset
 from megatron.training.utils import is_first_or_last_pipeline_stage
 
-from megatron_compete.errors import CompeteError
-from megatron_compete.training.agreement import on_rank_0
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.resilience.agreement import on_rank_0
 from megatron_compete.training.data_arguments import Sources, read_sources
 from megatron_compete.training.index_cache import whole_files
 

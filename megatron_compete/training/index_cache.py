@@ -14,8 +14,8 @@ from typing import Any
 import numpy
 from megatron.core.datasets import blended_dataset, gpt_dataset
 
-from megatron_compete.errors import CompeteError
-from megatron_compete.files import open_whole
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.files import open_whole
 
 
 @contextlib.contextmanager

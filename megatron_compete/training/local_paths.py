@@ -6,8 +6,8 @@ Megatron reaches object storage by its multi-storage client (`--enable-msc`) and
 import argparse
 from collections.abc import Sequence
 
-from megatron_compete.errors import CompeteError
-from megatron_compete.local_paths import check_local
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.local_paths import check_local
 
 
 def refuse_msc(tokens: Sequence[str]) -> None:

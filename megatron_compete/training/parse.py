@@ -5,9 +5,9 @@ import traceback
 
 from megatron.training.arguments import parse_and_validate_args, parse_args
 
-from megatron_compete.errors import CompeteError
-from megatron_compete.plan.rules import BrokenRules, broken_rules
-from megatron_compete.runtime import cpu
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch import cpu_backend as cpu
+from megatron_compete.layout.rules import BrokenRules, broken_rules
 from megatron_compete.training.arguments import add_arguments, check_arguments, check_installed
 
 

@@ -6,7 +6,9 @@ srun and mpirun start it as well. The trainer is `megatron.training.pretrain`, u
 the datasets and the forward step. `megatron-compete pretrain --recipe FILE` runs it from a recipe.
 """
 
-from megatron_compete.runtime.stop_signal import leave_on_stop_signal, rank_from_launcher
+from megatron_compete.config import DEFAULT_PRESET, CompeteConfig
+from megatron_compete.launch.stop_signal import leave_on_stop_signal, rank_from_launcher
+from megatron_compete.moe.baselines.config import BaselineConfig
 
 if __name__ == "__main__":
     leave_on_stop_signal()  # what follows takes longer to import than some batch systems wait
@@ -28,32 +30,32 @@ from megatron.training.argument_utils import (
 from megatron.training.models.gpt import GPTModelConfig
 from megatron.training.utils import print_rank_0
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch.environment import enter_launch
+from megatron_compete.launch.launchers import environment_defaults
+from megatron_compete.moe.baselines import BASELINES, check_baseline
 from megatron_compete.moe.competition import Competition, moe_layer_numbers
 from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.metrics import LogIntervals, install_metrics
-from megatron_compete.moe.rivals import RIVALS, check_rival
-from megatron_compete.moe.specs import compete_layer_spec, rival_layer_spec, trainer_step
+from megatron_compete.moe.specs import baseline_layer_spec, compete_layer_spec
 from megatron_compete.moe.validation import check_supported
-from megatron_compete.presets import DEFAULT, describe_preset
-from megatron_compete.runtime.launch import environment_defaults
-from megatron_compete.runtime.launch_environment import enter_launch
-from megatron_compete.runtime.prebuilt import use_prebuilt_helpers
-from megatron_compete.training.agreement import on_rank_0
-from megatron_compete.training.arguments import compete_config_from_args, rival_config_from_args
+from megatron_compete.resilience.agreement import on_rank_0
+from megatron_compete.resilience.devices import settle_device
+from megatron_compete.resilience.event_log import one_curve
+from megatron_compete.resilience.optimizer_layout import install_optimizer_layout
+from megatron_compete.resilience.progress import written_progress
+from megatron_compete.resilience.reliability import reliable
+from megatron_compete.resilience.schedule_keeping import check_agreement, keep_schedule
+from megatron_compete.resilience.stopping import refuse_once, run_rank
 from megatron_compete.training.batches import forward_step
 from megatron_compete.training.data_check import check_data
+from megatron_compete.training.dataset_helpers import use_prebuilt_helpers
 from megatron_compete.training.datasets import build_datasets, embedding_ranks
-from megatron_compete.training.devices import settle_device
-from megatron_compete.training.event_log import one_curve
 from megatron_compete.training.flops import install_flops
-from megatron_compete.training.optimizer_layout import install_optimizer_layout
 from megatron_compete.training.parse import parse_arguments
+from megatron_compete.training.presets import describe_preset
 from megatron_compete.training.probe import install_probe
-from megatron_compete.training.progress import written_progress
-from megatron_compete.training.reliability import reliable
-from megatron_compete.training.schedule_keeping import check_agreement, keep_schedule
-from megatron_compete.training.stopping import refuse_once, run_rank
+from megatron_compete.training.spec import trainer_step
 
 
 def transformer_config(args: argparse.Namespace) -> TransformerConfig:
@@ -66,18 +68,18 @@ def transformer_config(args: argparse.Namespace) -> TransformerConfig:
 
 
 def model_config(args: argparse.Namespace) -> GPTModelConfig:
-    """Megatron's model configuration, with competing layers, or those of a rival router, unless `--router topk`.
+    """Megatron's model configuration, with competing layers, or those of a baseline router, unless `--router topk`.
 
     Raises:
-        CompeteError: settings that exclude competition or the rival, or a schedule that cannot be met.
+        CompeteError: settings that exclude competition or the baseline, or a schedule that cannot be met.
     """
     config = gpt_config_from_args(args, transformer_config(args))
     config.pre_wrap_hooks.append(functools.partial(say_preset, args=args))
     if args.router == "topk":
         return config
-    if args.router in RIVALS:
-        return _with_rival(config, args)
-    compete = compete_config_from_args(args)
+    if args.router in BASELINES:
+        return _with_baseline(config, args)
+    compete = CompeteConfig.from_arguments(args)
     check_supported(config.transformer, compete)
     competition = Competition.of_model(compete, config.transformer, trainer_step)
     install_metrics(competition, args.num_experts, LogIntervals.of(args))
@@ -91,15 +93,15 @@ def model_config(args: argparse.Namespace) -> GPTModelConfig:
 
 def say_preset(model: list[MegatronModule], args: argparse.Namespace) -> list[MegatronModule]:
     """Print the preset, and the settings that are not its own; a hook that Megatron calls when the model is built."""
-    if args.router == "compete" or args.compete_preset != DEFAULT:
+    if args.router == "compete" or args.compete_preset != DEFAULT_PRESET:
         print_rank_0(f"megatron-compete: {describe_preset(args)}")
     return model
 
 
-def _with_rival(config: GPTModelConfig, args: argparse.Namespace) -> GPTModelConfig:
-    settings = rival_config_from_args(args)
-    check_rival(args.router, config.transformer, settings)
-    config.transformer_layer_spec = functools.partial(rival_layer_spec, router=args.router, settings=settings)
+def _with_baseline(config: GPTModelConfig, args: argparse.Namespace) -> GPTModelConfig:
+    settings = BaselineConfig.from_arguments(args)
+    check_baseline(args.router, config.transformer, settings)
+    config.transformer_layer_spec = functools.partial(baseline_layer_spec, router=args.router, settings=settings)
     expected = len(moe_layer_numbers(config.transformer))
     config.pre_wrap_hooks.append(functools.partial(check_routers, router=args.router, expected=expected))
     return config
@@ -118,8 +120,8 @@ def check_layers(model: list[MegatronModule], expected: int) -> list[MegatronMod
 
 
 def check_routers(model: list[MegatronModule], router: str, expected: int) -> list[MegatronModule]:
-    """As `check_layers`: stop unless the model has the expected number of layers with this rival router."""
-    count = _count_modules(model, RIVALS[router].router)
+    """As `check_layers`: stop unless the model has the expected number of layers with this baseline router."""
+    count = _count_modules(model, BASELINES[router].router)
     if count != expected:
         raise CompeteError(f"the model has {count} {router} routers instead of {expected}: its spec was replaced")
     print_rank_0(f"megatron-compete: {expected} layers route by {router}")
@@ -156,7 +158,7 @@ def train() -> None:
 
 
 def main(launcher: str | None = None) -> None:
-    """Entry of one rank; `training/stopping.py` says how it leaves.
+    """Entry of one rank; `resilience/stopping.py` says how it leaves.
 
     Args:
         launcher: what must have started it, `srun` or `mpirun`; default whatever did.

@@ -1,4 +1,4 @@
-"""Held-out loss and the routers' habits on fixed text, while a job trains: `--probe-log FILE --probe-data PREFIX`.
+"""Held-out loss and the router statistics on fixed text, while a job trains: `--probe-log FILE --probe-data PREFIX`.
 
 Megatron's own evaluation reads on through its validation set, so that two of them see different text, and knows nothing
 of routers. The probe reads the same sequences each time, before the first step and after every `--probe-interval` steps,
@@ -27,11 +27,17 @@ import torch
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.files import write_whole
 from megatron_compete.data.dataset import open_dataset
-from megatron_compete.errors import CompeteError
-from megatron_compete.files import write_whole
-from megatron_compete.routing.habits import coactivation, decision_margin, pack_choices, pair_counts, router_entropy
-from megatron_compete.training.agreement import on_rank_0
+from megatron_compete.resilience.agreement import on_rank_0
+from megatron_compete.routing.router_statistics import (
+    coactivation,
+    decision_margin,
+    pack_choices,
+    pair_counts,
+    router_entropy,
+)
 
 REMEMBERED_TOKENS = 256
 """Tokens whose experts a line names, evenly spaced over the probe's."""
@@ -40,7 +46,7 @@ REMEMBERED_TOKENS = 256
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags `--probe-*`."""
     flag = parser.add_argument_group("probe").add_argument
-    flag("--probe-log", help="JSON lines of held-out loss, routers' habits and the seconds steps took")
+    flag("--probe-log", help="JSON lines of held-out loss, router statistics and the seconds steps took")
     flag("--probe-data", help="prefix of the held-out dataset that the probe reads; the same for every job of a study")
     flag("--probe-sequences", type=int, default=64, help="sequences of --seq-length it reads")
     flag("--probe-interval", type=int, default=100, help="steps between two probes")
@@ -87,7 +93,7 @@ def read_sequences(prefix: str, count: int, length: int) -> Tensor:
 
 
 @dataclass
-class RouterHabits:
+class RouterStatistics:
     """Sums of one router over the probe's tokens."""
 
     top_k: int
@@ -122,17 +128,17 @@ def routers_of(model: torch.nn.Module) -> list[TopKRouter]:
 
 
 @contextmanager
-def listening(routers: list[TopKRouter]) -> Iterator[list[RouterHabits]]:
+def listening(routers: list[TopKRouter]) -> Iterator[list[RouterStatistics]]:
     """Habits of the routers, filled by the forward passes inside."""
-    habits = [RouterHabits(router.topk) for router in routers]
+    statistics = [RouterStatistics(router.topk) for router in routers]
     with ExitStack() as stack:
-        for router, one in zip(routers, habits):
+        for router, one in zip(routers, statistics):
             stack.callback(_listen(router, one))
-        yield habits
+        yield statistics
 
 
-def _listen(router: TopKRouter, habits: RouterHabits) -> Callable[[], None]:
-    """Hand a router's logits and maps to `habits`; how to stop it."""
+def _listen(router: TopKRouter, statistics: RouterStatistics) -> Callable[[], None]:
+    """Hand a router's logits and maps to `statistics`; how to stop it."""
     logits: list[Tensor] = []
     gating = router.gating
 
@@ -141,7 +147,7 @@ def _listen(router: TopKRouter, habits: RouterHabits) -> Callable[[], None]:
         return logits[-1]
 
     def add(module: torch.nn.Module, inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
-        habits.add(logits[-1].reshape(-1, logits[-1].shape[-1]) if logits else None, outputs[1])
+        statistics.add(logits[-1].reshape(-1, logits[-1].shape[-1]) if logits else None, outputs[1])
         logits.clear()
 
     router.gating = remember
@@ -170,7 +176,7 @@ def probe(model: torch.nn.Module, sequences: Tensor, batch: int) -> dict[str, An
     total = 0.0
     model.eval()
     try:
-        with listening(routers_of(model)) as habits:
+        with listening(routers_of(model)) as statistics:
             for part in sequences.to(device).split(batch):
                 rows = len(part)
                 losses = model(
@@ -179,18 +185,18 @@ def probe(model: torch.nn.Module, sequences: Tensor, batch: int) -> dict[str, An
                 total += float(losses.double().sum())
     finally:
         model.train()
-    return {"loss": total / (len(sequences) * length), **_summary(habits)}
+    return {"loss": total / (len(sequences) * length), **_summary(statistics)}
 
 
-def _summary(habits: list[RouterHabits]) -> dict[str, Any]:
-    if not habits:
+def _summary(statistics: list[RouterStatistics]) -> dict[str, Any]:
+    if not statistics:
         return {}
-    pairs = [one.pairs_EE for one in habits]
-    chosen_LNE = torch.stack([one.chosen() for one in habits])
+    pairs = [one.pairs_EE for one in statistics]
+    chosen_LNE = torch.stack([one.chosen() for one in statistics])
     return {
         "load": [pair.diagonal().long().tolist() for pair in pairs if isinstance(pair, Tensor)],
-        "entropy": [one.entropy / one.tokens for one in habits],
-        "margin": [one.margin / one.tokens for one in habits],
+        "entropy": [one.entropy / one.tokens for one in statistics],
+        "margin": [one.margin / one.tokens for one in statistics],
         "coactivation": [coactivation(pair) for pair in pairs if isinstance(pair, Tensor)],
         "choices_shape": list(chosen_LNE.shape),
         "choices": pack_choices(chosen_LNE),

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from megatron_compete.errors import CompeteError
-from megatron_compete.runtime import cpu
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch import cpu_backend as cpu
 
 
 @dataclass(frozen=True)

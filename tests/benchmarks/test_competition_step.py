@@ -12,8 +12,8 @@ import torch.distributed as dist
 from benchmarks.cases import Case
 from benchmarks.memory import LiveStorages, PeakMemory
 from benchmarks.traffic import SentBytes
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
-from megatron_compete.errors import CompeteError
 from tests.ranks import run_rank, run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]

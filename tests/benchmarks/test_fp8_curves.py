@@ -27,9 +27,10 @@ def test_every_run_is_a_command_of_the_trainer(run: str, monkeypatch: pytest.Mon
     import torch
     from megatron.training.arguments import parse_args, validate_args
 
+    from megatron_compete.config import CompeteConfig
     from megatron_compete.moe.validation import check_supported
     from megatron_compete.plan.pretend import pretended_gpu
-    from megatron_compete.training.arguments import add_arguments, compete_config_from_args
+    from megatron_compete.training.arguments import add_arguments
     from megatron_compete.training.pretrain import transformer_config
 
     with pretended_gpu():
@@ -39,7 +40,7 @@ def test_every_run_is_a_command_of_the_trainer(run: str, monkeypatch: pytest.Mon
         assert torch.cuda.is_available()
         args.rank, args.world_size = 0, 1
         validate_args(args)
-        check_supported(transformer_config(args), compete_config_from_args(args))
+        check_supported(transformer_config(args), CompeteConfig.from_arguments(args))
     assert args.train_iters == 300 and args.moe_grouped_gemm and args.seed == 3
     assert args.bf16 == (run != "fp32")
     assert (args.fp8, args.fp8_recipe) == {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.cases import Case
-from megatron_compete.moe.rivals import RIVALS
+from megatron_compete.moe.baselines import BASELINES
 from tests.ranks import run_rank
 
 SMALL = Case(tokens=48, hidden=16, ffn=8, experts=8, topk=3, ep=1)
@@ -29,7 +29,7 @@ def results() -> dict[str, dict[str, Any]]:
 
 
 def test_every_router_is_measured(results: dict[str, dict[str, Any]]) -> None:
-    assert set(RIVALS) < set(results)
+    assert set(BASELINES) < set(results)
     for result in results.values():
         assert result["time_ratio"] > 0 and len(result["ms"]) == 2
     assert results["topk"]["time_ratio"] == 1.0

@@ -125,8 +125,9 @@ def test_the_154m_recipe_fits_one_gpu_in_bf16_and_fp8(monkeypatch: pytest.Monkey
     from benchmarks.train_step import ROOT as HERE
     from benchmarks.train_step import trainer_arguments
     from benchmarks.train_variants import VARIANTS, arguments_of
+    from megatron_compete.config import CompeteConfig
     from megatron_compete.plan.pretend import pretended_gpu
-    from megatron_compete.training.arguments import add_arguments, compete_config_from_args
+    from megatron_compete.training.arguments import add_arguments
     from megatron_compete.training.pretrain import transformer_config
 
     with pretended_gpu():
@@ -143,7 +144,7 @@ def test_the_154m_recipe_fits_one_gpu_in_bf16_and_fp8(monkeypatch: pytest.Monkey
                 config = transformer_config(changed)
                 assert (config.fp8_recipe if config.fp8 else None) == fp8
                 assert config.moe_aux_loss_coeff == (0.01 if variant in ("topk", "rate0") else 0.0)
-                assert compete_config_from_args(changed).rate == (0.0 if variant == "rate0" else 0.07)
+                assert CompeteConfig.from_arguments(changed).rate == (0.0 if variant == "rate0" else 0.07)
 
 
 def layers_agree() -> bool:

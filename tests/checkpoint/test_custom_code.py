@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from megatron_compete.checkpoint import custom_code
-from megatron_compete.checkpoint.convert import main as convert
 from megatron_compete.checkpoint.custom_code import auto_map, is_own_code, write_code
 from megatron_compete.checkpoint.export import Export, export_to_hf
 from megatron_compete.checkpoint.families import FAMILIES
 from megatron_compete.checkpoint.tokenizer import read_sentencepiece, write_tokenizer
 from megatron_compete.checkpoint.tokenizer_proof import prove
-from megatron_compete.errors import CompeteError
+from megatron_compete.cli.convert import main as convert
+from megatron_compete.common.errors import CompeteError
 from tests.checkpoint import gpt
 from tests.ranks import run_rank
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_compete.checkpoint import export as export_module
-from megatron_compete.checkpoint.convert import main
 from megatron_compete.checkpoint.export import Export, export_to_hf, parse_size
 from megatron_compete.checkpoint.output import SENTINEL
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
-from megatron_compete.errors import CompeteError
+from megatron_compete.cli.convert import main
+from megatron_compete.common.errors import CompeteError
 from tests.checkpoint import gpt
 from tests.ranks import run_rank, run_ranks
 

@@ -15,7 +15,7 @@ from megatron_compete.checkpoint.import_hf import Import, import_checkpoint
 from megatron_compete.checkpoint.model_card import model_card
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.checkpoint.tokenizer import read_sentencepiece, write_tokenizer
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from tests.checkpoint import hf_models
 from tests.checkpoint.conftest import Saved
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_compete.checkpoint.hf_reader import HfFolder
 from megatron_compete.checkpoint.safetensors_reader import SafetensorsFile
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from tests.checkpoint import hf_models
 
 

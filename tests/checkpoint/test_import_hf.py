@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from megatron_compete.checkpoint.convert import main
 from megatron_compete.checkpoint.export import Export, export_to_hf
 from megatron_compete.checkpoint.import_hf import Import, import_checkpoint
 from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.checkpoint.upcycle import Upcycling
-from megatron_compete.errors import CompeteError
-from megatron_compete.recipe import read_recipe
+from megatron_compete.cli.convert import main
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch.recipe import read_recipe
 from tests.checkpoint import hf_models
 from tests.ranks import run_rank
 
@@ -28,7 +28,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def megatron_logits(folder: str) -> torch.Tensor:
     """Of Megatron's own model, built and loaded as `tools/verify_checkpoint.py` does."""
-    from megatron_compete.training.single import load_model, logits
+    from megatron_compete.verify.single import load_model, logits
 
     _, model = load_model(TorchDistCheckpoint(find_checkpoint(Path(folder))))
     return logits(model, hf_models.tokens())[..., : hf_models.VOCAB]
@@ -68,7 +68,7 @@ def refusal(folder: str) -> str:
 
 
 def test_latent_attention_cannot_be_compared_without_transformer_engine(tmp_path: Path) -> None:
-    """When Megatron's own attention takes latents, this test fails and the refusal in training/single.py can go."""
+    """When Megatron's own attention takes latents, this test fails and the refusal in verify/single.py can go."""
     import inspect
 
     from megatron.core.transformer.dot_product_attention import DotProductAttention

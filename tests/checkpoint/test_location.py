@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megatron_compete.checkpoint.location import find_checkpoint
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 
 def checkpoint(folder: Path, iteration: int, backend: str = "torch_dist") -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_compete.checkpoint.convert import main
+from megatron_compete.cli.convert import main
 from tests.checkpoint import hf_models
 from tests.checkpoint.conftest import train_model  # noqa: F401  fixture
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_compete.checkpoint.output import SENTINEL, check_output, is_done, made_from, whole_or_nothing
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 
 def write(output: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from megatron_compete.checkpoint.families import FAMILIES, Dimensions, choose_family
 from megatron_compete.checkpoint.plan import ExportPlan
 from megatron_compete.checkpoint.reader import TensorInfo
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from tests.checkpoint.gpt import ARGUMENTS, LATENT, SIGMOID
 
 LAYERS, HIDDEN, GROUPS, HEADS, HEAD, FFN, EXPERTS = 4, 32, 2, 4, 12, 24, 4

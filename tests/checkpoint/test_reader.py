@@ -9,7 +9,7 @@ import torch
 
 from megatron_compete.checkpoint.reader import Section, TorchDistCheckpoint
 from megatron_compete.checkpoint.restricted import load_metadata
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from tests.checkpoint import gpt
 
 FC1 = "decoder.layers.mlp.experts.experts.linear_fc1.weight"

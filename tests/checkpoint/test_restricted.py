@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from megatron_compete.checkpoint.restricted import Opaque, load_metadata, load_plain, load_tensor
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 
 class Touch:

@@ -21,7 +21,7 @@ from megatron_compete.checkpoint.tokenizer import (
     write_tokenizer,
 )
 from megatron_compete.checkpoint.tokenizer_proof import ODD_STRINGS, sampled_strings
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 KINDS: dict[str, dict[str, Any]] = {
     "lossless": {},

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_compete.checkpoint.tokenizer import read_sentencepiece, write_tokenizer
 from megatron_compete.checkpoint.tokenizer_proof import ODD_STRINGS, prove, read_texts, sampled_strings
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 
 @pytest.fixture

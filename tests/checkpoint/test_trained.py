@@ -10,7 +10,7 @@ from megatron_compete.checkpoint.export import Export, export_to_hf
 from megatron_compete.checkpoint.import_hf import Import, import_checkpoint
 from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
-from megatron_compete.recipe import read_recipe
+from megatron_compete.launch.recipe import read_recipe
 from tests.ranks import run_rank, run_ranks
 from tests.training.runs import MODEL, losses, train_on_rank
 
@@ -26,7 +26,7 @@ GO_ON = """
 
 
 def megatron_logits(folder: str, tokens: torch.Tensor) -> torch.Tensor:
-    from megatron_compete.training.single import load_model, logits
+    from megatron_compete.verify.single import load_model, logits
 
     _, trained = load_model(TorchDistCheckpoint(Path(folder)))
     return logits(trained, tokens)

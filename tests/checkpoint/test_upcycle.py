@@ -9,8 +9,8 @@ from torch import Tensor
 
 from megatron_compete.checkpoint.megatron_writer import Piece
 from megatron_compete.checkpoint.upcycle import Upcycling, router_rows, upcycle
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
-from megatron_compete.errors import CompeteError
 
 LAYERS, H, WIDTH, TOKENS = 2, 8, 12, 40
 ARGUMENTS: dict[str, Any] = {

@@ -11,7 +11,7 @@ from megatron_compete.cluster.chain import plan_chain
 from megatron_compete.cluster.chain_file import read_chain
 from megatron_compete.cluster.parts import Part
 from megatron_compete.cluster.snapshot import Snapshot
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from tests.cluster.stand_in import MODEL, ROOT
 
 SETTINGS = {"COMPETE_GPUS_PER_NODE": "8", "COMPETE_PARTITION": "gpu", "COMPETE_VENV": "/v"}

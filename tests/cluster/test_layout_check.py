@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from megatron_compete.cluster.layout_check import check_divisibility, check_layout
-from megatron_compete.errors import CompeteError
-from megatron_compete.recipe import Recipe
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch.recipe import Recipe
 from tests.cluster.stand_in import MODEL
 
 pytestmark = pytest.mark.slow

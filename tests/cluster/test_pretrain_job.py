@@ -5,8 +5,8 @@ import yaml
 
 from megatron_compete.cluster.pretrain_job import check_files, recipe_text, resolve
 from megatron_compete.cluster.settings import Settings
-from megatron_compete.errors import CompeteError
-from megatron_compete.recipe import Recipe
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch.recipe import Recipe
 
 SETTINGS = Settings.of({"COMPETE_GPUS_PER_NODE": "8"})
 

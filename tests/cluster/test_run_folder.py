@@ -5,7 +5,7 @@ import pytest
 
 from megatron_compete.cluster.run_folder import Contents, RunFolder
 from megatron_compete.cluster.snapshot import GitState, Snapshot
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 
 def contents(tmp_path: Path, lr: float = 0.1, code: str = "pass", patch: bytes = b"") -> Contents:

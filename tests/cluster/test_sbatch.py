@@ -5,7 +5,7 @@ import pytest
 
 from megatron_compete.cluster.sbatch import Job, batch_script, submit
 from megatron_compete.cluster.settings import Settings
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from tests.cluster.stand_in import Desk
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_compete.cluster.env_file import read_env_file
 from megatron_compete.cluster.settings import DEFAULTS, KEYS, VARIABLES, Settings, find_settings, settings_to_keep
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from tests.cluster.stand_in import ROOT
 
 EXAMPLE = ROOT / "slurm" / "cluster.env.example"

@@ -9,7 +9,7 @@ import pytest
 import megatron_compete
 from megatron_compete.cluster import snapshot as module
 from megatron_compete.cluster.snapshot import digest_of, files_under, git_state, take_snapshot
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from tests.cluster.stand_in import ROOT
 
 

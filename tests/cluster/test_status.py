@@ -12,7 +12,7 @@ import pytest
 from megatron_compete.cluster.queue import Queue, ask_queue
 from megatron_compete.cluster.status import RunStatus, read_status, runs_in
 from megatron_compete.cluster.status_report import duration
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = 1_000_000.0

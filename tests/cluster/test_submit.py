@@ -228,7 +228,7 @@ def test_what_slurm_refuses_leaves_a_folder_that_can_be_written_again(desk: Desk
         (("--chain", "none.yaml"), "--chain none.yaml cannot be read"),
     ],
 )  # fmt: skip
-def test_what_the_user_can_mend_is_one_line_and_nothing_is_written(
+def test_what_the_user_can_fix_is_one_line_and_nothing_is_written(
     desk: Desk, words: tuple[str, ...], says: str
 ) -> None:
     assert says in said(desk.submit(*words))

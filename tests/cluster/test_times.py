@@ -1,7 +1,7 @@
 import pytest
 
 from megatron_compete.cluster.times import limit_seconds
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 
 @pytest.mark.parametrize(

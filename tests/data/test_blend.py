@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.blend import main, make_blend, table_lines
-from megatron_compete.errors import CompeteError
 from tests.data.conftest import files_in
 from tests.data.datasets import write_dataset, write_manifest
 

@@ -37,7 +37,7 @@ def test_from_corpus_to_dataset_and_one_line_for_a_fault(write_corpus: WriteCorp
     )
     assert failed.returncode == 2
     assert failed.stderr == (
-        "error: corpus.jsonl:2: 'text' holds a number and not a string: mend that, or leave such documents out with "
+        "error: corpus.jsonl:2: 'text' holds a number and not a string: fix that, or leave such documents out with "
         "--on-error skip\n"
     )
     assert files_in(tmp_path / "out") == ["t.model", "t.vocab"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.blend import make_blend
 from megatron_compete.data.dataset import (
     check_same_kind,
@@ -19,7 +20,6 @@ from megatron_compete.data.match import check_tokenizer_matches
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.data.merge import merge_datasets
 from megatron_compete.data.split import Part, split_dataset
-from megatron_compete.errors import CompeteError
 from tests.data.conftest import files_in
 from tests.data.datasets import random_documents, write_dataset, write_manifest
 

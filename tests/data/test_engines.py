@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data import engines, engines_load
 from megatron_compete.data.engines import (
     CHECK_EVERY,
@@ -23,7 +24,6 @@ from megatron_compete.data.engines_load import CannotLoad, load_engine
 from megatron_compete.data.engines_proof import compare, encode_reference
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.data.stdlib_corpus import StdlibCorpus
-from megatron_compete.errors import CompeteError
 from tests.data.tokenizer_kinds import EOS, hugging_face_folder, tiktoken_file, train_byte_level, with_bos
 
 pytest.importorskip("kitoken")

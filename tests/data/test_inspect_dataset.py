@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.inspect_dataset import main
 from megatron_compete.data.preprocess import main as preprocess
-from megatron_compete.errors import CompeteError
 from tests.data.conftest import WriteCorpus, files_in
 
 TEXTS = ["def f(x):\n    return x\n", "one\n", "last words 中\n" * 40]

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data import inspect_lengths
 from megatron_compete.data.index_file import read_index
 from megatron_compete.data.inspect_lengths import Lengths, histogram_lines, measure_lengths, write_figure
-from megatron_compete.errors import CompeteError
 from tests.data.datasets import write_dataset
 
 SIZES = [0, 0, 1, 2, 3, 4, 7, 8, 15, 16, 100, 127, 128]

@@ -129,7 +129,7 @@ def test_a_kill_while_the_output_appears(texts: list[str], tmp_path: Path, token
 
             return call_or_die
 
-        from megatron_compete.data import staged
+        from megatron_compete.common import staged
         from megatron_compete.data.preprocessing import folder
 
         staged.os.replace = counted(os.replace)  # type: ignore[assignment]  # job.json, .bin, .idx, .json

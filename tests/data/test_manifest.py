@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.manifest import DatasetManifest, TokenizerOptions, manifest_path, read_manifest
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
-from megatron_compete.errors import CompeteError
 
 MANIFEST = DatasetManifest(
     tokenizer_type="SentencePieceTokenizer",

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.megatron_tokenizer import _OTHER_DEFAULTS, SENTENCEPIECE_TYPES, TokenizerChoice
 from megatron_compete.data.stdlib_corpus import StdlibCorpus
-from megatron_compete.errors import CompeteError
 from tests.data.conftest import VOCAB_SIZE
 from tests.data.tokenizer_kinds import (
     EOS,

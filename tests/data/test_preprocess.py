@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.engines import EngineChoice, EngineDiffers
 from megatron_compete.data.inputs import InputOptions
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
@@ -26,7 +27,6 @@ from megatron_compete.data.preprocessing import run as run_module
 from megatron_compete.data.preprocessing import workers as workers_module
 from megatron_compete.data.preprocessing.shard import ShardWorker
 from megatron_compete.data.stdlib_corpus import StdlibCorpus
-from megatron_compete.errors import CompeteError
 from tests.data.conftest import VOCAB_SIZE, WriteCorpus, files_in
 from tests.data.inputs.files import write_jsonl, write_parquet
 from tests.data.tokenizer_kinds import EOS, hugging_face_folder, train_byte_level, with_a_hole
@@ -624,7 +624,7 @@ def test_nobody_reads_the_progress(
         with contextlib.suppress(BrokenPipeError):
             closed.close()
     error = capsys.readouterr().err
-    assert error.startswith("stopped, because nobody reads the progress") and "mend" not in error
+    assert error.startswith("stopped, because nobody reads the progress") and "fix" not in error
     assert list((tmp_path / "d.work" / "parts").glob("*.journal"))
     main(command)
     assert "going on from" in capsys.readouterr().out

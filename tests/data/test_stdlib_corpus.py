@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.stdlib_corpus import HELDOUT_SHARE, SKIPPED_FOLDERS, write_stdlib_corpus
-from megatron_compete.errors import CompeteError
 from tests.data.conftest import files_in
 
 

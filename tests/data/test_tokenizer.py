@@ -9,9 +9,9 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.stdlib_corpus import StdlibCorpus
 from megatron_compete.data.tokenizer import BOS_ID, EOS_ID, UNK_ID, TokenizerTraining, main, train_tokenizer
-from megatron_compete.errors import CompeteError
 from tests.data.conftest import VOCAB_SIZE, WriteCorpus, files_in
 
 ODD_TEXTS = [

@@ -5,9 +5,9 @@ from dataclasses import fields
 
 import pytest
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.data.tokenizer_flags import add_tokenizer_flags, take_tokenizer_choice
-from megatron_compete.errors import CompeteError
 
 
 def parse(*words: str, required: bool = True) -> TokenizerChoice | None:

@@ -90,7 +90,7 @@ def test_labels_entrypoint_and_health_check(builder: Builder, image: str) -> Non
     assert config["Healthcheck"]["Test"][-4:] == ["megatron-compete", "doctor", "--require", "training"]
 
 
-def test_a_base_with_an_old_torch_is_refused_rather_than_mended(builder: Builder) -> None:
+def test_a_base_with_an_old_torch_is_refused_rather_than_fixed(builder: Builder) -> None:
     refused = builder.build("never", check=False, BASE="localhost/old-base", EXTRAS="")
     assert refused.returncode != 0
     assert "torch>=2.8" in refused.stdout + refused.stderr and "torch==2.5.0" in refused.stdout + refused.stderr

@@ -84,7 +84,7 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def check_verb(words: list[str]) -> None:
     """A verb's own flags by its parser; what overrides a recipe is a recipe's to refuse, and Megatron's."""
     from megatron_compete.cli import build_parser
-    from megatron_compete.recipe import read_recipe
+    from megatron_compete.launch.recipe import read_recipe
 
     arguments, overrides = build_parser()[0].parse_known_args(words)
     path = getattr(arguments, "recipe", None)

@@ -4,19 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from megatron_compete.moe.rivals import RIVALS
+from megatron_compete.launch.recipe import read_recipe
+from megatron_compete.moe.baselines import BASELINES
 from megatron_compete.plan.job import read_job
-from megatron_compete.recipe import read_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "examples" / "routers").glob("*.yaml"))
 
 
-def test_every_rival_has_a_recipe() -> None:
-    assert {path.stem for path in RECIPES} == {"topk", "sigmoid", "shared-v2", "shared-v3", *RIVALS}
+def test_every_baseline_has_a_recipe() -> None:
+    assert {path.stem for path in RECIPES} == {"topk", "sigmoid", "shared-v2", "shared-v3", *BASELINES}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_a_job(path: Path) -> None:
     recipe = read_recipe(path)
-    assert recipe.arguments["router"] == (path.stem if path.stem in RIVALS else "topk")
+    assert recipe.arguments["router"] == (path.stem if path.stem in BASELINES else "topk")
     read_job(recipe, 4)

@@ -86,8 +86,8 @@ def _kill(*args: Any, **named: Any) -> None:
 
 def _at_step(rank: int, step: int, action: Callable[[], None]) -> None:
     """Run `action` within the data loading of a step, counted from 1."""
-    from megatron_compete.moe.specs import trainer_step
     from megatron_compete.training import batches
+    from megatron_compete.training.spec import trainer_step
 
     upstream = batches._read
 
@@ -162,7 +162,7 @@ def _moment(moment: str) -> tuple[int, Any, str, Callable[[Any], bool]]:
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
     from megatron_compete.checkpoint.location import TRACKER
-    from megatron_compete.training import resume, save_files, saving
+    from megatron_compete.resilience import resume, save_files, saving
 
     writes = iter(range(1_000_000))
     always = lambda args: True  # noqa: E731
@@ -201,7 +201,7 @@ def fail_on_write(name: str, iteration: int) -> None:
     from megatron.core.dist_checkpointing import serialization
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-    from megatron_compete.training import save_files
+    from megatron_compete.resilience import save_files
 
     folder = f"iter_{iteration:07d}"
     owner, attribute, is_meant = {
@@ -222,8 +222,8 @@ def fail_on_write(name: str, iteration: int) -> None:
 
 def nan_at_step(rank: int, step: int, times: int) -> None:
     """The loss of a step is not a number, the first `times` times that it is computed."""
-    from megatron_compete.moe.specs import trainer_step
     from megatron_compete.training import batches
+    from megatron_compete.training.spec import trainer_step
 
     upstream, count = batches.loss_func, iter(range(times))
 

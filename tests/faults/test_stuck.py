@@ -46,7 +46,7 @@ def slow_save(seconds: float) -> None:
     """The second save takes longer than the limit."""
     import time
 
-    from megatron_compete.training import saving
+    from megatron_compete.resilience import saving
 
     upstream, calls = saving.Guard._save_shards, iter(range(100))
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 KEPT = Path(__file__).parent / "kept"
 """Inputs that once failed, by reader; the fast suite reads them again."""

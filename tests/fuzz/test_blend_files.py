@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.training.data_arguments import Blend, read_sources
 from tests.fuzz.damage import failure, fuzz, kept
 

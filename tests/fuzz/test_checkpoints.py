@@ -17,7 +17,7 @@ from megatron_compete.checkpoint.import_hf import Import, import_checkpoint
 from megatron_compete.checkpoint.integrity import inspect_torch_dist
 from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from tests.checkpoint import hf_models
 from tests.fuzz.damage import Read, failure, fuzz, kept
 

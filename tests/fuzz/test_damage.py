@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from tests.fuzz import damage
 
 

@@ -11,8 +11,8 @@ from megatron_compete.cluster.chain_file import read_chain, section_settings
 from megatron_compete.cluster.env_file import read_env_file
 from megatron_compete.cluster.pretrain_job import recipe_text
 from megatron_compete.cluster.settings import Settings, settings_to_keep
-from megatron_compete.errors import CompeteError
-from megatron_compete.recipe import read_recipe
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch.recipe import read_recipe
 from megatron_compete.study.config import read_study
 from megatron_compete.study.grid import runs_of
 from megatron_compete.study.slurm import sbatch_options

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_compete.comparison import largest_difference
+from megatron_compete.common.comparison import largest_difference
 from megatron_compete.config import CompeteConfig
 from megatron_compete.schedule import CompetitionSchedule
 from tests.moe import layouts, reference

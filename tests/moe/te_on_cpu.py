@@ -214,7 +214,7 @@ def check_scoring_leaves_the_state_of_fp8(recipe: str) -> None:
 
 
 def main() -> None:
-    from megatron_compete.runtime import cpu
+    from megatron_compete.launch import cpu_backend as cpu
     from tests.moe.layouts import Layout, initialize
 
     cpu.activate()

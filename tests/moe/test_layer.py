@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megatron_compete.comparison import relative_difference
+from megatron_compete.common.comparison import relative_difference
 from megatron_compete.config import CompeteConfig
 from tests.moe import layouts
 from tests.moe.layouts import BATCH, EXPERTS, FFN, HIDDEN, SEQUENCE, Layout

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
-from megatron_compete.errors import CompeteError
 from tests.moe import layouts
 from tests.moe.layouts import BATCH, EXPERTS, FFN, HIDDEN, SEQUENCE, Layout, transformer_config
 from tests.moe.reference import Router, Weights

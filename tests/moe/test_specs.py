@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
-from megatron_compete.errors import CompeteError
 from tests.moe.layouts import EXPERTS, FFN, HIDDEN, Layout, initialize, transformer_config
 from tests.ranks import run_rank
 
@@ -140,7 +140,7 @@ def test_utility_refuses_what_it_cannot_add_to() -> None:
 
 
 def built_by_any_trainer() -> int:
-    """`--spec megatron_compete.moe.specs compete_layer_spec` in a trainer that knows nothing of competition."""
+    """`--spec megatron_compete.training.spec compete_layer_spec` in a trainer that knows nothing of competition."""
     from argparse import Namespace
 
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -158,7 +158,7 @@ def built_by_any_trainer() -> int:
     )
     config = GPTModelConfig(
         transformer=transformer_config(Layout(), num_layers=2, ffn_hidden_size=FFN, transformer_impl="local"),
-        transformer_layer_spec=import_module(["megatron_compete.moe.specs", "compete_layer_spec"]),
+        transformer_layer_spec=import_module(["megatron_compete.training.spec", "compete_layer_spec"]),
         vocab_size=64, seq_length=8, position_embedding_type="rope",
     )  # fmt: skip
     model = GPTModelBuilder(config).build_model(ProcessGroupCollection.use_mpu_process_groups(), True, True)

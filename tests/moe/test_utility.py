@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_compete.comparison import largest_difference
+from megatron_compete.common.comparison import largest_difference
 from megatron_compete.config import CompeteConfig
 from tests.moe import layouts, reference
 from tests.moe.layouts import BATCH, EXPERTS, FFN, HIDDEN, SEQUENCE, WINNERS, Layout

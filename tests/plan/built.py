@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_compete.recipe import MODULE, Recipe
+from megatron_compete.launch.recipe import MODULE, Recipe
 from tests.plan.jobs import recipe_of
 from tests.ranks import run_ranks
 

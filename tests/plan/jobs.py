@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from megatron_compete.launch.recipe import Recipe, parse_overrides, read_recipe
 from megatron_compete.plan.job import Job, read_job
-from megatron_compete.recipe import Recipe, parse_overrides, read_recipe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL = """

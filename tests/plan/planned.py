@@ -3,12 +3,12 @@
 import functools
 from pathlib import Path
 
+from megatron_compete.launch.recipe import read_recipe
 from megatron_compete.plan.hardware import preset
 from megatron_compete.plan.job import read_job
 from megatron_compete.plan.job_plan import JobPlan, plan_job
 from megatron_compete.plan.overhead import Overhead, simulate_policies
 from megatron_compete.plan.stage_program import PipelineShape
-from megatron_compete.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from megatron_compete.cli import main
+from megatron_compete.launch.recipe import Recipe
 from megatron_compete.plan.command import override_layout
-from megatron_compete.recipe import Recipe
 from tests.plan.planned import ROOT
 from tests.warm import run_warm
 
@@ -58,7 +58,7 @@ def test_tables_without_json() -> None:
     ],
     ids=("recipe", "gpu", "gpus", "flag", "figure", "rule"),
 )
-def test_what_the_user_can_mend_is_one_line(arguments: tuple[str, ...], says: str) -> None:
+def test_what_the_user_can_fix_is_one_line(arguments: tuple[str, ...], says: str) -> None:
     result = command(*arguments)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and says in result.stderr

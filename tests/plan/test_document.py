@@ -27,16 +27,16 @@ def test_numbers_are_the_plans() -> None:
         assert sum(stage[f"{part}_bytes"] for part in parts) == pytest.approx(stage["competing_step_bytes"])
     for kind in content["traffic_per_step"]:
         assert kind["within_node_bytes"] + kind["across_nodes_bytes"] == pytest.approx(max(kind["sent_by_stage_bytes"]))
-    assert content["operations_per_step"]["normal_flop"] == plan.operations.normal
+    assert content["flops_per_step"]["normal_flop"] == plan.flops.normal
     assert content["step"]["normal_seconds"] == overhead.normal_seconds
 
 
 def test_step_and_utilization_agree() -> None:
     plan, _ = planned()
-    step, operations = document()["step"], document()["operations_per_step"]
+    step, flops = document()["step"], document()["flops_per_step"]
     assert step["mean_seconds"] == pytest.approx(step["normal_seconds"] * (1 + step["overhead_percent"] / 100))
     peak = plan.hardware.bf16_flops * 8
-    assert step["normal_mfu_percent"] == pytest.approx(100 * operations["normal_flop"] / step["normal_seconds"] / peak)
+    assert step["normal_mfu_percent"] == pytest.approx(100 * flops["normal_flop"] / step["normal_seconds"] / peak)
     assert step["mean_mfu_percent"] * step["mean_seconds"] == pytest.approx(
         step["normal_mfu_percent"] * step["normal_seconds"]
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.plan.figure import check_figure_path, draw_plan, outcomes_at
 from tests.plan.planned import planned
 

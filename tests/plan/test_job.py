@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_compete import presets
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch import cpu_backend as cpu
 from megatron_compete.plan.hardware import PRESETS, preset
 from megatron_compete.plan.job import read_job
 from megatron_compete.plan.job_plan import plan_job
 from megatron_compete.plan.pretend import pretended_gpu
-from megatron_compete.runtime import cpu
+from megatron_compete.training import presets
 from tests.plan.jobs import EXAMPLES, example, example_recipe, job_of, recipe_of
 
 FULL_SIZE = ("competesmoe_679m", "moe_30b_a3b", "moe_235b_a22b")
@@ -101,7 +101,7 @@ def test_a_preset_is_priced(monkeypatch: pytest.MonkeyPatch) -> None:
         read_job(recipe)
 
 
-def test_a_rival_router_is_planned_as_topk_and_refused_where_it_would_be() -> None:
+def test_a_baseline_router_is_planned_as_topk_and_refused_where_it_would_be() -> None:
     assert job_of("--router xmoe").compete is None
     with pytest.raises(CompeteError, match="--router-dim 1 with --num-experts 8"):
         job_of("--router xmoe --router-dim 1")

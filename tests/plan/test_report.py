@@ -23,7 +23,7 @@ def cells(line: str) -> list[str]:
 def test_topics_come_in_order_and_assumptions_last() -> None:
     headings = [line.split("(")[0].split(":")[0].strip() for line in lines() if line and not line.startswith(" ")]
     assert headings == [
-        "demo.yaml on 8 x h100", "Parameters", "Memory of a rank", "Network", "Operations of a step, all ranks",
+        "demo.yaml on 8 x h100", "Parameters", "Memory of a rank", "Network", "FLOPs of a step, all ranks",
         "Step", "Competition", "Assumed, not measured",
     ]  # fmt: skip
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from megatron_compete.plan.flops import layer_flops, step_flops
 from megatron_compete.plan.hardware import Hardware, preset
-from megatron_compete.plan.operations import layer_operations, step_operations
 from megatron_compete.plan.parameters import count_parameters
 from megatron_compete.plan.times import PipelineTimes, pipeline_times
 from tests.plan.jobs import DENSE, example, job_of
@@ -29,25 +29,25 @@ def test_compute_alone_is_operations_over_the_rate() -> None:
     job = example("moe_235b_a22b")
     times = pipeline_times(job, COMPUTE_ONLY, count_parameters(job))
     seconds = float((times.forward_PV + times.backward_PV).sum()) * job.microbatches
-    attention = 94 * layer_operations(job, True).attention * job.microbatches
-    operations = step_operations(job).normal / (job.sizes.world / job.sizes.pp) + 0.5 * attention
-    assert seconds == pytest.approx(operations / (0.5 * COMPUTE_ONLY.bf16_flops))
+    attention = 94 * layer_flops(job, True).attention * job.microbatches
+    flops = step_flops(job).normal / (job.sizes.world / job.sizes.pp) + 0.5 * attention
+    assert seconds == pytest.approx(flops / (0.5 * COMPUTE_ONLY.bf16_flops))
 
 
 def test_a_dense_models_operations_over_the_rate() -> None:
     job = job_of(f"{DENSE} --bf16 --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2", 4)
     times = pipeline_times(job, COMPUTE_ONLY, count_parameters(job))
     seconds = float((times.forward_PV + times.backward_PV).sum()) * job.microbatches
-    attention = 4 * layer_operations(job, False).attention * job.microbatches
-    operations = step_operations(job).normal / (job.sizes.world / job.sizes.pp) + 0.5 * attention
-    assert seconds == pytest.approx(operations / (0.5 * COMPUTE_ONLY.bf16_flops))
+    attention = 4 * layer_flops(job, False).attention * job.microbatches
+    flops = step_flops(job).normal / (job.sizes.world / job.sizes.pp) + 0.5 * attention
+    assert seconds == pytest.approx(flops / (0.5 * COMPUTE_ONLY.bf16_flops))
 
 
 def test_a_competing_layer_alone_is_its_scoring_pass() -> None:
     job = example("moe_30b_a3b")
     times = pipeline_times(job, COMPUTE_ONLY, count_parameters(job))
-    operations = step_operations(job).competing_layer / (job.sizes.world / job.sizes.pp) / job.microbatches
-    assert times.competing_forward == pytest.approx(operations / (0.5 * COMPUTE_ONLY.bf16_flops))
+    flops = step_flops(job).competing_layer / (job.sizes.world / job.sizes.pp) / job.microbatches
+    assert times.competing_forward == pytest.approx(flops / (0.5 * COMPUTE_ONLY.bf16_flops))
     every = times_of("moe_30b_a3b", "--compete-response-gradients all --no-gradient-accumulation-fusion")
     assert every.competing_backward == pytest.approx(3 * times.competing_forward)
     utility = times_of("moe_30b_a3b", "--compete-kind utility")

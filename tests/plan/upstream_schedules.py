@@ -14,8 +14,8 @@ from megatron.core.pipeline_parallel import schedules, utils
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from megatron_compete.launch.cpu_backend import CudaToCpu
 from megatron_compete.plan.stage_program import Operation, PipelineShape
-from megatron_compete.runtime.cpu import CudaToCpu
 
 SIDES = {"send_next": "send next", "recv_prev": "receive previous", "send_prev": "send previous", "recv_next": "receive next"}  # fmt: skip
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.report.figure import ACTIVE, LOSS, draw_run
 from megatron_compete.report.scalars import read_scalars
 

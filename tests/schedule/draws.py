@@ -6,12 +6,14 @@ from itertools import chain
 from hypothesis import strategies as st
 
 from megatron_compete.schedule import CompetitionSchedule
-from megatron_compete.schedule.balanced import Place
+from megatron_compete.schedule.balanced import StageChunk
 from megatron_compete.schedule.table import POLICIES
 
 
 @st.composite
-def placements(draw: st.DrawFn, max_stages: int = 8, max_chunks: int = 3, max_layers: int = 5) -> tuple[Place, ...]:
+def placements(
+    draw: st.DrawFn, max_stages: int = 8, max_chunks: int = 3, max_layers: int = 5
+) -> tuple[StageChunk, ...]:
     """Stage and chunk of each layer in order of depth, slots of unequal sizes, some of them empty."""
     num_stages = draw(st.integers(1, max_stages))
     sizes = draw(st.lists(st.lists(st.integers(0, max_layers), min_size=num_stages, max_size=num_stages), min_size=1, max_size=max_chunks))  # fmt: skip
@@ -19,7 +21,7 @@ def placements(draw: st.DrawFn, max_stages: int = 8, max_chunks: int = 3, max_la
     return tuple(chain.from_iterable(places)) or ((0, 0),)
 
 
-def slots(stages: int, chunks: int = 1, layers: int = 1) -> tuple[Place, ...]:
+def slots(stages: int, chunks: int = 1, layers: int = 1) -> tuple[StageChunk, ...]:
     """Places of a pipeline with as many layers in every slot."""
     return tuple((stage, chunk) for chunk in range(chunks) for stage in range(stages) for _ in range(layers))
 

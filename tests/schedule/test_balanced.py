@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_compete.schedule import CompetitionSchedule
-from megatron_compete.schedule.balanced import BalancedDraw, Place
+from megatron_compete.schedule.balanced import BalancedDraw, StageChunk
 from tests.schedule.draws import placements, slots
 
-Places = tuple[Place, ...]
+Places = tuple[StageChunk, ...]
 
 
 def loads(table: np.ndarray, places: Places) -> np.ndarray:

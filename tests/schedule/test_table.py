@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
-from megatron_compete.errors import CompeteError
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.schedule.table import POLICIES, Policy
 from tests.schedule.draws import copy_of, schedules, slots

@@ -131,7 +131,7 @@ def test_raw_text_to_an_evaluated_model_by_one_command(desk: Desk) -> None:
     assert again.returncode == 0 and again.stdout.count("finished already") == 4, again.stdout + again.stderr
 
 
-def test_bad_input_stops_the_chain_and_the_same_command_goes_on_once_it_is_mended(desk: Desk) -> None:
+def test_bad_input_stops_the_chain_and_the_same_command_goes_on_once_it_is_fixed(desk: Desk) -> None:
     raw = desk.folder / "raw.jsonl"
     raw.write_text('{"text": "broken\n')
     chain = {"preprocess": preprocess("raw.jsonl"), "pretrain": {"recipe": "small.yaml", "nodes": 2}}

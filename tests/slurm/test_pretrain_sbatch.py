@@ -97,7 +97,7 @@ def test_apptainer(tmp_path: Path) -> None:
         (dict(COMPETE_LAUNCHER="srun", SLURM_NTASKS_PER_NODE="1"), "submit with --ntasks-per-node=4"),
     ],
 )  # fmt: skip
-def test_what_the_user_can_mend_is_one_line(tmp_path: Path, environment: dict[str, str], message: str) -> None:
+def test_what_the_user_can_fix_is_one_line(tmp_path: Path, environment: dict[str, str], message: str) -> None:
     result = submit(tmp_path, "recipe.yaml", **environment)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_compete.launch.run_files import read_steps
 from megatron_compete.report.scalars import read_scalars
-from megatron_compete.runtime.run_files import read_steps
 from tests.slurm.cluster import Cluster
 from tests.slurm.runs import REPOSITORY, read_attempts
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import yaml
 
-from megatron_compete.routing.habits import pack_choices
+from megatron_compete.routing.router_statistics import pack_choices
 from megatron_compete.study.config import Study, read_study
 from megatron_compete.study.folder import FINISHED, RunFolder, write_json
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.study.config import read_study
 from tests.study.fabricated import CONTENT, study_of
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.study import grid
 from megatron_compete.study.grid import chosen, digest, runs_of
 from tests.study.fabricated import CONTENT, study_of

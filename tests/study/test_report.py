@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.study.folder import RunFolder
 from megatron_compete.study.logs import read_logs, routing_metrics
 from megatron_compete.study.report import write_report
 from megatron_compete.study.table import rows_of
 from tests.study.fabricated import EXPERTS, LAYERS, study_of, write_logs
 
-FIGURES = {"differences.png", "gaps.png", "loss-steps.png", "loss-seconds.png", "agreement.png", "load.png", "habits.png", "experts.png"}  # fmt: skip
+FIGURES = {"differences.png", "gaps.png", "loss-steps.png", "loss-seconds.png", "agreement.png", "load.png", "router-statistics.png", "experts.png"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,9 @@ def test_missing_runs_scalars_and_unlike_starts(folder: Path, tmp_path: Path) ->
     assert "1 of the 9 planned runs are missing" in text
     assert "differ from the baseline's in paper/seed-3." in text
     assert table(tmp_path)["slow"]["steps-pairs"] == "2" and table(tmp_path)["slow"]["agreement"] == ""
-    assert "agreement.png" not in text and not (tmp_path / "agreement.png").exists() and "(habits.png)" in text
+    assert (
+        "agreement.png" not in text and not (tmp_path / "agreement.png").exists() and "(router-statistics.png)" in text
+    )
 
 
 def test_a_study_without_its_baseline_has_no_report(tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_metrics_of_a_probe(folder: Path) -> None:
 def test_change_rate_and_saturation_of_known_choices() -> None:
     import torch
 
-    from megatron_compete.routing.habits import pack_choices
+    from megatron_compete.routing.router_statistics import pack_choices
 
     maps = [torch.tensor([[[1, 1, 0, 0]]]), torch.tensor([[[1, 0, 1, 0]]]), torch.tensor([[[0, 0, 1, 1]]])]
     lines = [

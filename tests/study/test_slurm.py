@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.study.__main__ import parser
 from megatron_compete.study.config import Study
 from megatron_compete.study.grid import runs_of

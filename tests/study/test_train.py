@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from megatron_compete.errors import CompeteError
-from megatron_compete.recipe import Recipe
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch.recipe import Recipe
 from megatron_compete.study import launch, train
 from megatron_compete.study.config import Study
 from megatron_compete.study.corpus import PreparedCorpus

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from megatron_compete import comparison
+from megatron_compete.common import comparison
 from megatron_compete.report.scalars import read_scalars
 from tests.ranks import run_ranks
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from megatron.training.utils import get_blend_and_blend_per_split
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.training.data_arguments import Sources, check_data_arguments, parse_split, read_sources
 
 UNSET: dict[str, Any] = dict.fromkeys(

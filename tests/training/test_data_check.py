@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.dataset import Dataset, open_dataset
-from megatron_compete.errors import CompeteError
 from megatron_compete.training import data_check
 from megatron_compete.training.data_check import check_data, check_split, known_ids
 from tests.data.datasets import write_dataset

@@ -10,9 +10,9 @@ import pytest
 from megatron.training.argument_utils import core_transformer_config_from_args
 from megatron.training.arguments import parse_args, validate_args
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch.recipe import MODULE, read_recipe
 from megatron_compete.plan.pretend import pretended_gpu
-from megatron_compete.recipe import MODULE, read_recipe
 from megatron_compete.training import arguments
 from megatron_compete.training.arguments import add_arguments, check_installed
 from megatron_compete.training.pretrain import transformer_config

@@ -7,7 +7,7 @@ import pytest
 
 from megatron_compete.checkpoint.import_hf import Import, import_checkpoint
 from megatron_compete.checkpoint.upcycle import Upcycling
-from megatron_compete.recipe import read_recipe
+from megatron_compete.launch.recipe import read_recipe
 from megatron_compete.report.scalars import Scalars, read_scalars
 from tests.checkpoint import hf_models
 from tests.ranks import run_ranks

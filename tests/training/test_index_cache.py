@@ -6,7 +6,7 @@ import numpy
 import pytest
 from megatron.core.datasets import gpt_dataset
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.training.index_cache import whole_files
 
 

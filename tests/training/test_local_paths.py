@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.plan.job import read_job
 from megatron_compete.training.local_paths import check_local_paths
 from tests.plan.jobs import recipe_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from megatron_compete.checkpoint.families import FAMILIES
 from megatron_compete.checkpoint.model_card import model_card
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
-from megatron_compete.presets import RECOMMENDED
+from megatron_compete.training.presets import RECOMMENDED
 from tests.ranks import run_rank
 from tests.training.runs import MODEL, train_on_rank
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from megatron_compete.errors import CompeteError
-from megatron_compete.training.probe import ProbeLog, RouterHabits, check_probe_arguments, read_sequences
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.training.probe import ProbeLog, RouterStatistics, check_probe_arguments, read_sequences
 from tests.data.datasets import write_dataset
 from tests.ranks import run_ranks
 from tests.training.runs import MODEL, losses, train, train_on_rank
@@ -149,8 +149,8 @@ def test_a_checkpoint_between_two_probes_counts_at_the_mean_cost(tmp_path: Path)
 
 
 def test_a_router_without_logits_has_its_load_and_no_entropy() -> None:
-    habits = RouterHabits(top_k=1)
-    habits.add(None, torch.tensor([[True, False], [True, False]]))
-    assert np.isnan(habits.entropy) and np.isnan(habits.margin)
-    assert isinstance(habits.pairs_EE, torch.Tensor) and habits.pairs_EE.diagonal().tolist() == [2.0, 0.0]
-    assert habits.chosen().shape == (2, 2)
+    statistics = RouterStatistics(top_k=1)
+    statistics.add(None, torch.tensor([[True, False], [True, False]]))
+    assert np.isnan(statistics.entropy) and np.isnan(statistics.margin)
+    assert isinstance(statistics.pairs_EE, torch.Tensor) and statistics.pairs_EE.diagonal().tolist() == [2.0, 0.0]
+    assert statistics.chosen().shape == (2, 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from tests.data.datasets import write_dataset
 from tests.ranks import run_ranks
 from tests.training.runs import MODEL

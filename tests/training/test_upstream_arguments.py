@@ -13,7 +13,7 @@ from megatron.training.arguments import add_megatron_arguments
 from megatron.training.datasets.fim_dataset import GPTFIMDatasetConfig
 
 from megatron_compete.checkpoint import families
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.training import batches, data_arguments, datasets
 from megatron_compete.training.arguments import add_arguments
 from megatron_compete.training.refused import REFUSED, check_refused

@@ -13,7 +13,7 @@ from typing import Any
 
 from megatron_compete.checkpoint.families.configs import sparse_layers
 from megatron_compete.checkpoint.families.family import Family
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 NOT_THE_MODEL = frozenset({
     "_name_or_path", "_attn_implementation", "_commit_hash", "architectures", "attention_dropout", "auto_map",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_compete.checkpoint.families.dimensions import Dimensions
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 INITIALIZER_RANGE = 0.02
 ROTARY_BASE = 10000

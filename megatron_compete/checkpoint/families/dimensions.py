@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from megatron_compete.checkpoint.families.dimensions import Dimensions
 from megatron_compete.checkpoint.families.forms import SAME, Form
 from megatron_compete.checkpoint.families.requirements import Requirement
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 EXPERTS = "mlp.experts.experts."
 """Where SequentialMLP and TEGroupedMLP both store experts (`sharded_state_dict` of either)."""

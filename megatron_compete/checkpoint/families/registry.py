@@ -15,7 +15,7 @@ from megatron_compete.checkpoint.families.qwen2 import QWEN2
 from megatron_compete.checkpoint.families.qwen2_moe import QWEN2_MOE
 from megatron_compete.checkpoint.families.qwen3 import QWEN3
 from megatron_compete.checkpoint.families.qwen3_moe import QWEN3_MOE
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 FAMILIES: dict[str, Family] = {
     family.name: family

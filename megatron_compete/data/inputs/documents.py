@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.faults import BadDocument, SkipLog, place_of
 from megatron_compete.data.inputs.lines import Raw, TextReader
 from megatron_compete.data.inputs.rows import RowReader
 from megatron_compete.data.inputs.shards import make_reader
 from megatron_compete.data.inputs.sources import Source, total_bytes
 from megatron_compete.data.inputs.texts import texts_of
-from megatron_compete.errors import CompeteError
 
 SAMPLE_PLACES = 64
 """Places of a corpus that a sample is taken from."""

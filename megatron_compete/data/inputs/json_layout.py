@@ -4,7 +4,7 @@ import json
 import shlex
 from typing import Any
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 _DECOMPRESS = {"gz": "gzip -dc", "zst": "zstd -dc", "bz2": "bzip2 -dc", "xz": "xz -dc", "lz4": "lz4 -dc"}
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.inputs.sources import (
     FORMATS,
     STDIN,
@@ -20,7 +21,6 @@ from megatron_compete.data.inputs.sources import (
     total_bytes,
 )
 from megatron_compete.data.inputs.streams import check_beginning
-from megatron_compete.errors import CompeteError
 
 _LIST_MARK = "--input-list "
 """Goes before the name of a file list among the inputs, so that inputs keep their order and stay plain strings."""

@@ -5,7 +5,7 @@ Names are wrong more often than contents, and a file that is taken for what it i
 
 import re
 
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 
 HEAD_BYTES = 1 << 16
 """How much of a file's beginning is looked at."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.inputs.signatures import HEAD_BYTES, compression_of, is_parquet
-from megatron_compete.errors import CompeteError
 
 Format = Literal["jsonl", "parquet", "text"]
 FORMATS: tuple[str, ...] = get_args(Format)

@@ -8,11 +8,11 @@ import zlib
 from collections.abc import Buffer, Callable
 from typing import Any, BinaryIO
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.faults import BadDocument
 from megatron_compete.data.inputs.json_layout import refuse_other_layout
 from megatron_compete.data.inputs.signatures import HEAD_BYTES, compression_of, is_parquet, refuse_foreign
 from megatron_compete.data.inputs.sources import Source
-from megatron_compete.errors import CompeteError
 
 BUFFER_BYTES = 1 << 20
 _LARGEST_ZSTD_WINDOW = 1 << 31

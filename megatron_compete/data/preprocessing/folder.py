@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.staged import StagedFiles
 from megatron_compete.data.preprocessing.identity import Identity, dropped_keys, refuse_difference
 from megatron_compete.data.preprocessing.parts import JOURNAL, ShardRecord, is_whole, read_journal
-from megatron_compete.data.staged import StagedFiles
-from megatron_compete.errors import CompeteError
 
 LOCK_SECONDS = 10.0
 """How long to wait for the processes of a run that was killed to be gone."""

@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.progress import MEGABYTE
 from megatron_compete.data.inputs.sources import Source
 from megatron_compete.data.preprocessing.job import Preprocessing
-from megatron_compete.data.progress import MEGABYTE
-from megatron_compete.errors import CompeteError
 
 FORMAT = "megatron-compete preprocessing 2"
 _SAMPLE_BYTES = 1 << 16

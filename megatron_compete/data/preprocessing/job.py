@@ -4,10 +4,10 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.faults import OnError
 from megatron_compete.data.inputs.options import InputOptions
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
-from megatron_compete.errors import CompeteError
 
 EmptyDocuments = Literal["keep", "reject"]
 EMPTY_DOCUMENTS: tuple[str, ...] = get_args(EmptyDocuments)

@@ -1,4 +1,4 @@
-"""Many nodes: rank 0 deals, every rank's workers write their own parts, rank 0 joins them.
+"""Many nodes: rank 0 assigns, every rank's workers write their own parts, rank 0 joins them.
 
 Workers are forked before MPI is initialised, because many MPI libraries do not survive a fork. Nobody waits inside MPI:
 its waiting loops would take a core away from the workers.
@@ -9,12 +9,12 @@ import sys
 import time
 from typing import Any
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.engines import EngineChoice
 from megatron_compete.data.inputs.shards import ShardKey
-from megatron_compete.data.preprocessing.desk import Answer, LocalDesk, StopRequest
+from megatron_compete.data.preprocessing.coordinator import Answer, LocalCoordinator, StopRequest
 from megatron_compete.data.preprocessing.parts import ShardRecord
 from megatron_compete.data.preprocessing.workers import WorkerPool
-from megatron_compete.errors import CompeteError
 
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 """What launchers set to the number of ranks: Open MPI's mpirun, MPICH's and Intel's (and srun --mpi=pmi2), MVAPICH's."""
@@ -120,8 +120,8 @@ class Ranks:
         self.comm.Abort(1)
 
 
-class ServingDesk:
-    """Rank 0's desk: its own workers use it directly, other ranks by message.
+class ServingCoordinator:
+    """Rank 0's coordinator: its own workers use it directly, other ranks by message.
 
     Args:
         ranks: this process among the others.
@@ -133,17 +133,17 @@ class ServingDesk:
     def __init__(self, ranks: Ranks, stop: StopRequest) -> None:
         self._ranks = ranks
         self._stop = stop
-        self._desk: LocalDesk | None = None
+        self._coordinator: LocalCoordinator | None = None
         self._left = ranks.size - 1
         self._fault: str | None = None
 
-    def lead(self, desk: LocalDesk, pool: WorkerPool) -> None:
-        """Deal to all ranks until nobody has a shard in hand.
+    def lead(self, coordinator: LocalCoordinator, pool: WorkerPool) -> None:
+        """Assign to all ranks until nobody has a shard in hand.
 
         Raises:
             CompeteError: something went wrong on any rank; what others had in hand is finished.
         """
-        self._desk = desk
+        self._coordinator = coordinator
         try:
             pool.run(self, name="0.")
         except CompeteError as error:
@@ -155,42 +155,42 @@ class ServingDesk:
 
     def dismiss(self, code: int) -> None:
         """Let the other ranks end, with the exit code of the job."""
-        self._desk = None
+        self._coordinator = None
         self._serve_to_the_end()
         for rank in range(1, self._ranks.size):
             self._ranks.send(rank, code)
 
     def next(self, worker: str) -> Answer:
-        """What the desk says; a fault in dealing ends the job."""
-        if self._desk is None:
+        """What the coordinator says; a fault in assigning ends the job."""
+        if self._coordinator is None:
             return "stop"
         try:
-            return self._desk.next(worker)
+            return self._coordinator.next(worker)
         except CompeteError as error:
             self._fail(str(error))
             return "stop"
 
     def done(self, record: ShardRecord) -> None:
         """A shard is finished."""
-        if self._desk is not None:
-            self._desk.done(record)
+        if self._coordinator is not None:
+            self._coordinator.done(record)
 
     def differs(self, key: ShardKey, engine: EngineChoice, difference: str) -> None:
         """A shard is not finished."""
-        if self._desk is not None:
-            self._desk.differs(key, engine, difference)
+        if self._coordinator is not None:
+            self._coordinator.differs(key, engine, difference)
 
     def attend(self) -> None:
         """Answer the other ranks."""
         while (received := self._ranks.receive_waiting()) is not None:
             self._answer(*received)
-        if self._desk is not None:
-            self._desk.attend()
+        if self._coordinator is not None:
+            self._coordinator.attend()
 
     def _fail(self, fault: str) -> None:
-        """Deal nothing more."""
-        if self._desk is not None:
-            self._desk.failed = True
+        """Assign nothing more."""
+        if self._coordinator is not None:
+            self._coordinator.failed = True
         self._fault = self._fault or fault
 
     def _serve_to_the_end(self) -> None:
@@ -215,8 +215,8 @@ class ServingDesk:
                 self._fail(content[0])
 
 
-class RemoteDesk:
-    """The desk as other ranks see it."""
+class RemoteCoordinator:
+    """The coordinator as other ranks see it."""
 
     poll_seconds = 0.1
 
@@ -246,7 +246,7 @@ def work_for_rank_0(ranks: Ranks, pool: WorkerPool, stop: StopRequest) -> int:
     """What a rank other than 0 does; the exit code of the job."""
     fault = None
     try:
-        pool.run(RemoteDesk(ranks, stop), name=f"{ranks.rank}.")
+        pool.run(RemoteCoordinator(ranks, stop), name=f"{ranks.rank}.")
     except CompeteError as error:
         fault = str(error)
     ranks.send(0, ("bye", fault))

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.progress import Progress
+from megatron_compete.common.staged import StagedFiles
 from megatron_compete.data.engines import EngineChoice
 from megatron_compete.data.faults import SkipLog
 from megatron_compete.data.inputs.documents import no_documents
@@ -15,9 +18,6 @@ from megatron_compete.data.preprocessing.folder import WorkFolder
 from megatron_compete.data.preprocessing.identity import Identity, digest
 from megatron_compete.data.preprocessing.job import Preprocessing
 from megatron_compete.data.preprocessing.parts import ShardRecord
-from megatron_compete.data.progress import Progress
-from megatron_compete.data.staged import StagedFiles
-from megatron_compete.errors import CompeteError
 
 
 @dataclass(frozen=True)

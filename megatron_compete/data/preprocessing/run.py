@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from megatron_compete.common.errors import USAGE_EXIT_CODE, CompeteError
+from megatron_compete.common.progress import Progress
 from megatron_compete.data.engines import AUTO, REFERENCE, EngineChoice, choose_engine
 from megatron_compete.data.inputs.documents import sample_texts
 from megatron_compete.data.inputs.options import find_sources
@@ -13,16 +15,14 @@ from megatron_compete.data.inputs.sources import Source, total_bytes
 from megatron_compete.data.inputs.streams import InputStream
 from megatron_compete.data.megatron_tokenizer import id_count
 from megatron_compete.data.preprocessing import mpi
-from megatron_compete.data.preprocessing.deal import Dealer
-from megatron_compete.data.preprocessing.desk import LocalDesk, StopRequest
+from megatron_compete.data.preprocessing.coordinator import LocalCoordinator, StopRequest
 from megatron_compete.data.preprocessing.folder import WorkFolder
 from megatron_compete.data.preprocessing.identity import identity_of
 from megatron_compete.data.preprocessing.job import STOPPED_EXIT_CODE, Preprocessing, Stopped
 from megatron_compete.data.preprocessing.output import Output, Preprocessed, already_made
 from megatron_compete.data.preprocessing.parts import ShardRecord
+from megatron_compete.data.preprocessing.scheduler import ShardScheduler
 from megatron_compete.data.preprocessing.workers import WorkerPool, WorkerSettings, in_words, run_here
-from megatron_compete.data.progress import Progress
-from megatron_compete.errors import USAGE_EXIT_CODE, CompeteError
 
 
 def preprocess(job: Preprocessing) -> Preprocessed:
@@ -50,10 +50,10 @@ def _preprocess_alone(job: Preprocessing) -> Preprocessed:
         with session.using(settings):
             workers = min(job.workers, session.most_workers)
             if workers == 1:
-                run_here(session.desk, settings)
+                run_here(session.coordinator, settings)
             else:
                 with contextlib.closing(WorkerPool(workers, settings)) as pool:
-                    pool.run(session.desk)
+                    pool.run(session.coordinator)
             return session.finish()
 
 
@@ -88,14 +88,14 @@ def _lead_ranks(
     job: Preprocessing, settings: WorkerSettings, ranks: mpi.Ranks, pool: WorkerPool, stop: StopRequest
 ) -> Preprocessed:
     """Rank 0's part; however it ends, the other ranks are told the exit code."""
-    serving, code = mpi.ServingDesk(ranks, stop), 1
+    serving, code = mpi.ServingCoordinator(ranks, stop), 1
     try:
         with _system_faults_in_words(job):
             session = _Session(job, stop)
             made = session.already_made()
             if made is None:
                 with session.using(settings):
-                    serving.lead(session.desk, pool)
+                    serving.lead(session.coordinator, pool)
                     made = session.finish()
         code = 0
         return made
@@ -152,14 +152,14 @@ def _sources(job: Preprocessing) -> list[Source]:
 def _system_faults_in_words(job: Preprocessing) -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:  # of standard output, and nothing to mend
+    except BrokenPipeError:  # of standard output, and nothing to fix
         raise
     except OSError as error:
         raise CompeteError(in_words(error, job.work_folder)) from None
 
 
 class _Session:
-    """A job's work folder and desk, while it is being worked on.
+    """A job's work folder and coordinator, while it is being worked on.
 
     Leaving it after a failure keeps the work folder if there is a finished shard in it.
     """
@@ -180,7 +180,7 @@ class _Session:
 
     @contextlib.contextmanager
     def using(self, settings: WorkerSettings) -> Iterator[None]:
-        """Open the work folder, choose an engine and set up the desk."""
+        """Open the work folder, choose an engine and set up the coordinator."""
         self._settings = settings
         _say_holes(settings)
         noted = self._folder.open(self._identity, self._job.restart)
@@ -192,8 +192,8 @@ class _Session:
                 print(f"going on from {len(finished)} finished shards in {self._folder.path}", flush=True)
             done_bytes, total = sum(record.disk_bytes for record in finished), total_bytes(self._sources)
             with Progress("tokenising", total, self._job.log_interval, done_bytes) as self.progress:
-                dealer = Dealer(self._plan, finished, engine, self._pipe())
-                self.desk = LocalDesk(dealer, self._folder, self._identity, self.progress, self._stop)
+                scheduler = ShardScheduler(self._plan, finished, engine, self._pipe())
+                self.coordinator = LocalCoordinator(scheduler, self._folder, self._identity, self.progress, self._stop)
                 self._continued = len(finished)
                 yield
         finally:
@@ -214,13 +214,13 @@ class _Session:
             Stopped: they are not, because the job was told to stop.
             CompeteError: no tokens at all.
         """
-        dealer = self.desk.dealer
-        if not dealer.is_complete:
+        scheduler = self.coordinator.scheduler
+        if not scheduler.is_complete:
             known = not self._plan.streams and self._plan.pipe is None
             of = f" of {len(self._plan.shards)}" if known else ""
-            raise Stopped(f"stopped with {len(dealer.finished)}{of} shards finished: the same command continues")
-        output = Output(self._job, self._sources, self._settings.vocab_size, dealer.engine, self._identity)
-        return output.write(dealer.finished.values(), self._folder, self.progress, self._continued)
+            raise Stopped(f"stopped with {len(scheduler.finished)}{of} shards finished: the same command continues")
+        output = Output(self._job, self._sources, self._settings.vocab_size, scheduler.engine, self._identity)
+        return output.write(scheduler.finished.values(), self._folder, self.progress, self._continued)
 
     def _engine(self, noted: dict[str, Any] | None) -> EngineChoice:
         """The engine of the unfinished run, or else the choice for this input."""

@@ -13,14 +13,14 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.engines import EngineChoice, EngineDiffers, make_encoder
 from megatron_compete.data.inputs.shards import ShardKey
-from megatron_compete.data.preprocessing.deal import Task
-from megatron_compete.data.preprocessing.desk import Desk
+from megatron_compete.data.preprocessing.coordinator import Coordinator
 from megatron_compete.data.preprocessing.job import Preprocessing
 from megatron_compete.data.preprocessing.parts import PartWriter, ShardRecord
+from megatron_compete.data.preprocessing.scheduler import Task
 from megatron_compete.data.preprocessing.shard import ShardWorker, make_document_encoder
-from megatron_compete.errors import CompeteError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -72,7 +72,7 @@ class _Hands:
         )
 
     def outcome(self, task: Task) -> _Outcome:
-        """Do a task; what the user can mend comes back in words."""
+        """Do a task; what the user can fix comes back in words."""
         try:
             return _Outcome(record=self.do(task))
         except EngineDiffers as difference:
@@ -90,10 +90,10 @@ class _Hands:
 def in_words(error: OSError, where: str) -> str:
     """A fault of the system as one line with a way out."""
     what = f"{error.filename or where}: {error.strerror or error}"
-    return f"{what}: mend that, and the same command goes on from the shards that are finished"
+    return f"{what}: fix that, and the same command goes on from the shards that are finished"
 
 
-def run_here(desk: Desk, settings: WorkerSettings) -> None:
+def run_here(coordinator: Coordinator, settings: WorkerSettings) -> None:
     """Do the whole job in this process.
 
     Raises:
@@ -101,16 +101,16 @@ def run_here(desk: Desk, settings: WorkerSettings) -> None:
     """
     hands = _Hands(settings)
     with contextlib.closing(hands):
-        while isinstance(task := desk.next("0"), Task):
-            _deliver(desk, hands.outcome(task))
-            desk.attend()
+        while isinstance(task := coordinator.next("0"), Task):
+            _deliver(coordinator, hands.outcome(task))
+            coordinator.attend()
 
 
-def _deliver(desk: Desk, outcome: _Outcome) -> None:
+def _deliver(coordinator: Coordinator, outcome: _Outcome) -> None:
     if outcome.record is not None:
-        desk.done(outcome.record)
+        coordinator.done(outcome.record)
     elif outcome.differs is not None:
-        desk.differs(*outcome.differs)
+        coordinator.differs(*outcome.differs)
     else:
         raise CompeteError(str(outcome.fault))
 
@@ -144,8 +144,8 @@ class WorkerPool:
         """Process ids of the workers."""
         return [process.pid for process in self._processes if process.pid is not None]
 
-    def run(self, desk: Desk, name: str = "") -> None:
-        """Keep the workers busy until the desk has told each of them to stop.
+    def run(self, coordinator: Coordinator, name: str = "") -> None:
+        """Keep the workers busy until the coordinator has told each of them to stop.
 
         Args:
             name: goes before a worker's number, so that workers of several nodes have different names.
@@ -155,21 +155,25 @@ class WorkerPool:
         names = {connection: f"{name}{number}" for number, connection in enumerate(self._connections)}
         waiting, busy = list(self._connections), set[Connection]()
         while waiting or busy:
-            waiting = self._hand_out(desk, waiting, busy, names)
-            for ready in wait(list(busy), desk.poll_seconds):
+            waiting = self._hand_out(coordinator, waiting, busy, names)
+            for ready in wait(list(busy), coordinator.poll_seconds):
                 assert isinstance(ready, Connection)
                 busy.remove(ready)
                 waiting.append(ready)
-                _deliver(desk, self._receive(ready))
-            desk.attend()
+                _deliver(coordinator, self._receive(ready))
+            coordinator.attend()
 
     def _hand_out(
-        self, desk: Desk, waiting: Sequence[Connection], busy: set[Connection], names: dict[Connection, str]
+        self,
+        coordinator: Coordinator,
+        waiting: Sequence[Connection],
+        busy: set[Connection],
+        names: dict[Connection, str],
     ) -> list[Connection]:
-        """Ask the desk for everyone who waits; who must go on waiting."""
+        """Ask the coordinator for everyone who waits; who must go on waiting."""
         still = []
         for connection in waiting:
-            answer = desk.next(names[connection])
+            answer = coordinator.next(names[connection])
             if answer == "wait":
                 still.append(connection)
             elif isinstance(answer, Task):

@@ -9,8 +9,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import log_single_rank
 from torch import Tensor
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import flag_of
-from megatron_compete.errors import CompeteError
 from megatron_compete.moe.expert_group import ExpertGroups
 from megatron_compete.moe.kernels.coverage import (
     NotCovered,

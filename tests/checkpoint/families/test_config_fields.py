@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, masking_utils, modeling_rope_utils
 from megatron_compete.checkpoint.families import FAMILIES, read_config
 from megatron_compete.checkpoint.families.config_fields import BESIDE, NOT_THE_MODEL, known_fields
 from megatron_compete.checkpoint.families.registry import unread_fields
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from tests.checkpoint import hf_models
 
 STOCK = [name for name, family in FAMILIES.items() if not family.code]

@@ -6,7 +6,7 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 from megatron_compete.checkpoint.families import FAMILIES, Dimensions, choose_family, family_of_config, read_config
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from tests.checkpoint import gpt
 
 MODELS = {name: (name, changes) for name, changes in gpt.FAMILIES.items()} | gpt.VARIANTS

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from megatron_compete.checkpoint.families import FAMILIES
-from megatron_compete.errors import CompeteError
+from megatron_compete.common.errors import CompeteError
 from tests.checkpoint.gpt import ARGUMENTS
 from tests.checkpoint.gpt import FAMILIES as MODELS
 from tests.ranks import run_rank

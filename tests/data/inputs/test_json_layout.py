@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.inputs import find_sources
 from megatron_compete.data.inputs.json_layout import refuse_other_layout
-from megatron_compete.errors import CompeteError
 
 ROWS = [{"text": f"row {number}", "tags": {"a": [number]}} for number in range(5)]
 LINES = [json.dumps(row) for row in ROWS]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.faults import SkipLog
 from megatron_compete.data.inputs import (
     InputOptions,
@@ -16,7 +17,6 @@ from megatron_compete.data.inputs import (
     read_documents,
     take_input_options,
 )
-from megatron_compete.errors import CompeteError
 from tests.data.inputs.files import COMPRESS, write_parquet
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow
 import pytest
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.inputs import InputOptions, find_sources
 from megatron_compete.data.inputs.signatures import HEAD_BYTES, compression_of, refuse_foreign
-from megatron_compete.errors import CompeteError
 from tests.data.inputs.files import COMPRESS, write_parquet
 
 LINES = b'{"text": "na\xc3\xafve"}\n' * 4000

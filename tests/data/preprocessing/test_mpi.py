@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.data.preprocess import Preprocessing, preprocess
 from megatron_compete.data.preprocessing import mpi
 from megatron_compete.data.stdlib_corpus import StdlibCorpus
-from megatron_compete.errors import CompeteError
 from tests.data.inputs.files import write_jsonl
 
 TOOL = Path(__file__).parents[3] / "tools" / "preprocess_data.py"

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
-from megatron_compete.errors import CompeteError
 from megatron_compete.moe.kernels import choice, coverage
 from megatron_compete.moe.kernels.coverage import NotCovered, expert_form
 from megatron_compete.moe.scoring import PlainScorer

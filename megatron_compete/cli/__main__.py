@@ -1,0 +1,3 @@
+from megatron_compete.cli import main
+
+main()

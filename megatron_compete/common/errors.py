@@ -1,0 +1,32 @@
+"""The one kind of error that is the user's to fix, and how a command line reports it."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+USAGE_EXIT_CODE = 2
+"""Exit code of every command of this project when its input is at fault (argparse uses the same)."""
+
+
+class CompeteError(ValueError):
+    """Input that cannot be used: names the file or flag, the value, and a way out, in one line."""
+
+
+def exit_with_error(error: Exception) -> NoReturn:
+    """Print `error` as one line on stderr and leave with `USAGE_EXIT_CODE`."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    raise SystemExit(USAGE_EXIT_CODE)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's main function; a `CompeteError` becomes one line and exit code 2."""
+    try:
+        main()
+    except CompeteError as error:
+        exit_with_error(error)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

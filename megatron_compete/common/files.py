@@ -1,0 +1,102 @@
+"""Files that appear whole, and names of files that other files give: one way to do both.
+
+A reader sees the old content or the new one, also after a kill or a loss of power in between: what is written lies beside
+its place under another name, is on the disk before it takes its name, and the name is on the disk when the call returns.
+"""
+
+import contextlib
+import errno
+import functools
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from megatron_compete.common.errors import CompeteError
+
+_NO_SYNC_OF_FOLDERS = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+"""What file systems say that keep names by other means, some network ones and those in user space."""
+
+
+def write_whole(path: Path, content: str | bytes, mode: int | None = None) -> None:
+    """Write a file so that readers see the old content or the new; makes its folder.
+
+    Args:
+        mode: permissions, such as 0o600; default what the process gives to new files.
+    Raises:
+        OSError: nothing was replaced.
+    """
+    with open_whole(path, mode) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def open_whole(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
+    """`write_whole` for what is written piece by piece: the file takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(staged, "xb", opener=functools.partial(os.open, mode=0o666 if mode is None else mode)) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(staged, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            staged.unlink()
+        raise
+    sync(path.parent)
+
+
+def publish(staged: Path, path: Path) -> None:
+    """Give a finished file or folder its name, once all of it is on the disk.
+
+    Args:
+        path: on the same file system; a file is replaced, a folder must not be there.
+    """
+    sync_tree(staged)
+    rename(staged, path)
+
+
+def rename(path: Path, other: Path) -> None:
+    """Give a file or folder another name, which is on the disk when the call returns; its content is taken as it is."""
+    os.replace(path, other)
+    for folder in {path.absolute().parent, other.absolute().parent}:
+        sync(folder)
+
+
+def sync(path: Path | str) -> None:
+    """Have a file's content, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC_OF_FOLDERS or not os.path.isdir(path):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """`sync` of a file, or of a folder with all that is in it; symbolic links are not followed."""
+    if path.is_dir() and not path.is_symlink():
+        for entry in path.iterdir():
+            sync_tree(entry)
+    if not path.is_symlink():
+        sync(path)
+
+
+def path_within(folder: Path, name: object, index: Path | str) -> Path:
+    """The path of a file that an index names, which must lie in the index's folder.
+
+    Args:
+        name: what the index says, with `/` between its parts.
+        index: the file that says so, for the error.
+    Raises:
+        CompeteError: it is no text, empty, absolute, leads out of the folder, or has a character that no file name has.
+    """
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
+    if not isinstance(name, str) or not parts or name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
+        raise CompeteError(f"{index} names the file {name!r}, which is not in its folder: do not use it")
+    return folder / name

@@ -1,0 +1,1 @@
+"""The formulas of baseline routers, as pure functions of tensors that can be read beside their papers."""

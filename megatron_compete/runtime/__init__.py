@@ -1,1 +1,0 @@
-"""Where a job runs: the CPU stand-in, and what the launcher put into the environment."""

@@ -1,0 +1,1 @@
+"""Is a checkpoint whole, and is a conversion the same model?"""

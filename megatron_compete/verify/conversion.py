@@ -1,0 +1,229 @@
+"""Is a checkpoint whole, and a conversion the same model? Files against their index; logits, perplexity and token ids of
+Megatron and Hugging Face on the same text."""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_compete.checkpoint.texts import read_documents
+from megatron_compete.common.comparison import check_finite, largest_difference
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.files import write_whole
+
+LENGTH = 512
+"""Tokens of a compared window at most: enough to see every position's effect, and cheap for models of long context."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found; perplexities are per token, over the same windows of text."""
+
+    tokens: int
+    max_logit_difference: float
+    mean_logit_difference: float
+    top1_agreement: float
+    """Share of the positions at which both models prefer the same next token."""
+    same_ids: bool
+    """Whether both tokenizers gave the same ids for every document."""
+    vocab_size: int
+    perplexity_untrained: float
+    """Of the same architecture as initialised by the checkpoint's seed."""
+    perplexity_megatron: float
+    perplexity_hf: float
+
+
+def windows(ids: list[list[int]], length: int, limit: int) -> Tensor:
+    """Up to `limit` windows of `length` + 1 token ids, [windows, length + 1], spread evenly over the documents."""
+    cut = [document[start : start + length + 1] for document in ids for start in range(0, len(document) - length, length)]  # fmt: skip
+    if not cut:
+        raise CompeteError(f"the text is shorter than one sequence of {length + 1} tokens: give more of it")
+    stride = max(1, len(cut) // limit)
+    return torch.tensor(cut[::stride][:limit])
+
+
+def compare(
+    checkpoint: Path, hf: Path, texts: list[str], limit: int = 32, tokenizer_model: str | None = None,
+    length: int = LENGTH, trust_remote_code: bool = False,
+) -> Comparison:  # fmt: skip
+    """Run both models over windows of `texts`; Megatron's with one rank in this process, in fp32.
+
+    Args:
+        limit: windows at most.
+        length: tokens of a window at most; no more than the model was trained with.
+        trust_remote_code: run code that the folder or the tokenizer brings; this package's own needs no such word.
+    Raises:
+        CompeteError: a folder that cannot be loaded, ids that a model does not embed, or logits that are no numbers.
+    """
+    from megatron.training import get_args, get_tokenizer
+
+    from megatron_compete.checkpoint.location import find_checkpoint
+    from megatron_compete.checkpoint.reader import TorchDistCheckpoint
+    from megatron_compete.verify.single import load_model, logits
+
+    fresh, trained = load_model(TorchDistCheckpoint(find_checkpoint(checkpoint)), tokenizer_model, trust_remote_code)
+    ids = [get_tokenizer().tokenize(text) for text in texts]
+    hf_tokenizer, hf_model = _load_hf(hf, trust_remote_code)
+    vocab_size = hf_model.config.vocab_size
+    _check_ids(ids, {f"--hf {hf}": vocab_size, f"--checkpoint {checkpoint}": get_args().padded_vocab_size})
+
+    totals = _Totals()
+    for batch in windows(ids, min(length, get_args().seq_length), limit).split(8):
+        inputs, targets = batch[:, :-1], batch[:, 1:]
+        ours = logits(trained, inputs)[..., :vocab_size]
+        with torch.no_grad():
+            theirs = hf_model(inputs).logits
+        totals.add(targets, ours, theirs, untrained=logits(fresh, inputs)[..., :vocab_size])
+    same_ids = all(hf_tokenizer(text)["input_ids"] == own for text, own in zip(texts, ids))
+    return totals.comparison(same_ids, vocab_size)
+
+
+def _load_hf(folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Tokenizer and model of a Hugging Face folder, in fp32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from megatron_compete.checkpoint.custom_code import is_own_code
+
+    trusted = trust_remote_code or is_own_code(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trusted)
+    except Exception as error:  # the classes fail in many ways
+        raise CompeteError(f"--hf {folder}: transformers cannot load it: {type(error).__name__}: {error}") from error
+    return tokenizer, model.eval()
+
+
+def _check_ids(ids: list[list[int]], sizes: dict[str, int]) -> None:
+    largest = max((max(document) for document in ids if document), default=0)
+    for whose, size in sizes.items():
+        if largest >= size:
+            raise CompeteError(f"{whose} embeds {size} ids, and the training tokenizer gives the text id {largest}")
+
+
+class _Totals:
+    """Sums over windows of what `Comparison` averages."""
+
+    def __init__(self) -> None:
+        self.tokens, self.max, self.sums = 0, 0.0, torch.zeros(5, dtype=torch.float64)
+
+    def add(self, targets: Tensor, ours: Tensor, theirs: Tensor, untrained: Tensor) -> None:
+        check_finite(ours, "logits of --checkpoint")
+        check_finite(theirs, "logits of --hf")
+        self.max = max(self.max, largest_difference(ours, theirs, "logits"))
+        difference = (ours - theirs).abs()
+        self.tokens += targets.numel()
+        per_token = [
+            difference.mean(-1).sum(),
+            (ours.argmax(-1) == theirs.argmax(-1)).sum(),
+            *(F.cross_entropy(one.flatten(0, 1), targets.flatten(), reduction="sum") for one in (untrained, ours, theirs)),
+        ]  # fmt: skip
+        self.sums += torch.stack([value.double() for value in per_token])
+
+    def comparison(self, same_ids: bool, vocab_size: int) -> Comparison:
+        difference, top1, *_ = (self.sums / self.tokens).tolist()
+        untrained, ours, theirs = (self.sums[2:] / self.tokens).exp().tolist()
+        return Comparison(self.tokens, self.max, difference, top1, same_ids, vocab_size, untrained, ours, theirs)
+
+
+def _rows(found: Comparison) -> Iterator[tuple[str, str]]:
+    yield "tokens compared", f"{found.tokens:,}"
+    yield "largest logit difference", f"{found.max_logit_difference:.2e}"
+    yield "mean logit difference", f"{found.mean_logit_difference:.2e}"
+    yield "same preferred token", f"{found.top1_agreement:.2%}"
+    yield "same token ids", "yes" if found.same_ids else "NO"
+    yield "perplexity untrained", f"{found.perplexity_untrained:.1f}"
+    yield "perplexity Megatron", f"{found.perplexity_megatron:.2f}"
+    yield "perplexity Hugging Face", f"{found.perplexity_hf:.2f}"
+
+
+def inspect(checkpoint: Path | None, hf: Path | None, read: bool) -> None:
+    """Print what each folder holds and all that is wrong with it.
+
+    Raises:
+        CompeteError: something is wrong with one of them.
+    """
+    from megatron_compete.checkpoint.integrity import inspect_hf, inspect_torch_dist
+    from megatron_compete.checkpoint.location import find_checkpoint
+
+    found = [] if checkpoint is None else [inspect_torch_dist(find_checkpoint(checkpoint), read)]
+    found += [] if hf is None else [inspect_hf(hf, read)]
+    for one in found:
+        print(one)
+        for line in (*one.problems, *(f"note: {note}" for note in one.notes)):
+            print(f"  {line}")
+    damaged = [one for one in found if one.problems]
+    if damaged:
+        raise CompeteError(f"{damaged[0].folder} is damaged: {damaged[0].problems[0]}. Copy or convert it again")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Check that a Megatron checkpoint or a Hugging Face folder is whole; with both and --text, that they "
+        "are the same model."
+    )
+    flag = parser.add_argument
+    flag("--checkpoint", type=Path, metavar="DIR", help="Megatron's --save folder, or an iter_ folder")
+    flag("--hf", type=Path, metavar="DIR", help="Hugging Face folder: an export, or what was imported")
+    flag("--text", type=Path, metavar="FILE", help="JSON Lines with a text key, or plain text, to compare logits on")
+    flag("--read", action="store_true", help="read all tensors too, and look for values that are no numbers")
+    flag("--tokenizer-model", help="the training tokenizer, where it has moved")
+    flag("--windows", type=int, default=32, help="sequences compared (default: %(default)s)")
+    flag("--length", type=int, default=LENGTH, help="tokens of a sequence at most (default: %(default)s)")
+    flag("--tolerance", type=float, default=1e-3, help="largest logit difference that passes (default: %(default)s)")
+    flag("--trust-remote-code", action="store_true", help="run code in the Hugging Face folder or of the tokenizer")
+    flag("--json", type=Path, help="write the numbers of the comparison there too")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Inspect, then compare; damage or another model is an error."""
+    options = _parser().parse_args(argv)
+    if options.checkpoint is None and options.hf is None:
+        raise CompeteError("nothing to verify: give --checkpoint, --hf, or both")
+    if options.text is not None and (options.checkpoint is None or options.hf is None):
+        raise CompeteError("--text compares two models: give both --checkpoint and --hf")
+    for flag in ("windows", "length"):
+        if getattr(options, flag) < 1:
+            raise CompeteError(f"--{flag} {getattr(options, flag)}: nothing would be compared, give 1 or more")
+    if not 0 <= options.tolerance < math.inf:
+        raise CompeteError(f"--tolerance {options.tolerance}: give a number from 0, such as 1e-3")
+    if options.json and options.text is None:
+        raise CompeteError(f"--json {options.json} holds what --text finds: give --text too")
+    texts = read_documents(options.text, "--text") if options.text else []
+    inspect(options.checkpoint, options.hf, options.read)
+    if options.text:
+        _compare_and_judge(options, texts)
+
+
+def _compare_and_judge(options: argparse.Namespace, texts: list[str]) -> None:
+    from megatron_compete.launch import cpu_backend as cpu
+    from megatron_compete.launch.launchers import silence_cpu_warnings
+
+    if cpu.is_needed():
+        silence_cpu_warnings()
+        cpu.activate()
+    if options.json:
+        options.json.unlink(missing_ok=True)  # an earlier comparison's numbers are not this one's
+    found = compare(
+        options.checkpoint, options.hf, texts, options.windows, options.tokenizer_model, options.length,
+        options.trust_remote_code,
+    )  # fmt: skip
+    for name, value in _rows(found):
+        print(f"{name:<26}{value}")
+    if options.json:
+        write_whole(options.json, json.dumps(asdict(found), indent=2) + "\n")
+    _judge(found, options.tolerance, options.hf)
+
+
+def _judge(found: Comparison, tolerance: float, hf: Path) -> None:
+    if not found.same_ids:
+        raise CompeteError(f"--hf {hf}: its tokenizer gives other ids than the training tokenizer")
+    if not found.max_logit_difference <= tolerance:
+        raise CompeteError(f"--hf {hf}: logits differ by {found.max_logit_difference:.2e}, more than --tolerance {tolerance:g}")  # fmt: skip

@@ -1,0 +1,126 @@
+"""Presets are defaults: what they hold, and what wins over them."""
+
+import argparse
+import dataclasses
+import sys
+
+import pytest
+from megatron.training.arguments import parse_args
+
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.config import CompeteConfig
+from megatron_compete.resilience.schedule_keeping import continued
+from megatron_compete.schedule import CompetitionSchedule
+from megatron_compete.training import presets
+from megatron_compete.training.arguments import add_arguments
+from megatron_compete.training.presets import PREFIX, PRESETS, describe_preset
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch):
+    """Parses a command line with Megatron's parser and ours."""
+
+    def parse(flags: str = "") -> argparse.Namespace:
+        monkeypatch.setattr(sys, "argv", ["pretrain", *flags.split()])
+        args = parse_args(add_arguments)
+        if isinstance(args.moe_aux_loss_coeff, list):  # as `validate_args` does
+            (args.moe_aux_loss_coeff,) = args.moe_aux_loss_coeff
+        return args
+
+    return parse
+
+
+@pytest.fixture(autouse=True)
+def presets_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever `recommended` comes to be: one by utility, and one with settings of competition by response alone."""
+    useful = {"compete_kind": "utility", "compete_rate": 0.05, "moe_aux_loss_coeff": 0.01}
+    centred = {"compete_rate": 0.1, "compete_response_centering": "batch", "compete_distill_loss": "kl"}
+    monkeypatch.setitem(PRESETS, "useful", useful)
+    monkeypatch.setitem(PRESETS, "centred", centred)
+
+
+def test_paper_is_what_the_defaults_are(parsed) -> None:
+    named = {dest.removeprefix(PREFIX): value for dest, value in presets.PAPER.items() if dest.startswith(PREFIX)}
+    assert named.items() <= dataclasses.asdict(CompeteConfig()).items()
+    assert (
+        CompeteConfig.from_arguments(parsed()) == CompeteConfig() == CompeteConfig.from_arguments(argparse.Namespace())
+    )
+    assert parsed("--compete-preset paper") == parsed()
+
+
+@pytest.mark.parametrize("name", ("paper", "recommended"))
+def test_a_preset_is_its_flags_written_out(name: str, parsed) -> None:
+    """So every setting is a flag's, of the kind that the flag parses to, and fits the others."""
+    assert not any(isinstance(value, bool) for value in PRESETS[name].values())
+    written = " ".join(f"--{dest.replace('_', '-')} {value}" for dest, value in PRESETS[name].items())
+    by_name, by_flag = parsed(f"--compete-preset {name}"), parsed(written)
+    assert by_name.compete_preset == name
+    by_flag.compete_preset = name
+    assert by_name == by_flag
+    assert CompeteConfig.from_arguments(by_name).kind == by_name.compete_kind
+
+
+def test_flags_win_wherever_they_stand(parsed) -> None:
+    flags = "--compete-rate 0.2 --moe-aux-loss-coeff 0.5"
+    before, after = parsed(f"{flags} --compete-preset=useful"), parsed(f"--compete-preset useful {flags}")
+    assert before == after
+    assert (before.compete_kind, before.compete_rate, before.moe_aux_loss_coeff) == ("utility", 0.2, 0.5)
+    assert parsed("--compete-preset paper --compete-preset useful") == parsed("--compete-preset useful")
+
+
+def test_settings_of_the_other_kind_stay_out(parsed) -> None:
+    args = parsed("--compete-preset centred --compete-kind utility")
+    assert CompeteConfig.from_arguments(args) == CompeteConfig(kind="utility", rate=0.1)
+    assert describe_preset(args) == "--compete-preset centred, except --compete-kind utility (not response)"
+    assert CompeteConfig.from_arguments(parsed("--compete-preset centred")).response_centering == "batch"
+    assert CompeteConfig.from_arguments(parsed("--compete-preset useful --compete-kind response")) == CompeteConfig(
+        rate=0.05
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--compete-preset best", "^--compete-preset best is unknown: choose from paper, recommended, "),
+        ("--compete-preset", "argument --compete-preset: expected one argument"),
+        ("--compete-preset --compete-kind utility", "argument --compete-preset: expected one argument"),
+        ("--compete-preset useful --compete-kind usefulness", "argument --compete-kind: invalid choice"),
+    ],
+)
+def test_what_cannot_be_is_one_line(flags: str, says: str, parsed) -> None:
+    with pytest.raises(CompeteError, match=says) as raised:
+        parsed(flags)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_refusal_names_the_preset_that_is_part_of_it(parsed) -> None:
+    args = parsed("--compete-preset useful --compete-diversity-coeff 0.1")
+    with pytest.raises(CompeteError, match=r"-coeff 0.1 has no effect .*leave it out \(.*--compete-preset useful's"):
+        CompeteConfig.from_arguments(args)
+
+
+def test_the_line_names_what_is_not_the_presets(parsed) -> None:
+    assert describe_preset(parsed()) == "--compete-preset paper"
+    assert describe_preset(parsed("--compete-rate 0.07 --compete-seed 7")) == (
+        "--compete-preset paper, except --compete-seed 7 (not 1234)"
+    )
+    assert describe_preset(parsed("--compete-preset useful --moe-aux-loss-coeff 0 --compete-rate 0.2")) == (
+        "--compete-preset useful, except --compete-rate 0.2 (not 0.05), --moe-aux-loss-coeff 0.0 (not 0.01)"
+    )
+
+
+def test_the_baseline_keeps_megatrons_part(parsed) -> None:
+    args = parsed("--compete-preset useful --router topk --compete-rate 0.5")
+    assert args.moe_aux_loss_coeff == 0.01
+    assert describe_preset(args) == "--router topk with Megatron's settings of --compete-preset useful"
+
+
+def test_a_resumed_run_refuses_another_presets_schedule_and_takes_its_losses(parsed) -> None:
+    paper, centred, late = (
+        CompeteConfig.from_arguments(parsed(flags))
+        for flags in ("", "--compete-preset centred", "--compete-preset centred --compete-rate 0.07")
+    )
+    saved, other, same = (CompetitionSchedule.of(config, ((0, 0),) * 4).settings() for config in (paper, centred, late))
+    with pytest.raises(CompeteError, match=r"--compete-rate 0.07 -> 0.1\. Give the checkpoint's values"):
+        continued(saved, other, centred)
+    assert continued(saved, same, late) == saved
