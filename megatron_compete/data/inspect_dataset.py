@@ -55,6 +55,8 @@ def _origin_lines(manifest: DatasetManifest) -> list[str]:
         proof = engine.get("proof")
         if engine["name"] == "reference":
             proven = ""
+        elif engine["name"] == "split":
+            proven = ", exact by construction"
         elif proof is not None and proof.get("difference") is None:
             proven = f", identical to the reference on {proof['documents']} documents and {proof['strings']} strings"
         else:
