@@ -482,7 +482,7 @@ def test_standard_input_can_be_given_again(
     options: dict[str, Any] = {"workers": workers, "shard_bytes": 20_000}
     with _standard_input(path), pytest.raises(CompeteError, match=rf"<stdin>:{len(parts) + 1}: not JSON"):
         run("-", tmp_path / "d", tokenizer_model, **options)
-    for change, words in ((lambda raw: b"x" + raw, "piece 1 differs"), (lambda raw: raw[:30_000], "shorter|differs")):
+    for change, words in ((lambda raw: b"x" + raw, "block 1 differs"), (lambda raw: raw[:30_000], "shorter|differs")):
         write_jsonl(tmp_path / "other.jsonl", [])
         (tmp_path / "other.jsonl").write_bytes(change(path.read_bytes()))
         with _standard_input(tmp_path / "other.jsonl"), pytest.raises(CompeteError, match=words):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.engines import EngineChoice
-from megatron_compete.data.inputs.shards import Piece, Plan, Shard, ShardKey
+from megatron_compete.data.inputs.shards import Plan, Shard, ShardKey, SourceRange
 from megatron_compete.data.preprocessing.parts import ShardRecord
 
 
@@ -37,7 +37,7 @@ class ShardScheduler:
     Args:
         plan: all work.
         finished: shards that an earlier run finished with `engine`.
-        pipe: pieces of the pipe, if the plan has one.
+        pipe: blocks of the pipe, if the plan has one.
     """
 
     def __init__(
@@ -136,21 +136,21 @@ class ShardScheduler:
         return stream.last is not None and stream.next > stream.last
 
     def _from_pipe(self) -> Shard | None:
-        """The next piece of the pipe that is not finished."""
+        """The next block of the pipe that is not finished."""
         source = self.plan.pipe
         if source is None or self._pipe is None or self._pipe_ended:
             return None
         for given in self._pipe:
             key = (source, self._pipe_number)
-            piece = Piece(source, 0, None)
-            shard = Shard(key, (piece,), {source: self.plan.sources[source]}, given, self._pipe_lines)
+            range_ = SourceRange(source, 0, None)
+            shard = Shard(key, (range_,), {source: self.plan.sources[source]}, given, self._pipe_lines)
             self._pipe_number += 1
             self._pipe_lines += given.count(b"\n")
             before = self.finished.get(key)
             if before is None:
                 return shard
             if before.given_crc32 != zlib.crc32(given):
-                raise _other_pipe(f"piece {self._pipe_number} differs")
+                raise _other_pipe(f"block {self._pipe_number} differs")
         self._pipe_ended = True
         if any(key[0] == source and key[1] >= self._pipe_number for key in self.finished):
             raise _other_pipe("it is shorter")

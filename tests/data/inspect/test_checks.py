@@ -9,7 +9,7 @@ import pytest
 
 from megatron_compete.data import index_file, inspect_checks
 from megatron_compete.data.index_file import HEADER_BYTES
-from megatron_compete.data.inspect_checks import Inspection, Vocabulary, inspect
+from megatron_compete.data.inspect.checks import Inspection, Vocabulary, inspect
 from tests.data.datasets import random_documents, write_dataset, write_manifest
 
 UNKNOWN = Vocabulary(None, None)
