@@ -4,7 +4,7 @@ from transformers import PretrainedConfig
 
 ACTIVATIONS = ("silu", "relu", "relu2", "gelu")
 SCORE_FUNCTIONS = ("softmax", "sigmoid", "sqrtsoftplus")
-TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+INHERITED_DEFAULTS = {"tie_word_embeddings": False, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
 
 DEFAULTS = {
     "vocab_size": 32000,
@@ -104,7 +104,9 @@ class CompeteSMoEConfig(PretrainedConfig):
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         self.dense_layers = list(self.dense_layers)
         self._set_rope(theta, factor, rope or given.pop("rope_scaling", None))
-        super().__init__(**{"tie_word_embeddings": False} | dict.fromkeys(TOKEN_IDS) | given)
+        for name, default in INHERITED_DEFAULTS.items():
+            given.setdefault(name, default)
+        super().__init__(**given)
 
     def _set_rope(self, theta, factor, given):
         """One dictionary that both versions' frequency functions read: `rope_parameters`, in transformers 4 `rope_scaling`."""
