@@ -28,7 +28,7 @@ class TokenizerOptions(TypedDict, total=False):
 
 
 class EngineProof(TypedDict):
-    """What of `engines_proof.Comparison` is shown."""
+    """What of `engines.sample_check.Comparison` is shown."""
 
     documents: int
     strings: int
