@@ -98,11 +98,11 @@ class CompeteSMoEConfig(PretrainedConfig):
             if values[name] not in known:
                 raise ValueError(f"{name} {values[name]} is not one of {', '.join(known)}")
         theta, factor, rope = (values.pop(name) for name in ("rope_theta", "partial_rotary_factor", "rope_parameters"))
+        values["num_key_value_heads"] = values["num_key_value_heads"] or values["num_attention_heads"]
+        values["head_dim"] = values["head_dim"] or values["hidden_size"] // values["num_attention_heads"]
+        values["dense_layers"] = list(values["dense_layers"])
         for name, value in values.items():
             setattr(self, name, value)
-        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
-        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
-        self.dense_layers = list(self.dense_layers)
         self._set_rope(theta, factor, rope or given.pop("rope_scaling", None))
         for name, default in INHERITED_DEFAULTS.items():
             given.setdefault(name, default)
