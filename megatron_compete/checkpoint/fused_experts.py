@@ -20,7 +20,7 @@ FUSED = re.compile(r"model\.layers\.(?P<layer>\d+)\.mlp\.experts\.(?P<kind>gate_
 
 
 @dataclass(frozen=True)
-class Part:
+class FusedSlice:
     """A tensor of the hub's names in one that is stored."""
 
     stored: str
@@ -30,11 +30,11 @@ class Part:
     info: TensorInfo
 
     def of(self, slice_: Tensor) -> Tensor:
-        """The part of the slice at `index`."""
+        """Its rows of the slice at `index`."""
         return slice_[self.rows[0] : self.rows[1]]
 
 
-def unfused(stored: Mapping[str, TensorInfo], model_type: str) -> dict[str, Part]:
+def unfused(stored: Mapping[str, TensorInfo], model_type: str) -> dict[str, FusedSlice]:
     """By the hub's names, what fused tensors hold, and the router beside them where it is named otherwise."""
     names, parts = _hub_names(model_type), {}
     for name, info in stored.items():
@@ -47,11 +47,11 @@ def unfused(stored: Mapping[str, TensorInfo], model_type: str) -> dict[str, Part
         for kind, (start, end) in kinds.items():
             part_info = TensorInfo((end - start, columns), info.dtype)
             for expert in range(experts):
-                part = Part(name, (expert,), (start, end), part_info)
+                part = FusedSlice(name, (expert,), (start, end), part_info)
                 parts[names[kind].replace("*", layer, 1).replace("*", str(expert))] = part
         gate, router = f"model.layers.{layer}.mlp.gate.weight", names["router"].replace("*", layer)
         if gate in stored and router != gate:
-            parts[router] = Part(gate, (), (0, stored[gate].shape[0]), stored[gate])
+            parts[router] = FusedSlice(gate, (), (0, stored[gate].shape[0]), stored[gate])
     return parts
 
 
