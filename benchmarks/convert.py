@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from megatron_compete.checkpoint.families import FAMILIES, Dimensions
-from megatron_compete.checkpoint.megatron_writer import Piece, write_release
+from megatron_compete.checkpoint.megatron_writer import Chunk, write_release
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 
 SIZES: dict[str, Any] = {
@@ -45,24 +45,24 @@ print("peak", status.split("VmHWM:")[1].split()[0])
 """
 
 
-def random_pieces(arguments: dict[str, Any]) -> Iterator[Piece]:
+def random_chunks(arguments: dict[str, Any]) -> Iterator[Chunk]:
     """Every tensor of the model, random when it is written."""
     d = Dimensions.from_arguments(arguments, padded_vocab=arguments["vocab_size"])
     for rule in FAMILIES["mixtral"].tensors(d):
         assert rule.slot is not None
         place = rule.slot.canonical(d)[0]
         make = partial(torch.randn, rule.shape, dtype=torch.bfloat16)
-        yield Piece(place.key, place.at, place.stack, rule.shape, torch.bfloat16, make)
+        yield Chunk(place.key, place.at, place.stack, rule.shape, torch.bfloat16, make)
 
 
 def write_random(folder: Path, gigabytes: float) -> int:
     """A checkpoint of about that size; its bytes."""
-    one, two = (sum(piece.nbytes for piece in random_pieces(SIZES | {"num_layers": layers})) for layers in (1, 2))
+    one, two = (sum(chunk.nbytes for chunk in random_chunks(SIZES | {"num_layers": layers})) for layers in (1, 2))
     layers = max(1, round((gigabytes * 1e9 - (2 * one - two)) / (two - one)))
-    pieces = list(random_pieces(SIZES | {"num_layers": layers}))
+    chunks = list(random_chunks(SIZES | {"num_layers": layers}))
     folder.mkdir()
-    write_release(folder, SIZES | {"num_layers": layers}, pieces)
-    return sum(piece.nbytes for piece in pieces)
+    write_release(folder, SIZES | {"num_layers": layers}, chunks)
+    return sum(chunk.nbytes for chunk in chunks)
 
 
 def copy(source: Path, target: Path) -> float:

@@ -4,7 +4,7 @@
     python benchmarks/preprocess.py --megabytes 100
 
 Everything is measured in one run, in processes forked from one that has imported everything, and the output of every
-measurement is compared with the plain loop's. The proof of the engines is made once and not counted.
+measurement is compared with the plain loop's. The choice of an engine is made once and not counted.
 """
 
 import argparse

@@ -1,19 +1,22 @@
 """Checkpoints in and out: Megatron's `torch_dist` in one process, Hugging Face folders both ways.
 
-families/              architectures that both sides express: arguments, tensors, config.json
-location.py            which folder holds the checkpoint, and is it whole
+families/              architectures that both sides express: key tables, arguments, config.json
+location.py            which folder holds the checkpoint
+integrity.py           is it whole: its files against its index
 restricted.py          unpickling that runs nothing from the file
 reader.py              arguments and tensors of a torch_dist checkpoint, slice by slice
-plan.py                a family's tensors bound to one checkpoint
-tokenizer.py           a SentencePiece model as a fast tokenizer
-tokenizer_merges.py    its merges
-tokenizer_proof.py     that both give the same ids
+megatron_writer.py     a torch_dist checkpoint, chunk by chunk
+hf_reader.py           configuration and tensors of a Hugging Face folder; fused_experts.py: experts stored in one tensor
+safetensors_reader.py, safetensors_writer.py   one tensor in memory at a time
+plan.py                a family's rules bound to one checkpoint
+export.py              Megatron to Hugging Face
+import_hf.py           Hugging Face to Megatron; import_recipe.py: the recipe that trains it
+upcycle.py             a dense model as a mixture of experts
+tokenizer.py           a SentencePiece model as a fast tokenizer; tokenizer_proof.py: that both give the same ids
 export_tokenizer.py    which tokenizer an export gets
 hf_tokenizer.py        a Hugging Face tokenizer's files, special ids and generation settings
-safetensors_writer.py  shards and their index, tensor by tensor
 model_card.py          the README.md of an exported model
 custom_code/           modeling files for what no stock architecture computes
 output.py              all of a folder or nothing
-export.py              Megatron to Hugging Face
-convert.py             the command line of both directions
+texts.py               texts to check a conversion on
 """

@@ -10,27 +10,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from megatron_compete.checkpoint.families import FAMILIES
+from megatron_compete.checkpoint.families.qwen3_moe import QWEN3_MOE
 from megatron_compete.checkpoint.reader import TensorInfo
 
-
-@dataclass(frozen=True)
-class Names:
-    """Of the parts of a layer's experts in the hub's checkpoints."""
-
-    block: str = "mlp"
-    gate: str = "gate_proj"
-    up: str = "up_proj"
-    down: str = "down_proj"
-
-
-NAMES = {"mixtral": Names("block_sparse_moe", "w1", "w3", "w2")}
-"""By model_type; others are as transformers names them."""
-
-FUSED = re.compile(r"(?P<layer>model\.layers\.\d+)\.mlp\.experts\.(?P<kind>gate_up_proj|down_proj)")
+ROUTER = "decoder.layers.*.mlp.router.weight"
+DOWN = "decoder.layers.*.mlp.experts.experts.*.linear_fc2.weight"
+FUSED = re.compile(r"model\.layers\.(?P<layer>\d+)\.mlp\.experts\.(?P<kind>gate_up_proj|down_proj)")
 
 
 @dataclass(frozen=True)
-class Part:
+class FusedSlice:
     """A tensor of the hub's names in one that is stored."""
 
     stored: str
@@ -40,28 +30,43 @@ class Part:
     info: TensorInfo
 
     def of(self, slice_: Tensor) -> Tensor:
-        """The part of the slice at `index`."""
+        """Its rows of the slice at `index`."""
         return slice_[self.rows[0] : self.rows[1]]
 
 
-def unfused(stored: Mapping[str, TensorInfo], model_type: str) -> dict[str, Part]:
+def unfused(stored: Mapping[str, TensorInfo], model_type: str) -> dict[str, FusedSlice]:
     """By the hub's names, what fused tensors hold, and the router beside them where it is named otherwise."""
-    names, parts = NAMES.get(model_type, Names()), {}
+    names, parts = _hub_names(model_type), {}
     for name, info in stored.items():
         found = FUSED.fullmatch(name)
         if not found or len(info.shape) != 3 or not all(info.shape[1:]):
             continue
         experts, rows, columns = info.shape
-        half = rows // 2
-        kinds = {names.gate: (0, half), names.up: (half, rows)}
-        if found["kind"] == "down_proj":
-            kinds = {names.down: (0, rows)}
-        layer = f"{found['layer']}.{names.block}"
+        half, layer = rows // 2, found["layer"]
+        kinds = {"down": (0, rows)} if found["kind"] == "down_proj" else {"gate": (0, half), "up": (half, rows)}
         for kind, (start, end) in kinds.items():
             part_info = TensorInfo((end - start, columns), info.dtype)
             for expert in range(experts):
-                parts[f"{layer}.experts.{expert}.{kind}.weight"] = Part(name, (expert,), (start, end), part_info)
-        gate = f"{found['layer']}.mlp.gate.weight"
-        if gate in stored and names.block != "mlp":
-            parts[f"{layer}.gate.weight"] = Part(gate, (), (0, stored[gate].shape[0]), stored[gate])
+                part = FusedSlice(name, (expert,), (start, end), part_info)
+                parts[names[kind].replace("*", layer, 1).replace("*", str(expert))] = part
+        gate, router = f"model.layers.{layer}.mlp.gate.weight", names["router"].replace("*", layer)
+        if gate in stored and router != gate:
+            parts[router] = FusedSlice(gate, (), (0, stored[gate].shape[0]), stored[gate])
     return parts
+
+
+def _hub_names(model_type: str) -> dict[str, str]:
+    """Names of an expert's gate, up and down and of the router, from the family's key table.
+
+    A model of no family here, or of one without experts, names them as most do.
+    """
+    family = FAMILIES.get(model_type)
+    names: dict[str, str] = {}
+    for key in family.keys if family else ():
+        if key.parts == ("gate", "up") and key.axes == 2:
+            names |= dict(zip(key.parts, key.names))
+        elif DOWN in key.megatron:
+            names["down"] = key.names[0]
+        elif ROUTER in key.megatron:
+            names["router"] = key.names[0]
+    return names or _hub_names(QWEN3_MOE.name)

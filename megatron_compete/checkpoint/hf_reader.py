@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from megatron_compete.checkpoint.fused_experts import Part, unfused
+from megatron_compete.checkpoint.fused_experts import FusedSlice, unfused
 from megatron_compete.checkpoint.reader import TensorInfo
 from megatron_compete.checkpoint.safetensors_reader import SafetensorsFile
 from megatron_compete.checkpoint.safetensors_writer import INDEX
@@ -54,7 +54,7 @@ class HfFolder:
             raise CompeteError(f"{folder}: {problem}")
         self._file_of = {name: file for file in self.files.values() for name in file.tensors}
         stored = {name: file.tensors[name].info for name, file in self._file_of.items()}
-        self._parts: dict[str, Part] = unfused(stored, str(self.config.get("model_type")))
+        self._parts: dict[str, FusedSlice] = unfused(stored, str(self.config.get("model_type")))
         for name in self._parts.keys() & stored.keys():
             raise CompeteError(f"{folder} has {name} and {self._parts[name].stored}: which counts cannot be known")
         fused = {part.stored for part in self._parts.values()}

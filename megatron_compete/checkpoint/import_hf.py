@@ -31,7 +31,7 @@ from megatron_compete.checkpoint.hf_tokenizer import (
 )
 from megatron_compete.checkpoint.import_recipe import RECIPE, model_arguments, write_recipe
 from megatron_compete.checkpoint.location import find_checkpoint
-from megatron_compete.checkpoint.megatron_writer import FILE_BYTES, Piece, write_release
+from megatron_compete.checkpoint.megatron_writer import FILE_BYTES, Chunk, write_release
 from megatron_compete.checkpoint.output import check_output, is_done, made_from, whole_or_nothing
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.checkpoint.restricted import Opaque
@@ -121,16 +121,16 @@ def import_checkpoint(what: Import) -> Imported:
     """
     start = time.monotonic()
     check_output(what.output, what.checkpoint, what.force)
-    source, arguments, pieces, tokenizer, notes = _read(what)
+    source, arguments, chunks, tokenizer, notes = _read(what)
     if what.upcycling:
-        arguments, pieces = upcycle(arguments, pieces, what.upcycling)
+        arguments, chunks = upcycle(arguments, chunks, what.upcycling)
     with whole_or_nothing(what.output, _made_from(what)) as staged:
         if tokenizer:
             _copy_tokenizer(tokenizer, staged / TOKENIZER, arguments)
-        files = write_release(staged, arguments, pieces, what.file_bytes)
+        files = write_release(staged, arguments, chunks, what.file_bytes)
         shown = model_arguments(arguments) | {"padded_vocab_size": _padded(arguments)}
         write_recipe(staged, shown, what.output.absolute(), f"From {source.name}.")
-    weights = sum(piece.nbytes for piece in pieces)
+    weights = sum(chunk.nbytes for chunk in chunks)
     experts = bool(arguments.get("num_experts"))
     seconds = time.monotonic() - start
     return Imported(what.output, source, weights, files, seconds, what.upcycling, experts, tuple(notes))
@@ -145,22 +145,22 @@ def _made_from(what: Import) -> str:
     )
 
 
-def _read(what: Import) -> tuple[Path, dict[str, Any], list[Piece], Path | None, list[str]]:
-    """Folder, arguments, pieces, the folder whose tokenizer goes along, and notes."""
+def _read(what: Import) -> tuple[Path, dict[str, Any], list[Chunk], Path | None, list[str]]:
+    """Folder, arguments, chunks, the folder whose tokenizer goes along, and notes."""
     if what.source == "hf":
         folder = HfFolder(what.checkpoint)
         family, arguments = read_config(folder.config)
-        pieces = list(hf_pieces(folder, family, arguments, what.drop_mtp))
+        chunks = list(hf_chunks(folder, family, arguments, what.drop_mtp))
         arguments |= _tokenizer_arguments(what, folder)
         tokenizer = what.checkpoint if arguments["tokenizer_model"] else None
-        return what.checkpoint, arguments, pieces, tokenizer, list(_notes(folder, pieces))
+        return what.checkpoint, arguments, chunks, tokenizer, list(_notes(folder, chunks))
     if what.upcycling is None:
         raise CompeteError("--from megatron --to megatron: there is nothing to convert without --upcycle-experts")
     checkpoint = TorchDistCheckpoint(find_checkpoint(what.checkpoint, what.iteration))
-    return checkpoint.folder, _fresh(checkpoint.arguments), list(megatron_pieces(checkpoint)), None, []
+    return checkpoint.folder, _fresh(checkpoint.arguments), list(megatron_chunks(checkpoint)), None, []
 
 
-def _notes(folder: HfFolder, pieces: Sequence[Piece]) -> Iterator[str]:
+def _notes(folder: HfFolder, chunks: Sequence[Chunk]) -> Iterator[str]:
     """What was left out, and what a trainer will round."""
     if folder.passed_over:
         yield f"passed over {', '.join(folder.passed_over)}: not of the model"
@@ -169,8 +169,8 @@ def _notes(folder: HfFolder, pieces: Sequence[Piece]) -> Iterator[str]:
     if dropped := [name for name in folder.tensors if is_mtp(name, folder)]:
         yield f"left out {len(dropped)} tensors for multi-token prediction, as transformers does"
     sizes: dict[str, int] = defaultdict(int)
-    for piece in pieces:
-        sizes[str(piece.dtype).removeprefix("torch.")] += piece.nbytes
+    for chunk in chunks:
+        sizes[str(chunk.dtype).removeprefix("torch.")] += chunk.nbytes
     if len(sizes) > 1:
         shown = ", ".join(f"{dtype} ({size / 1e6:.1f} MB)" for dtype, size in sorted(sizes.items()))
         yield f"stored as {shown}, and kept so; a trainer loads all of it in its own precision but score-correction biases"
@@ -183,9 +183,9 @@ def _padded(arguments: Mapping[str, Any]) -> int | None:
     return -(-int(arguments["vocab_size"]) // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
-def hf_pieces(
+def hf_chunks(
     folder: HfFolder, family: Family, arguments: Mapping[str, Any], drop_mtp: bool = False
-) -> Iterator[Piece]:
+) -> Iterator[Chunk]:
     """Every tensor of Megatron's model, to be made from a Hugging Face folder.
 
     The vocabulary is not padded: Megatron loads its tables with another number of rows.
@@ -202,7 +202,7 @@ def hf_pieces(
             _check_zeros(folder, rule)
             continue
         for place in rule.slot.canonical(d):
-            yield Piece(place.key, place.at, place.stack, rule.shape, dtype, partial(_join, folder, rule, dtype))
+            yield Chunk(place.key, place.at, place.stack, rule.shape, dtype, partial(_join, folder, rule, dtype))
     if drop_mtp:
         used |= {name for name in folder.tensors if is_mtp(name, folder)}
     _check_strangers(folder, used, d.tied)
@@ -273,7 +273,7 @@ def _check_strangers(folder: HfFolder, used: set[str], tied: bool) -> None:
         )
 
 
-def megatron_pieces(checkpoint: TorchDistCheckpoint) -> Iterator[Piece]:
+def megatron_chunks(checkpoint: TorchDistCheckpoint) -> Iterator[Chunk]:
     """Every tensor of the model in a trainer's checkpoint, a layer at a time.
 
     Raises:
@@ -284,14 +284,14 @@ def megatron_pieces(checkpoint: TorchDistCheckpoint) -> Iterator[Piece]:
         if not key.startswith(MODEL_PREFIXES):
             continue
         if not key.startswith(LAYER):
-            yield Piece(key, (), (), info.shape, info.dtype, partial(checkpoint.read, key))
+            yield Chunk(key, (), (), info.shape, info.dtype, partial(checkpoint.read, key))
             continue
         if key.removeprefix(LAYER)[0].isdigit() or info.shape[0] != layers:
             raise CompeteError(
                 f"{checkpoint.folder} stores {key} for each layer: only models of equal layers are upcycled"
             )
         for layer in range(layers):
-            yield Piece(key, (layer,), (layers,), info.shape[1:], info.dtype, partial(checkpoint.read, key, (layer,)))
+            yield Chunk(key, (layer,), (layers,), info.shape[1:], info.dtype, partial(checkpoint.read, key, (layer,)))
 
 
 def _fresh(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from megatron_compete.checkpoint.families.requirements import BLOCK, DENSE, EXPERTS
+from megatron_compete.common.yaml_file import dump_yaml
 
 RECIPE = "recipe.yaml"
 PRETRAINED = "pretrained-checkpoint"
@@ -69,7 +68,7 @@ def write_recipe(folder: Path, arguments: Mapping[str, Any], checkpoint: Path, n
         note: one line for the head of the file.
     """
     content = {"arguments": {**flags(arguments), PRETRAINED: str(checkpoint), **START}}
-    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=False)
+    text = dump_yaml(content)
     (folder / RECIPE).write_text(
         f"# {note}\n# From train-iters on it is a first look: data, lengths, batches, learning rate and layout are yours to say, here or "
         f"as flags behind it.\n{text}",

@@ -41,7 +41,7 @@ FILE_BYTES = 4 * 10**9
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """One chunk of a tensor that the checkpoint will hold, and how to make it."""
 
     key: str
@@ -65,13 +65,13 @@ class Piece:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def write_release(folder: Path, arguments: Mapping[str, Any], pieces: Sequence[Piece], file_bytes: int = FILE_BYTES) -> int:  # fmt: skip
+def write_release(folder: Path, arguments: Mapping[str, Any], chunks: Sequence[Chunk], file_bytes: int = FILE_BYTES) -> int:  # fmt: skip
     """Write a `--load` folder from which training starts at iteration 0, without optimizer state.
 
     Args:
         folder: exists and holds no checkpoint.
         arguments: of the model, by Megatron's names.
-        pieces: every chunk of every tensor, in the order in which they are to be made.
+        chunks: every chunk of every tensor, in the order in which they are to be made.
         file_bytes: size of a file at most, if no chunk is larger.
     Returns:
         Number of files that hold tensors.
@@ -79,9 +79,9 @@ def write_release(folder: Path, arguments: Mapping[str, Any], pieces: Sequence[P
     release = folder / RELEASE
     release.mkdir()
     common = {"args": Namespace(**arguments), "checkpoint_version": CHECKPOINT_VERSION, "iteration": 0}
-    objects = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in (COMMON_STATE, *_extra_states(pieces))]
-    parts = [objects, *(list(map(_write_item, part)) for part in _parts(pieces, file_bytes))]
-    _write(release, [SavePlan(items) for items in parts], _LazyPlanner(common, pieces))
+    objects = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in (COMMON_STATE, *_extra_states(chunks))]
+    parts = [objects, *(list(map(_write_item, part)) for part in _parts(chunks, file_bytes))]
+    _write(release, [SavePlan(items) for items in parts], _LazyPlanner(common, chunks))
     (release / CONFIG).write_text(json.dumps(BACKEND))
     (folder / TRACKER).write_text(RELEASE)
     return len(parts) - 1
@@ -96,16 +96,16 @@ def _write(folder: Path, plans: list[SavePlan], planner: "_LazyPlanner") -> None
     writer.finish(metadata, results)
 
 
-def _parts(pieces: Iterable[Piece], file_bytes: int) -> Iterator[list[Piece]]:
-    """The pieces in order, cut into files."""
-    part: list[Piece] = []
+def _parts(chunks: Iterable[Chunk], file_bytes: int) -> Iterator[list[Chunk]]:
+    """The chunks in order, cut into files."""
+    part: list[Chunk] = []
     filled = 0
-    for piece in pieces:
-        if part and filled + piece.nbytes > file_bytes:
+    for chunk in chunks:
+        if part and filled + chunk.nbytes > file_bytes:
             yield part
             part, filled = [], 0
-        part.append(piece)
-        filled += piece.nbytes
+        part.append(chunk)
+        filled += chunk.nbytes
     yield part
 
 
@@ -118,43 +118,43 @@ class _Writer(FileSystemWriter):
 class _LazyPlanner(DefaultSavePlanner):
     """Makes the data of a write item when the writer asks for it."""
 
-    def __init__(self, common: dict[str, Any], pieces: Iterable[Piece]) -> None:
+    def __init__(self, common: dict[str, Any], chunks: Iterable[Chunk]) -> None:
         super().__init__(flatten_state_dict=False)
         self.common = common
-        self.pieces = {(piece.key, piece.offsets): piece for piece in pieces}
+        self.chunks = {(chunk.key, chunk.offsets): chunk for chunk in chunks}
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
-        """The piece of `write_item`, or the common state as Megatron stores an object: a list of its shards."""
+        """The chunk of `write_item`, or the common state as Megatron stores an object: a list of its shards."""
         if write_item.type == WriteItemType.BYTE_IO:
             stream = io.BytesIO()
             torch.save([self.common if write_item.index.fqn == COMMON_STATE else None], stream)
             return stream
         offsets = write_item.index.offset
         assert offsets is not None
-        piece = self.pieces[write_item.index.fqn, tuple(offsets)]
-        made = piece.make()
-        if (tuple(made.shape), made.dtype) != (piece.shape, piece.dtype):
-            raise AssertionError(f"{piece.key} at {piece.index} was made as {made.dtype} {tuple(made.shape)}")
-        return made.reshape((1,) * len(piece.stack) + piece.shape).contiguous()
+        chunk = self.chunks[write_item.index.fqn, tuple(offsets)]
+        made = chunk.make()
+        if (tuple(made.shape), made.dtype) != (chunk.shape, chunk.dtype):
+            raise AssertionError(f"{chunk.key} at {chunk.index} was made as {made.dtype} {tuple(made.shape)}")
+        return made.reshape((1,) * len(chunk.stack) + chunk.shape).contiguous()
 
 
-def _extra_states(pieces: Iterable[Piece]) -> Iterator[str]:
+def _extra_states(chunks: Iterable[Chunk]) -> Iterator[str]:
     """Keys of the extra states of the modules whose weights are given, as `ShardedObject.unique_key` makes them.
 
     Which modules have one depends on the implementation; nobody asks for those that there are too many.
     """
-    for piece in pieces:
-        module, _, kind = piece.key.rpartition(".")
+    for chunk in chunks:
+        module, _, kind = chunk.key.rpartition(".")
         if kind != "weight":
             continue
-        place = "_".join(".".join(map(str, numbers)) for numbers in (piece.index or (0,), piece.stack or (1,)))
+        place = "_".join(".".join(map(str, numbers)) for numbers in (chunk.index or (0,), chunk.stack or (1,)))
         yield f"{module}._extra_state/shard_{place}"
         if module.endswith(PROJECTION):
             yield f"{module.removesuffix(PROJECTION)}{ATTENTION}._extra_state/shard_{place}"
 
 
-def _write_item(piece: Piece) -> WriteItem:
-    offsets = torch.Size(piece.offsets)
-    chunk = ChunkStorageMetadata(offsets, torch.Size((1,) * len(piece.stack) + piece.shape))
-    data = TensorWriteData(chunk, TensorProperties(piece.dtype), torch.Size(piece.stack + piece.shape))
-    return WriteItem(MetadataIndex(piece.key, offsets), WriteItemType.SHARD, tensor_data=data)
+def _write_item(chunk: Chunk) -> WriteItem:
+    offsets = torch.Size(chunk.offsets)
+    stored = ChunkStorageMetadata(offsets, torch.Size((1,) * len(chunk.stack) + chunk.shape))
+    data = TensorWriteData(stored, TensorProperties(chunk.dtype), torch.Size(chunk.stack + chunk.shape))
+    return WriteItem(MetadataIndex(chunk.key, offsets), WriteItemType.SHARD, tensor_data=data)

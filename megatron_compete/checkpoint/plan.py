@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_compete.checkpoint.families import Dimensions, Family, Place, TensorRule
+from megatron_compete.checkpoint.families import Dimensions, Family, StoredSlice, TensorRule
 from megatron_compete.checkpoint.reader import TensorInfo, TensorSource
 from megatron_compete.common.errors import CompeteError
 
@@ -75,7 +75,7 @@ class ExportPlan:
     def _bind(self, rule: TensorRule) -> Reading:
         if rule.slot is None:
             return Reading(rule, (), (), rule.dtype or self.dtype)
-        places = rule.slot.places(self.dimensions)
+        places = rule.slot.stored(self.dimensions)
         for place in places:
             keys = self._keys(place)
             if keys:
@@ -88,14 +88,14 @@ class ExportPlan:
             f"not a {self.family.title} of megatron.training"
         )
 
-    def _keys(self, place: Place) -> tuple[str, ...]:
+    def _keys(self, place: StoredSlice) -> tuple[str, ...]:
         """The key, or those of gate and up where they are stored apart (`singleton_local_shards`)."""
         if place.key in self.source.tensors:
             return (place.key,)
         halves = (place.key + "_w", place.key + "_v")
         return halves if all(half in self.source.tensors for half in halves) else ()
 
-    def _check(self, keys: tuple[str, ...], place: Place, rule: TensorRule) -> None:
+    def _check(self, keys: tuple[str, ...], place: StoredSlice, rule: TensorRule) -> None:
         expected = (*place.stack, rule.shape[0] // len(keys), *rule.shape[1:])
         for key in keys:
             info = self.source.tensors[key]
@@ -108,7 +108,7 @@ class ExportPlan:
         used = {key for one in self.readings for key in one.keys}
         for one in self.readings:
             # A checkpoint may have a tensor under the names of several implementations.
-            used |= {key for place in (one.rule.slot.places(self.dimensions) if one.rule.slot else ())
+            used |= {key for place in (one.rule.slot.stored(self.dimensions) if one.rule.slot else ())
                      for key in self._keys(place)}  # fmt: skip
         strangers = [key for key in self.source.tensors if key.startswith(MODEL_PREFIXES) and key not in used]
         strangers = sorted(key for key in strangers if not TRAINING_ONLY.search(key))

@@ -1,9 +1,11 @@
 """A `torch_dist` checkpoint in one process: no process group, no CUDA, no model, one slice in memory at a time.
 
-Megatron saves global tensors in pieces (chunks), one per rank that owned a part; the index says where each lies. So
+Megatron saves global tensors in chunks, one per rank that owned a part; the index says where each lies. So
 the layout that wrote a checkpoint does not matter to a reader that puts chunks together by their offsets. Layers that
 are all alike are stacked into one tensor with a leading layer axis, and experts into one with a leading expert axis
 (`TransformerBlock.sharded_state_dict`, `SequentialMLP.sharded_state_dict`): `read` takes such an index.
+
+Not torch's `FileSystemReader`: its `read_metadata` is a plain `pickle.load`, which runs what the file says.
 """
 
 import io

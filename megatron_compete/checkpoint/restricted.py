@@ -2,7 +2,7 @@
 
 A `torch_dist` checkpoint holds two: `.metadata`, a plain pickle of torch.distributed.checkpoint's dataclasses, and
 the common state (the trainer's arguments and counters), a `torch.save` of dictionaries. The first is read by an
-unpickler that knows those dataclasses and nothing else. The second is read with `weights_only=True`. Of the classes
+unpickler that knows those dataclasses and nothing else (`torch.load(weights_only=True)` reads no plain pickle). The second is read with `weights_only=True`. Of the classes
 that it names, `argparse.Namespace` and the enums of modules that are loaded anyway are made; any other becomes an
 `Opaque` value, a name without code. Nothing is imported on a checkpoint's word.
 """

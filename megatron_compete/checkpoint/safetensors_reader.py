@@ -1,7 +1,7 @@
 """One safetensors file: a header that is checked, and its tensors one at a time.
 
-Tensors are read from the file rather than mapped into memory, so that what is held is the tensor that is wanted and
-not every page that was ever touched. The format: 8 bytes with the header's length, the header as JSON (dtype, shape and
+Not the library's `safe_open`: it maps the file, so one that is cut short meanwhile ends the process by SIGBUS, and reading
+805 MB of 32 MB tensors held 773 MB (here 36), and its errors do not name the file. The format: 8 bytes with the header's length, the header as JSON (dtype, shape and
 place of each tensor), then the values, one tensor after another without holes.
 """
 

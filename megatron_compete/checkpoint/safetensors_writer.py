@@ -1,6 +1,6 @@
 """Tensors into safetensors files of bounded size, as `save_pretrained` names them, one tensor in memory at a time.
 
-The safetensors library writes a file from all of its tensors at once. The format is eight bytes of header length, a
+Not the library's `serialize_file`: it wants all tensors of a file at once, 5 GB at the default size. The format is eight bytes of header length, a
 JSON header and the tensors' bytes (huggingface.co/docs/safetensors): with shapes known beforehand the header comes
 first and tensors follow as they are made. `safe_open` checks every file afterwards.
 """

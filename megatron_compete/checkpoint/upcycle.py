@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_compete.checkpoint.megatron_writer import Piece
+from megatron_compete.checkpoint.megatron_writer import Chunk
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 
@@ -102,22 +102,22 @@ class Upcycling:
             )
 
 
-def upcycle(arguments: Mapping[str, Any], pieces: Sequence[Piece], how: Upcycling) -> tuple[dict[str, Any], list[Piece]]:  # fmt: skip
+def upcycle(arguments: Mapping[str, Any], chunks: Sequence[Chunk], how: Upcycling) -> tuple[dict[str, Any], list[Chunk]]:  # fmt: skip
     """Arguments and tensors of the mixture that `how` makes of a dense model.
 
     Args:
         arguments: the dense model's, by Megatron's names.
-        pieces: its tensors as Megatron stores them, layers stacked.
+        chunks: its tensors as Megatron stores them, layers stacked.
     Raises:
         CompeteError: not a dense model, or one whose MLPs cannot be cut so.
     """
     how.check()
-    _check_dense(arguments, pieces, how)
+    _check_dense(arguments, chunks, how)
     gated = any(arguments.get(name) for name in GATED)
-    return _moe_arguments(arguments, how), list(_moe_pieces(pieces, how, gated))
+    return _moe_arguments(arguments, how), list(_moe_chunks(chunks, how, gated))
 
 
-def _check_dense(arguments: Mapping[str, Any], pieces: Sequence[Piece], how: Upcycling) -> None:
+def _check_dense(arguments: Mapping[str, Any], chunks: Sequence[Chunk], how: Upcycling) -> None:
     if arguments.get("num_experts"):
         raise CompeteError(
             f"the checkpoint has --num-experts {arguments['num_experts']} already: only dense models are upcycled"
@@ -130,14 +130,14 @@ def _check_dense(arguments: Mapping[str, Any], pieces: Sequence[Piece], how: Upc
     if width % how.granularity:
         raise CompeteError(f"--granularity {how.granularity} does not divide the MLP's width {width}")
     matrices = [
-        piece for piece in pieces if _name_in_layer(piece) in ("mlp.linear_fc1.weight", "mlp.linear_fc2.weight")
+        chunk for chunk in chunks if _name_in_layer(chunk) in ("mlp.linear_fc1.weight", "mlp.linear_fc2.weight")
     ]
     if len(matrices) != 2 * int(arguments["num_layers"]):
         raise CompeteError(
             f"the checkpoint has {len(matrices)} MLP matrices, not 2 for each of {arguments['num_layers']} layers"
         )
     power_of_two = how.granularity & (how.granularity - 1) == 0
-    narrow = [piece.dtype for piece in matrices if piece.dtype.itemsize < 4]
+    narrow = [chunk.dtype for chunk in matrices if chunk.dtype.itemsize < 4]
     if narrow and not power_of_two and not how.inexact:
         raise CompeteError(
             f"--granularity {how.granularity} scales {str(narrow[0]).removeprefix('torch.')} weights by what is no power of two, "
@@ -169,42 +169,42 @@ def _moe_arguments(arguments: Mapping[str, Any], how: Upcycling) -> dict[str, An
     }
 
 
-def _name_in_layer(piece: Piece) -> str:
+def _name_in_layer(chunk: Chunk) -> str:
     """The key behind `decoder.layers.` of a stacked layer tensor; empty for other keys."""
-    found = re.fullmatch(re.escape(LAYER) + r"(?!\d)(.+)", piece.key)
+    found = re.fullmatch(re.escape(LAYER) + r"(?!\d)(.+)", chunk.key)
     return found[1] if found else ""
 
 
-def _moe_pieces(pieces: Iterable[Piece], how: Upcycling, gated: bool) -> Iterator[Piece]:
+def _moe_chunks(chunks: Iterable[Chunk], how: Upcycling, gated: bool) -> Iterator[Chunk]:
     norms: set[tuple[str, tuple[int, ...]]] = set()
-    for piece in pieces:
-        name = _name_in_layer(piece)
+    for chunk in chunks:
+        name = _name_in_layer(chunk)
         if name == "mlp.linear_fc1.weight":
-            yield _router(piece, how)
-            yield from _experts(piece, how, gated)
+            yield _router(chunk, how)
+            yield from _experts(chunk, how, gated)
         elif name == "mlp.linear_fc2.weight":
-            yield from _experts(piece, how, gated)
+            yield from _experts(chunk, how, gated)
         elif name in NORM_NAMES or name in NORM_NAMES.values():
             dense_name = {moe: dense for dense, moe in NORM_NAMES.items()}.get(name, name)
             for key in (LAYER + dense_name, LAYER + NORM_NAMES[dense_name]):
-                if (key, piece.index) not in norms:
-                    norms.add((key, piece.index))
-                    yield replace(piece, key=key)
+                if (key, chunk.index) not in norms:
+                    norms.add((key, chunk.index))
+                    yield replace(chunk, key=key)
         else:
-            yield piece
+            yield chunk
 
 
-def _experts(piece: Piece, how: Upcycling, gated: bool) -> Iterator[Piece]:
-    """The pieces of all experts from the dense matrix of a layer, which is read once for all of them."""
-    key = LAYER + "mlp.experts.experts." + _name_in_layer(piece).removeprefix("mlp.")
-    dense = lru_cache(maxsize=1)(piece.make)
-    first = piece.key.endswith("linear_fc1.weight")
-    rows, columns = piece.shape
+def _experts(chunk: Chunk, how: Upcycling, gated: bool) -> Iterator[Chunk]:
+    """The chunks of all experts from the dense matrix of a layer, which is read once for all of them."""
+    key = LAYER + "mlp.experts.experts." + _name_in_layer(chunk).removeprefix("mlp.")
+    dense = lru_cache(maxsize=1)(chunk.make)
+    first = chunk.key.endswith("linear_fc1.weight")
+    rows, columns = chunk.shape
     shape = (rows // how.granularity, columns) if first else (rows, columns // how.granularity)
     for expert in range(how.experts):
-        index = (*piece.index, expert)
-        yield Piece(
-            key, index, (*piece.stack, how.experts), shape, piece.dtype, _expert(dense, how, first, gated, key, index)
+        index = (*chunk.index, expert)
+        yield Chunk(
+            key, index, (*chunk.stack, how.experts), shape, chunk.dtype, _expert(dense, how, first, gated, key, index)
         )
 
 
@@ -238,7 +238,7 @@ def _with_noise(matrix: Tensor, noise: float, name: str) -> Tensor:
     return (values + torch.randn(values.shape, generator=generator) * (noise * values.std())).to(matrix.dtype)
 
 
-def _router(fc1: Piece, how: Upcycling) -> Piece:
+def _router(fc1: Chunk, how: Upcycling) -> Chunk:
     """The router of the layer whose linear_fc1 is given."""
     hidden, key = fc1.shape[1], LAYER + "mlp.router.weight"
 
@@ -246,7 +246,7 @@ def _router(fc1: Piece, how: Upcycling) -> Piece:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{how.seed} {key} {fc1.index}".encode()))
         return router_rows(how, hidden, generator).to(fc1.dtype)
 
-    return Piece(key, fc1.index, fc1.stack, (how.experts, hidden), fc1.dtype, make)
+    return Chunk(key, fc1.index, fc1.stack, (how.experts, hidden), fc1.dtype, make)
 
 
 def router_rows(how: Upcycling, hidden: int, generator: torch.Generator) -> Tensor:

@@ -73,7 +73,7 @@ class IndexFile:
         return np.dtype(self.dtype).itemsize
 
     def chunks(self) -> Iterator[IndexChunk]:
-        """The index in pieces of up to `CHUNK` documents, as `indexed.write_index` takes them."""
+        """The index in chunks of up to `CHUNK` documents, as `indexed.write_index` takes them."""
         all_lengths, all_bounds = self.lengths, self.bounds
         for start in range(0, self.documents, CHUNK):
             bounds = all_bounds[start : start + CHUNK + 1]

@@ -16,9 +16,9 @@ import numpy as np
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.progress import MEGABYTE
 from megatron_compete.data.dataset import Dataset, describe_tokenizer, tokenizer_of, without_suffix
-from megatron_compete.data.inspect_checks import Inspection, Vocabulary, inspect
-from megatron_compete.data.inspect_ends import literal_notes
-from megatron_compete.data.inspect_lengths import histogram_lines, measure_lengths, write_figure
+from megatron_compete.data.inspect.checks import Inspection, Vocabulary, inspect
+from megatron_compete.data.inspect.document_ends import literal_notes
+from megatron_compete.data.inspect.lengths import histogram_lines, measure_lengths, write_figure
 from megatron_compete.data.manifest import DatasetManifest
 from megatron_compete.data.tokenizer_flags import add_tokenizer_flags, take_tokenizer_choice
 
@@ -55,6 +55,8 @@ def _origin_lines(manifest: DatasetManifest) -> list[str]:
         proof = engine.get("proof")
         if engine["name"] == "reference":
             proven = ""
+        elif engine["name"] == "split":
+            proven = ", exact by construction"
         elif proof is not None and proof.get("difference") is None:
             proven = f", identical to the reference on {proof['documents']} documents and {proof['strings']} strings"
         else:

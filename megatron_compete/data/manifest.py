@@ -28,7 +28,7 @@ class TokenizerOptions(TypedDict, total=False):
 
 
 class EngineProof(TypedDict):
-    """What of `engines_proof.Comparison` is shown."""
+    """What of `engines.sample_check.Comparison` is shown."""
 
     documents: int
     strings: int
@@ -73,7 +73,7 @@ class DatasetManifest:
     """Documents without tokens that are in the dataset."""
 
     engine: EngineRecord | None = None
-    """What tokenised, how it was proven, and how many texts were compared meanwhile (`engines.EngineChoice`)."""
+    """What tokenised, on what it was compared before, and how many texts meanwhile (`engines.EngineChoice`)."""
 
     tokenizer_options: TokenizerOptions = field(default_factory=TokenizerOptions)
     """Other flags of the tokenizer that decide about ids, where they are not at their defaults."""

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_compete.common.progress import MEGABYTE
+from megatron_compete.data.bad_documents import ON_ERROR_CHOICES
 from megatron_compete.data.engines import add_engine_flags
-from megatron_compete.data.faults import ON_ERROR_CHOICES
 from megatron_compete.data.inputs.options import add_input_flags, take_input_options
 from megatron_compete.data.preprocessing import mpi
 from megatron_compete.data.preprocessing.job import EMPTY_DOCUMENTS, STOPPED_EXIT_CODE, Preprocessing, Stopped

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from megatron_compete.common.progress import Progress
-from megatron_compete.data.faults import SkipLog
+from megatron_compete.data.bad_documents import SkipLog
 from megatron_compete.data.inputs import Source, read_documents, total_bytes
 
 CHUNK_CHARACTERS = 4000

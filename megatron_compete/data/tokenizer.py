@@ -23,8 +23,8 @@ from typing import Any
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.progress import MEGABYTE
 from megatron_compete.common.staged import StagedFiles
+from megatron_compete.data.bad_documents import ON_ERROR_CHOICES, OnError, SkipLog
 from megatron_compete.data.clock import running_clock
-from megatron_compete.data.faults import ON_ERROR_CHOICES, OnError, SkipLog
 from megatron_compete.data.inputs import (
     InputOptions,
     Source,

@@ -13,6 +13,9 @@ order of places, and neither is changed by what lies around. Encoding P alone pa
 symbols. Hence (x, y) is that state, always; no other split of P can ever occur, in no context. `canonical_merges`
 finds it by encoding each piece. A piece whose own encoding does not end in itself is never produced and needs no merge.
 
+transformers' `generate_merges` ranks every split of a piece instead: no text out of 11,888 told the two apart, and no
+proof says that none does.
+
 What this needs, and `canonical_merges` checks: no two pieces with the same score (their order would depend on the
 place), and no split into a character that is not itself a piece (Hugging Face sees bytes or <unk> there).
 """

@@ -14,8 +14,8 @@ from megatron.training import get_tokenizer
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.dataset import Dataset
 from megatron_compete.data.index_file import CHUNK
-from megatron_compete.data.match import check_tokenizer_matches
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice, id_count
+from megatron_compete.data.tokenizer_match import check_tokenizer_matches
 from megatron_compete.training.data_arguments import PARTS, Blend, Sources, read_sources
 from megatron_compete.training.datasets import sequences_per_dataset
 

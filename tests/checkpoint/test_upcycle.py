@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_compete.checkpoint.megatron_writer import Piece
+from megatron_compete.checkpoint.megatron_writer import Chunk
 from megatron_compete.checkpoint.upcycle import Upcycling, router_rows, upcycle
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
@@ -37,25 +37,25 @@ def dense(gated: bool = True, dtype: torch.dtype = torch.float32) -> dict[str, T
     }
 
 
-def pieces(tensors: dict[str, Tensor]) -> list[Piece]:
+def chunks(tensors: dict[str, Tensor]) -> list[Chunk]:
     made = []
     for key, tensor in tensors.items():
         if not key.startswith("decoder.layers."):
-            made.append(Piece(key, (), (), tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor))
+            made.append(Chunk(key, (), (), tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor))
             continue
         for layer in range(LAYERS):
             one = tensor[layer]
-            made.append(Piece(key, (layer,), (LAYERS,), tuple(one.shape), one.dtype, lambda one=one: one))
+            made.append(Chunk(key, (layer,), (LAYERS,), tuple(one.shape), one.dtype, lambda one=one: one))
     return made
 
 
 def make(how: Upcycling, tensors: dict[str, Tensor], **changes: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Arguments, and whole tensors of the mixture."""
-    arguments, made = upcycle(ARGUMENTS | changes, pieces(tensors), how)
-    whole = {piece.key: torch.full((*piece.stack, *piece.shape), torch.nan).to(piece.dtype) for piece in made}
-    for piece in made:
-        assert whole[piece.key][piece.index].isnan().all(), "made twice"
-        whole[piece.key][piece.index] = piece.make()
+    arguments, made = upcycle(ARGUMENTS | changes, chunks(tensors), how)
+    whole = {chunk.key: torch.full((*chunk.stack, *chunk.shape), torch.nan).to(chunk.dtype) for chunk in made}
+    for chunk in made:
+        assert whole[chunk.key][chunk.index].isnan().all(), "made twice"
+        whole[chunk.key][chunk.index] = chunk.make()
     assert not any(tensor.isnan().any() for tensor in whole.values())
     return arguments, whole
 

@@ -15,11 +15,11 @@ from megatron_compete.data.dataset import (
     same_tokenizer,
     tokenizer_of,
 )
-from megatron_compete.data.inspect_checks import Vocabulary, inspect
-from megatron_compete.data.match import check_tokenizer_matches
+from megatron_compete.data.inspect.checks import Vocabulary, inspect
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.data.merge import merge_datasets
 from megatron_compete.data.split import Part, split_dataset
+from megatron_compete.data.tokenizer_match import check_tokenizer_matches
 from tests.data.conftest import files_in
 from tests.data.datasets import random_documents, write_dataset, write_manifest
 

@@ -18,7 +18,6 @@ def prefix(write_corpus: WriteCorpus, tokenizer_model: str, tmp_path: Path) -> s
     preprocess(
         ["--input", corpus, "--output-prefix", str(tmp_path / "d"), "--append-eod", "--workers", "1"]
         + ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", tokenizer_model]
-        + ["--tokenizer-engine", "reference"]
     )
     return str(tmp_path / "d_text_document")
 
@@ -30,7 +29,7 @@ def test_what_it_prints(prefix: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert printed.startswith(f"{prefix}: 3 documents, ")
     for words in (
         "made with --tokenizer-type SentencePieceTokenizer --tokenizer-model",
-        "tokenizer engine reference\n",
+        "tokenizer engine split, exact by construction\n",
         "every document with tokens ends with token 2",
         " of 1000\n",
         "tokens a document: ",

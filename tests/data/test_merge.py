@@ -11,10 +11,10 @@ import pytest
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.data import index_file
 from megatron_compete.data.blend import make_blend
-from megatron_compete.data.match import check_tokenizer_matches
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.data.merge import main, merge_datasets
 from megatron_compete.data.stdlib_corpus import StdlibCorpus
+from megatron_compete.data.tokenizer_match import check_tokenizer_matches
 from tests.data.conftest import VOCAB_SIZE, files_in
 from tests.data.datasets import manifest_of, random_documents, read_documents, write_dataset, write_manifest
 

@@ -148,16 +148,15 @@ def test_plain_text(tmp_path: Path, tokenizer_model: str) -> None:
         run(tmp_path / "texts", tmp_path / "e", tokenizer_model, json_keys=("a", "b"))
 
 
-def test_the_fastest_engine_gives_the_same(
+def test_the_default_engine_gives_the_same(
     parts: list[dict[str, str]], tmp_path: Path, tokenizer_model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", parts)
     run(path, tmp_path / "d", tokenizer_model, engine="auto", workers=2, shard_bytes=50_000)
     assert dataset(tmp_path / "d") == reference(tokenised(parts, "text", tokenizer_model, False), np.uint16)
-    assert "tokenizer engine: " in capsys.readouterr().out
+    assert "tokenizer engine: split, exact by construction" in capsys.readouterr().out
     engine = json.loads((tmp_path / "d_text_document.json").read_text())["engine"]
-    assert engine["requested"] == "auto" and engine["differing"] == 0
-    assert engine["name"] == "reference" or engine["checked"] > 0
+    assert (engine["name"], engine["requested"], engine["proof"], engine["checked"]) == ("split", "auto", None, 0)
 
 
 def test_manifest(write_corpus: WriteCorpus, tmp_path: Path, tokenizer_model: str) -> None:
@@ -399,13 +398,13 @@ def test_an_engine_that_differs_is_dismissed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    wrong = EngineChoice("kitoken", "auto", {"documents": 1, "bytes": 1, "strings": 0, "difference": None})
+    wrong = EngineChoice("kitoken", "kitoken", {"documents": 1, "bytes": 1, "strings": 0, "difference": None})
     make = workers_module.make_encoder
 
     class LateDifference:
         """Wrong throughout, and caught in the fifth batch."""
 
-        checked = differing = batches = 0
+        checked = batches = 0
 
         def start_shard(self, shard: int) -> None:
             pass
@@ -423,11 +422,36 @@ def test_an_engine_that_differs_is_dismissed(
     )
     monkeypatch.setattr(run_module, "choose_engine", lambda *_: wrong)
     path = write_jsonl(tmp_path / "c.jsonl.zst", parts)
-    run(path, tmp_path / "d", tokenizer_model, engine="auto", workers=workers, shard_bytes=20_000)
+    run(path, tmp_path / "d", tokenizer_model, engine="kitoken", workers=workers, shard_bytes=20_000)
     assert dataset(tmp_path / "d") == reference(tokenised(parts, "text", tokenizer_model, False), np.uint16)
     engine = json.loads((tmp_path / "d_text_document.json").read_text())["engine"]
-    assert (engine["name"], engine["requested"]) == ("reference", "auto")
+    assert (engine["name"], engine["requested"]) == ("reference", "kitoken")
     assert "all shards are done with the reference now" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_whose_default_engine_was_only_sampled(
+    parts: list[dict[str, str]], tmp_path: Path, tokenizer_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As versions before 0.2.0 left it: its shards are made again."""
+    pytest.importorskip("kitoken")
+    sampled = EngineChoice("kitoken", "auto", {"documents": 1, "bytes": 1, "strings": 0, "difference": None})
+    path = write_jsonl(tmp_path / "c.jsonl", [*parts, b"{"])
+    monkeypatch.setattr(run_module, "choose_engine", lambda *_: sampled)
+    with pytest.raises(CompeteError, match="not JSON"):
+        run(path, tmp_path / "d", tokenizer_model, engine="auto", shard_bytes=20_000)
+    monkeypatch.undo()
+    done = run(path, tmp_path / "d", tokenizer_model, engine="auto", shard_bytes=20_000, on_error="skip")
+    assert not done.continued
+    assert dataset(tmp_path / "d") == reference(tokenised(parts, "text", tokenizer_model, False), np.uint16)
+    assert json.loads((tmp_path / "d_text_document.json").read_text())["engine"]["name"] == "split"
+
+
+def test_an_engine_that_is_only_sampled_cannot_read_a_pipe(
+    parts: list[dict[str, str]], tmp_path: Path, tokenizer_model: str
+) -> None:
+    path = write_jsonl(tmp_path / "c.jsonl", parts)
+    with _standard_input(path), pytest.raises(CompeteError, match="--tokenizer-engine kitoken with a pipe"):
+        run("-", tmp_path / "d", tokenizer_model, engine="kitoken")
 
 
 def test_a_worker_that_is_killed_ends_the_run_and_loses_its_shard_alone(
@@ -458,7 +482,7 @@ def test_standard_input_can_be_given_again(
     options: dict[str, Any] = {"workers": workers, "shard_bytes": 20_000}
     with _standard_input(path), pytest.raises(CompeteError, match=rf"<stdin>:{len(parts) + 1}: not JSON"):
         run("-", tmp_path / "d", tokenizer_model, **options)
-    for change, words in ((lambda raw: b"x" + raw, "piece 1 differs"), (lambda raw: raw[:30_000], "shorter|differs")):
+    for change, words in ((lambda raw: b"x" + raw, "block 1 differs"), (lambda raw: raw[:30_000], "shorter|differs")):
         write_jsonl(tmp_path / "other.jsonl", [])
         (tmp_path / "other.jsonl").write_bytes(change(path.read_bytes()))
         with _standard_input(tmp_path / "other.jsonl"), pytest.raises(CompeteError, match=words):

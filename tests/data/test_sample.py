@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.data.faults import SkipLog
+from megatron_compete.data.bad_documents import SkipLog
 from megatron_compete.data.inputs import find_sources
 from megatron_compete.data.sample import Sample, chunk_text, read_sample
 from tests.data.conftest import WriteCorpus

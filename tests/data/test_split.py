@@ -6,10 +6,10 @@ import pytest
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.data import index_file, split
-from megatron_compete.data.match import check_tokenizer_matches
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.data.merge import merge_datasets
 from megatron_compete.data.split import Part, main, part_sizes, split_dataset
+from megatron_compete.data.tokenizer_match import check_tokenizer_matches
 from tests.data.conftest import files_in
 from tests.data.datasets import manifest_of, random_documents, read_documents, write_dataset, write_manifest
 

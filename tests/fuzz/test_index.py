@@ -18,10 +18,10 @@ import pytest
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.data import inspect_dataset
 from megatron_compete.data.blend import make_blend
-from megatron_compete.data.match import check_tokenizer_matches
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.data.merge import merge_datasets
 from megatron_compete.data.split import Part, split_dataset
+from megatron_compete.data.tokenizer_match import check_tokenizer_matches
 from tests.data.datasets import random_documents, read_documents, write_dataset, write_manifest
 from tests.fuzz.damage import failure, fuzz, kept
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from megatron_compete.data.bad_documents import BadDocument
 from megatron_compete.data.engines import REFERENCE, EngineChoice, make_encoder
-from megatron_compete.data.faults import BadDocument
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice, id_count
 from megatron_compete.data.preprocessing.encode import DocumentEncoder
 from tests.data.tokenizer_kinds import EOS, train_byte_level

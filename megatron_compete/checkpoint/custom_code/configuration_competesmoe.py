@@ -4,6 +4,47 @@ from transformers import PretrainedConfig
 
 ACTIVATIONS = ("silu", "relu", "relu2", "gelu")
 SCORE_FUNCTIONS = ("softmax", "sigmoid", "sqrtsoftplus")
+INHERITED_DEFAULTS = {"tie_word_embeddings": False, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+
+DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 512,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 4,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "max_position_embeddings": 1024,
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 1.0,
+    "rope_parameters": None,
+    "attention_dropout": 0.0,
+    "qkv_bias": False,
+    "qk_norm": False,
+    "norm": "rmsnorm",
+    "norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "gated_mlp": True,
+    "intermediate_size": 128,
+    "dense_layers": (),
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 128,
+    "shared_expert_intermediate_size": 0,
+    "shared_expert_gate": False,
+    "score_function": "softmax",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+    "score_correction_bias": False,
+    "num_expert_groups": 1,
+    "num_chosen_groups": 1,
+    "experts_per_group_score": 1,
+    "router_in_fp32": False,
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.001,
+    "initializer_range": 0.02,
+    "use_cache": True,
+}
+"""Of the fields that are described below."""
 
 
 class CompeteSMoEConfig(PretrainedConfig):
@@ -51,90 +92,21 @@ class CompeteSMoEConfig(PretrainedConfig):
     model_type = "competesmoe"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
 
-    def __init__(
-        self,
-        vocab_size=32000,
-        hidden_size=512,
-        num_hidden_layers=16,
-        num_attention_heads=4,
-        num_key_value_heads=None,
-        head_dim=None,
-        max_position_embeddings=1024,
-        rope_theta=10000.0,
-        partial_rotary_factor=1.0,
-        rope_parameters=None,
-        attention_dropout=0.0,
-        qkv_bias=False,
-        qk_norm=False,
-        norm="rmsnorm",
-        norm_eps=1e-5,
-        hidden_act="silu",
-        gated_mlp=True,
-        intermediate_size=128,
-        dense_layers=(),
-        num_experts=64,
-        num_experts_per_tok=8,
-        moe_intermediate_size=128,
-        shared_expert_intermediate_size=0,
-        shared_expert_gate=False,
-        score_function="softmax",
-        norm_topk_prob=True,
-        routed_scaling_factor=1.0,
-        score_correction_bias=False,
-        num_expert_groups=1,
-        num_chosen_groups=1,
-        experts_per_group_score=1,
-        router_in_fp32=False,
-        output_router_logits=False,
-        router_aux_loss_coef=0.001,
-        initializer_range=0.02,
-        use_cache=True,
-        tie_word_embeddings=False,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-        **kwargs,
-    ):
-        if hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act {hidden_act} is not one of {', '.join(ACTIVATIONS)}")
-        if score_function not in SCORE_FUNCTIONS:
-            raise ValueError(f"score_function {score_function} is not one of {', '.join(SCORE_FUNCTIONS)}")
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.num_key_value_heads = num_key_value_heads or num_attention_heads
-        self.head_dim = head_dim or hidden_size // num_attention_heads
-        self.max_position_embeddings = max_position_embeddings
-        self._set_rope(rope_theta, partial_rotary_factor, rope_parameters or kwargs.pop("rope_scaling", None))
-        self.attention_dropout = attention_dropout
-        self.qkv_bias = qkv_bias
-        self.qk_norm = qk_norm
-        self.norm = norm
-        self.norm_eps = norm_eps
-        self.hidden_act = hidden_act
-        self.gated_mlp = gated_mlp
-        self.intermediate_size = intermediate_size
-        self.dense_layers = list(dense_layers)
-        self.num_experts = num_experts
-        self.num_experts_per_tok = num_experts_per_tok
-        self.moe_intermediate_size = moe_intermediate_size
-        self.shared_expert_intermediate_size = shared_expert_intermediate_size
-        self.shared_expert_gate = shared_expert_gate
-        self.score_function = score_function
-        self.norm_topk_prob = norm_topk_prob
-        self.routed_scaling_factor = routed_scaling_factor
-        self.score_correction_bias = score_correction_bias
-        self.num_expert_groups = num_expert_groups
-        self.num_chosen_groups = num_chosen_groups
-        self.experts_per_group_score = experts_per_group_score
-        self.router_in_fp32 = router_in_fp32
-        self.output_router_logits = output_router_logits
-        self.router_aux_loss_coef = router_aux_loss_coef
-        self.initializer_range = initializer_range
-        self.use_cache = use_cache
-        kwargs |= {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
-        super().__init__(**kwargs | {"tie_word_embeddings": tie_word_embeddings})
+    def __init__(self, **given):
+        values = {name: given.pop(name, default) for name, default in DEFAULTS.items()}
+        for name, known in (("hidden_act", ACTIVATIONS), ("score_function", SCORE_FUNCTIONS)):
+            if values[name] not in known:
+                raise ValueError(f"{name} {values[name]} is not one of {', '.join(known)}")
+        theta, factor, rope = (values.pop(name) for name in ("rope_theta", "partial_rotary_factor", "rope_parameters"))
+        values["num_key_value_heads"] = values["num_key_value_heads"] or values["num_attention_heads"]
+        values["head_dim"] = values["head_dim"] or values["hidden_size"] // values["num_attention_heads"]
+        values["dense_layers"] = list(values["dense_layers"])
+        for name, value in values.items():
+            setattr(self, name, value)
+        self._set_rope(theta, factor, rope or given.pop("rope_scaling", None))
+        for name, default in INHERITED_DEFAULTS.items():
+            given.setdefault(name, default)
+        super().__init__(**given)
 
     def _set_rope(self, theta, factor, given):
         """One dictionary that both versions' frequency functions read: `rope_parameters`, in transformers 4 `rope_scaling`."""

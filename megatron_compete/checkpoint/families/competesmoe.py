@@ -4,10 +4,9 @@ Among others the authors' 154M recipe: LayerNorm, rotation of half a head, ReLU 
 any of these together with biases and norms of attention, shared experts, and every router of Megatron's top-K kind.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from megatron_compete.checkpoint.families.blocks import MLP, decoder, grouped_attention, router, same, score_correction
 from megatron_compete.checkpoint.families.configs import (
     INITIALIZER_RANGE,
     ROTARY_BASE,
@@ -16,7 +15,8 @@ from megatron_compete.checkpoint.families.configs import (
     whole,
 )
 from megatron_compete.checkpoint.families.dimensions import Dimensions
-from megatron_compete.checkpoint.families.family import Family, TensorRule
+from megatron_compete.checkpoint.families.family import Family
+from megatron_compete.checkpoint.families.key_table import read_keys
 from megatron_compete.checkpoint.families.requirements import (
     BLOCK,
     EXPERTS,
@@ -36,20 +36,50 @@ BIAS = Requirement(
     where=lambda a: not a.get("moe_router_enable_expert_bias") or a.get("moe_router_score_function", "softmax") != "softmax",
 )  # fmt: skip
 
-
-def _mlp(d: Dimensions, layer: int, prefix: str) -> Iterator[TensorRule]:
-    moe = prefix + "mlp."
-    if not d.moe_layers[layer]:
-        yield from MLP.dense(d, layer, moe)
-        return
-    yield router(d, layer, moe + "gate.weight")
-    if d.expert_bias:
-        yield score_correction(d, layer, moe + "gate.e_score_correction_bias")
-    yield from MLP.experts(d, layer, moe + "experts.")
-    if d.shared_ffn:
-        yield from MLP.shared(d, layer, moe + "shared_expert.")
-    if d.shared_ffn and d.shared_gate:
-        yield same(layer, "mlp.shared_experts.gate_weight", moe + "shared_expert_gate.weight", 1, d.hidden)
+KEYS = read_keys("""
+embedding.word_embeddings.weight                             -> model.embed_tokens.weight                          used   [V,H]
+decoder.layers.*.self_attention.linear_qkv.layer_norm_weight -> model.layers.*.input_layernorm.weight              whole  [H]
+decoder.layers.*.input_layernorm.weight                      -> model.layers.*.input_layernorm.weight              also   [H]
+decoder.layers.*.self_attention.linear_qkv.layer_norm_bias   -> model.layers.*.input_layernorm.bias                whole  [H]    layer_norm
+decoder.layers.*.input_layernorm.bias                        -> model.layers.*.input_layernorm.bias                also   [H]    layer_norm
+decoder.layers.*.self_attention.linear_qkv.weight            -> model.layers.*.self_attn.q_proj.weight             q      [Q,H]
+decoder.layers.*.self_attention.linear_qkv.weight            -> model.layers.*.self_attn.k_proj.weight             k      [K,H]
+decoder.layers.*.self_attention.linear_qkv.weight            -> model.layers.*.self_attn.v_proj.weight             v      [K,H]
+decoder.layers.*.self_attention.linear_qkv.bias              -> model.layers.*.self_attn.q_proj.bias               q      [Q]    qkv_bias
+decoder.layers.*.self_attention.linear_qkv.bias              -> model.layers.*.self_attn.k_proj.bias               k      [K]    qkv_bias
+decoder.layers.*.self_attention.linear_qkv.bias              -> model.layers.*.self_attn.v_proj.bias               v      [K]    qkv_bias
+decoder.layers.*.self_attention.linear_proj.weight           -> model.layers.*.self_attn.o_proj.weight             whole  [H,Q]
+decoder.layers.*.self_attention.q_layernorm.weight           -> model.layers.*.self_attn.q_norm.weight             whole  [D]    qk_norm
+decoder.layers.*.self_attention.q_layernorm.bias             -> model.layers.*.self_attn.q_norm.bias               whole  [D]    qk_norm layer_norm
+decoder.layers.*.self_attention.k_layernorm.weight           -> model.layers.*.self_attn.k_norm.weight             whole  [D]    qk_norm
+decoder.layers.*.self_attention.k_layernorm.bias             -> model.layers.*.self_attn.k_norm.bias               whole  [D]    qk_norm layer_norm
+decoder.layers.*.pre_mlp_layernorm.weight                    -> model.layers.*.post_attention_layernorm.weight     whole  [H]    experts
+decoder.layers.*.mlp.linear_fc1.layer_norm_weight            -> model.layers.*.post_attention_layernorm.weight     also   [H]    experts
+decoder.layers.*.pre_mlp_layernorm.bias                      -> model.layers.*.post_attention_layernorm.bias       whole  [H]    experts layer_norm
+decoder.layers.*.mlp.linear_fc1.layer_norm_bias              -> model.layers.*.post_attention_layernorm.bias       also   [H]    experts layer_norm
+decoder.layers.*.mlp.linear_fc1.layer_norm_weight            -> model.layers.*.post_attention_layernorm.weight     whole  [H]    dense
+decoder.layers.*.pre_mlp_layernorm.weight                    -> model.layers.*.post_attention_layernorm.weight     also   [H]    dense
+decoder.layers.*.mlp.linear_fc1.layer_norm_bias              -> model.layers.*.post_attention_layernorm.bias       whole  [H]    dense layer_norm
+decoder.layers.*.pre_mlp_layernorm.bias                      -> model.layers.*.post_attention_layernorm.bias       also   [H]    dense layer_norm
+decoder.layers.*.mlp.linear_fc1.weight                       -> model.layers.*.mlp.gate_proj.weight                gate   [F,H]  dense gated
+decoder.layers.*.mlp.linear_fc1.weight                       -> model.layers.*.mlp.up_proj.weight                  up     [F,H]  dense gated
+decoder.layers.*.mlp.linear_fc1.weight                       -> model.layers.*.mlp.up_proj.weight                  whole  [F,H]  dense !gated
+decoder.layers.*.mlp.linear_fc2.weight                       -> model.layers.*.mlp.down_proj.weight                whole  [H,F]  dense
+decoder.layers.*.mlp.router.weight                           -> model.layers.*.mlp.gate.weight                     whole  [E,H]  experts
+decoder.layers.*.mlp.router.expert_bias                      -> model.layers.*.mlp.gate.e_score_correction_bias    fp32   [E]    experts expert_bias
+decoder.layers.*.mlp.experts.experts.*.linear_fc1.weight     -> model.layers.*.mlp.experts.*.gate_proj.weight      gate   [M,H]  experts gated
+decoder.layers.*.mlp.experts.experts.*.linear_fc1.weight     -> model.layers.*.mlp.experts.*.up_proj.weight        up     [M,H]  experts gated
+decoder.layers.*.mlp.experts.experts.*.linear_fc1.weight     -> model.layers.*.mlp.experts.*.up_proj.weight        whole  [M,H]  experts !gated
+decoder.layers.*.mlp.experts.experts.*.linear_fc2.weight     -> model.layers.*.mlp.experts.*.down_proj.weight      whole  [H,M]  experts
+decoder.layers.*.mlp.shared_experts.linear_fc1.weight        -> model.layers.*.mlp.shared_expert.gate_proj.weight  gate   [S,H]  experts shared gated
+decoder.layers.*.mlp.shared_experts.linear_fc1.weight        -> model.layers.*.mlp.shared_expert.up_proj.weight    up     [S,H]  experts shared gated
+decoder.layers.*.mlp.shared_experts.linear_fc1.weight        -> model.layers.*.mlp.shared_expert.up_proj.weight    whole  [S,H]  experts shared !gated
+decoder.layers.*.mlp.shared_experts.linear_fc2.weight        -> model.layers.*.mlp.shared_expert.down_proj.weight  whole  [H,S]  experts shared
+decoder.layers.*.mlp.shared_experts.gate_weight              -> model.layers.*.mlp.shared_expert_gate.weight       whole  [1,H]  experts shared shared_gate
+decoder.final_layernorm.weight                               -> model.norm.weight                                  whole  [H]
+decoder.final_layernorm.bias                                 -> model.norm.bias                                    whole  [H]    layer_norm
+output_layer.weight                                          -> lm_head.weight                                     used   [V,H]  !tied
+""")
 
 
 def _activation(arguments: Mapping[str, Any]) -> str:
@@ -179,7 +209,7 @@ COMPETESMOE = Family(
             BIAS,
         )
     ),
-    tensors=lambda d: decoder(d, grouped_attention, _mlp),
+    keys=KEYS,
     to_config=_config,
     to_arguments=_arguments,
     code=("configuration_competesmoe.py", "modeling_competesmoe.py"),

@@ -5,10 +5,9 @@ Positions: Megatron and `rope_interleave` both take the two numbers of a rotated
 norms inside of attention an epsilon of 1e-6 whatever config.json says; others are refused.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from megatron_compete.checkpoint.families.blocks import decoder, same, sigmoid_moe
 from megatron_compete.checkpoint.families.configs import (
     decoder_arguments,
     decoder_config,
@@ -18,7 +17,8 @@ from megatron_compete.checkpoint.families.configs import (
     sigmoid_router_config,
 )
 from megatron_compete.checkpoint.families.dimensions import Dimensions
-from megatron_compete.checkpoint.families.family import Family, TensorRule
+from megatron_compete.checkpoint.families.family import Family
+from megatron_compete.checkpoint.families.key_table import read_keys
 from megatron_compete.checkpoint.families.requirements import (
     BLOCK,
     ON,
@@ -58,6 +58,38 @@ MLA = (
     ),
 )  # fmt: skip
 
+KEYS = read_keys("""
+embedding.word_embeddings.weight                                    -> model.embed_tokens.weight                           used   [V,H]
+decoder.layers.*.input_layernorm.weight                             -> model.layers.*.input_layernorm.weight               whole  [H]
+decoder.layers.*.self_attention.linear_q_down_proj.weight           -> model.layers.*.self_attn.q_a_proj.weight            whole  [QL,H]
+decoder.layers.*.self_attention.q_layernorm.weight                  -> model.layers.*.self_attn.q_a_layernorm.weight       whole  [QL]
+decoder.layers.*.self_attention.linear_q_up_proj.layer_norm_weight  -> model.layers.*.self_attn.q_a_layernorm.weight       also   [QL]
+decoder.layers.*.self_attention.linear_q_up_proj.weight             -> model.layers.*.self_attn.q_b_proj.weight            whole  [QR,QL]
+decoder.layers.*.self_attention.linear_kv_down_proj.weight          -> model.layers.*.self_attn.kv_a_proj_with_mqa.weight  whole  [KP,H]
+decoder.layers.*.self_attention.kv_layernorm.weight                 -> model.layers.*.self_attn.kv_a_layernorm.weight      whole  [KL]
+decoder.layers.*.self_attention.linear_kv_up_proj.layer_norm_weight -> model.layers.*.self_attn.kv_a_layernorm.weight      also   [KL]
+decoder.layers.*.self_attention.linear_kv_up_proj.weight            -> model.layers.*.self_attn.kv_b_proj.weight           whole  [KV,KL]
+decoder.layers.*.self_attention.linear_proj.weight                  -> model.layers.*.self_attn.o_proj.weight              whole  [H,O]
+decoder.layers.*.pre_mlp_layernorm.weight                           -> model.layers.*.post_attention_layernorm.weight      whole  [H]      experts
+decoder.layers.*.mlp.linear_fc1.layer_norm_weight                   -> model.layers.*.post_attention_layernorm.weight      also   [H]      experts
+decoder.layers.*.mlp.linear_fc1.layer_norm_weight                   -> model.layers.*.post_attention_layernorm.weight      whole  [H]      dense
+decoder.layers.*.pre_mlp_layernorm.weight                           -> model.layers.*.post_attention_layernorm.weight      also   [H]      dense
+decoder.layers.*.mlp.linear_fc1.weight                              -> model.layers.*.mlp.gate_proj.weight                 gate   [F,H]    dense
+decoder.layers.*.mlp.linear_fc1.weight                              -> model.layers.*.mlp.up_proj.weight                   up     [F,H]    dense
+decoder.layers.*.mlp.linear_fc2.weight                              -> model.layers.*.mlp.down_proj.weight                 whole  [H,F]    dense
+decoder.layers.*.mlp.router.weight                                  -> model.layers.*.mlp.gate.weight                      whole  [E,H]    experts
+decoder.layers.*.mlp.router.expert_bias                             -> model.layers.*.mlp.gate.e_score_correction_bias     fp32   [E]      experts expert_bias
+-                                                                   -> model.layers.*.mlp.gate.e_score_correction_bias     zeros  [E]      experts !expert_bias
+decoder.layers.*.mlp.experts.experts.*.linear_fc1.weight            -> model.layers.*.mlp.experts.*.gate_proj.weight       gate   [M,H]    experts
+decoder.layers.*.mlp.experts.experts.*.linear_fc1.weight            -> model.layers.*.mlp.experts.*.up_proj.weight         up     [M,H]    experts
+decoder.layers.*.mlp.experts.experts.*.linear_fc2.weight            -> model.layers.*.mlp.experts.*.down_proj.weight       whole  [H,M]    experts
+decoder.layers.*.mlp.shared_experts.linear_fc1.weight               -> model.layers.*.mlp.shared_experts.gate_proj.weight  gate   [S,H]    experts
+decoder.layers.*.mlp.shared_experts.linear_fc1.weight               -> model.layers.*.mlp.shared_experts.up_proj.weight    up     [S,H]    experts
+decoder.layers.*.mlp.shared_experts.linear_fc2.weight               -> model.layers.*.mlp.shared_experts.down_proj.weight  whole  [H,S]    experts
+decoder.final_layernorm.weight                                      -> model.norm.weight                                   whole  [H]
+output_layer.weight                                                 -> lm_head.weight                                      used   [V,H]    !tied
+""")
+
 
 def _yarn(arguments: Mapping[str, Any]) -> bool:
     return arguments.get("rope_type") in (None, "yarn")
@@ -72,28 +104,8 @@ def _mscale(arguments: Mapping[str, Any]) -> tuple[float, float]:
     return float(arguments.get("mscale", 1.0)), float(arguments.get("mscale_all_dim", 0.0))
 
 
-def _attention(d: Dimensions, layer: int, prefix: str) -> Iterator[TensorRule]:
-    assert d.latent is not None
-    inner, latent = "self_attention.", d.latent
-    queries = d.heads * (latent.plain_head + latent.rotary_head)
-    # Transformer Engine fuses the norms of the latents into the projection that follows.
-    norm = (inner + "q_layernorm.weight", inner + "linear_q_up_proj.layer_norm_weight")
-    yield same(layer, inner + "linear_q_down_proj.weight", prefix + "q_a_proj.weight", latent.query_rank, d.hidden)
-    yield same(layer, norm, prefix + "q_a_layernorm.weight", latent.query_rank)
-    yield same(layer, inner + "linear_q_up_proj.weight", prefix + "q_b_proj.weight", queries, latent.query_rank)
-    down = latent.rank + latent.rotary_head
-    norm = (inner + "kv_layernorm.weight", inner + "linear_kv_up_proj.layer_norm_weight")
-    yield same(layer, inner + "linear_kv_down_proj.weight", prefix + "kv_a_proj_with_mqa.weight", down, d.hidden)
-    yield same(layer, norm, prefix + "kv_a_layernorm.weight", latent.rank)
-    up = d.heads * (latent.plain_head + latent.value_head)
-    yield same(layer, inner + "linear_kv_up_proj.weight", prefix + "kv_b_proj.weight", up, latent.rank)
-    values = d.heads * latent.value_head
-    yield same(layer, inner + "linear_proj.weight", prefix + "o_proj.weight", d.hidden, values)
-
-
 def _config(d: Dimensions, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    assert d.latent is not None
-    latent = d.latent
+    latent = d.mla
     return (
         decoder_config(d, arguments)
         | sigmoid_router_config(d, arguments)
@@ -157,7 +169,7 @@ DEEPSEEK_V3 = Family(
     title="DeepSeek-V3",
     architecture="DeepseekV3ForCausalLM",
     requirements=changed(allow(BLOCK, rope_type=one_of(None, "rope", "yarn")), *OWN) + MLA + SIGMOID,
-    tensors=lambda d: decoder(d, _attention, sigmoid_moe),
+    keys=KEYS,
     to_config=_config,
     to_arguments=_arguments,
     caution=sigmoid_router_caution,

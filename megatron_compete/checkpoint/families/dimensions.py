@@ -70,6 +70,12 @@ class Dimensions:
         return self.groups * self.heads_per_group
 
     @property
+    def mla(self) -> Latent:
+        """Sizes of multi-latent attention, of a model that has it."""
+        assert self.latent is not None
+        return self.latent
+
+    @property
     def dense_layers(self) -> list[int]:
         """Layers of a model with experts that have none."""
         return [layer for layer, has_experts in enumerate(self.moe_layers) if self.experts and not has_experts]

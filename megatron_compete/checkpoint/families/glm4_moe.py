@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_compete.checkpoint.families.blocks import decoder, grouped_attention, sigmoid_moe
 from megatron_compete.checkpoint.families.configs import (
     decoder_arguments,
     decoder_config,
@@ -13,7 +12,41 @@ from megatron_compete.checkpoint.families.configs import (
 )
 from megatron_compete.checkpoint.families.dimensions import Dimensions
 from megatron_compete.checkpoint.families.family import Family
+from megatron_compete.checkpoint.families.key_table import read_keys
 from megatron_compete.checkpoint.families.requirements import BLOCK, SIGMOID, SWITCH, allow, fraction
+
+KEYS = read_keys("""
+embedding.word_embeddings.weight                             -> model.embed_tokens.weight                           used   [V,H]
+decoder.layers.*.self_attention.linear_qkv.layer_norm_weight -> model.layers.*.input_layernorm.weight               whole  [H]
+decoder.layers.*.input_layernorm.weight                      -> model.layers.*.input_layernorm.weight               also   [H]
+decoder.layers.*.self_attention.linear_qkv.weight            -> model.layers.*.self_attn.q_proj.weight              q      [Q,H]
+decoder.layers.*.self_attention.linear_qkv.weight            -> model.layers.*.self_attn.k_proj.weight              k      [K,H]
+decoder.layers.*.self_attention.linear_qkv.weight            -> model.layers.*.self_attn.v_proj.weight              v      [K,H]
+decoder.layers.*.self_attention.linear_qkv.bias              -> model.layers.*.self_attn.q_proj.bias                q      [Q]    qkv_bias
+decoder.layers.*.self_attention.linear_qkv.bias              -> model.layers.*.self_attn.k_proj.bias                k      [K]    qkv_bias
+decoder.layers.*.self_attention.linear_qkv.bias              -> model.layers.*.self_attn.v_proj.bias                v      [K]    qkv_bias
+decoder.layers.*.self_attention.linear_proj.weight           -> model.layers.*.self_attn.o_proj.weight              whole  [H,Q]
+decoder.layers.*.self_attention.q_layernorm.weight           -> model.layers.*.self_attn.q_norm.weight              whole  [D]    qk_norm
+decoder.layers.*.self_attention.k_layernorm.weight           -> model.layers.*.self_attn.k_norm.weight              whole  [D]    qk_norm
+decoder.layers.*.pre_mlp_layernorm.weight                    -> model.layers.*.post_attention_layernorm.weight      whole  [H]    experts
+decoder.layers.*.mlp.linear_fc1.layer_norm_weight            -> model.layers.*.post_attention_layernorm.weight      also   [H]    experts
+decoder.layers.*.mlp.linear_fc1.layer_norm_weight            -> model.layers.*.post_attention_layernorm.weight      whole  [H]    dense
+decoder.layers.*.pre_mlp_layernorm.weight                    -> model.layers.*.post_attention_layernorm.weight      also   [H]    dense
+decoder.layers.*.mlp.linear_fc1.weight                       -> model.layers.*.mlp.gate_proj.weight                 gate   [F,H]  dense
+decoder.layers.*.mlp.linear_fc1.weight                       -> model.layers.*.mlp.up_proj.weight                   up     [F,H]  dense
+decoder.layers.*.mlp.linear_fc2.weight                       -> model.layers.*.mlp.down_proj.weight                 whole  [H,F]  dense
+decoder.layers.*.mlp.router.weight                           -> model.layers.*.mlp.gate.weight                      whole  [E,H]  experts
+decoder.layers.*.mlp.router.expert_bias                      -> model.layers.*.mlp.gate.e_score_correction_bias     fp32   [E]    experts expert_bias
+-                                                            -> model.layers.*.mlp.gate.e_score_correction_bias     zeros  [E]    experts !expert_bias
+decoder.layers.*.mlp.experts.experts.*.linear_fc1.weight     -> model.layers.*.mlp.experts.*.gate_proj.weight       gate   [M,H]  experts
+decoder.layers.*.mlp.experts.experts.*.linear_fc1.weight     -> model.layers.*.mlp.experts.*.up_proj.weight         up     [M,H]  experts
+decoder.layers.*.mlp.experts.experts.*.linear_fc2.weight     -> model.layers.*.mlp.experts.*.down_proj.weight       whole  [H,M]  experts
+decoder.layers.*.mlp.shared_experts.linear_fc1.weight        -> model.layers.*.mlp.shared_experts.gate_proj.weight  gate   [S,H]  experts
+decoder.layers.*.mlp.shared_experts.linear_fc1.weight        -> model.layers.*.mlp.shared_experts.up_proj.weight    up     [S,H]  experts
+decoder.layers.*.mlp.shared_experts.linear_fc2.weight        -> model.layers.*.mlp.shared_experts.down_proj.weight  whole  [H,S]  experts
+decoder.final_layernorm.weight                               -> model.norm.weight                                   whole  [H]
+output_layer.weight                                          -> lm_head.weight                                      used   [V,H]  !tied
+""")
 
 
 def _config(d: Dimensions, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,7 +69,7 @@ GLM4_MOE = Family(
     title="GLM-4-MoE",
     architecture="Glm4MoeForCausalLM",
     requirements=allow(BLOCK, add_qkv_bias=SWITCH, qk_layernorm=SWITCH, rotary_percent=fraction) + SIGMOID,
-    tensors=lambda d: decoder(d, grouped_attention, sigmoid_moe),
+    keys=KEYS,
     to_config=_config,
     to_arguments=_arguments,
     caution=sigmoid_router_caution,

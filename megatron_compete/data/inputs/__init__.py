@@ -4,7 +4,7 @@
     streams.py    decompression, and what a cut-off archive looks like
     lines.py      lines and paragraphs of a byte range      rows.py      rows of Parquet row groups
     texts.py      what a line, a paragraph or a row holds under the keys
-    shards.py     a corpus cut into pieces that do not depend on who works on them
+    shards.py     a corpus cut into shards that do not depend on who works on them
     documents.py  a corpus read in order by one process, and a sample of it
 
 Everything streams: at most one document, or one batch of Parquet rows, is in memory.

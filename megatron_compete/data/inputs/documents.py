@@ -5,7 +5,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.data.faults import BadDocument, SkipLog, place_of
+from megatron_compete.data.bad_documents import BadDocument, SkipLog, place_of
 from megatron_compete.data.inputs.lines import Raw, TextReader
 from megatron_compete.data.inputs.rows import RowReader
 from megatron_compete.data.inputs.shards import make_reader

@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from megatron_compete.data.faults import BadDocument
+from megatron_compete.data.bad_documents import BadDocument
 from megatron_compete.data.inputs.sources import Source
 from megatron_compete.data.inputs.streams import BUFFER_BYTES, InputStream
 
@@ -37,7 +37,7 @@ class TextReader:
 
     Args:
         source: what to read.
-        given: bytes to read in place of the source's file (a piece of a pipe).
+        given: bytes to read in place of the source's file (a block of a pipe).
     """
 
     def __init__(self, source: Source, given: bytes | None = None) -> None:

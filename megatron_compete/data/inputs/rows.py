@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from megatron_compete.data.faults import BadDocument
+from megatron_compete.data.bad_documents import BadDocument
 from megatron_compete.data.inputs.lines import Raw
 from megatron_compete.data.inputs.sources import Source
 from megatron_compete.data.inputs.streams import BUFFER_BYTES

@@ -1,4 +1,4 @@
-"""A corpus cut into shards: pieces of work that depend on the input alone, never on who works on them.
+"""A corpus cut into shards: units of work that depend on the input alone, never on who works on them.
 
 Plain files are cut by byte ranges, Parquet files by row groups; small files share a shard. How many shards a compressed
 file has is known when its end has been reached, so those are numbered as one goes: shard n holds the n-th `shard_bytes`
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
-from megatron_compete.data.faults import BadDocument
+from megatron_compete.data.bad_documents import BadDocument
 from megatron_compete.data.inputs.lines import TextReader
 from megatron_compete.data.inputs.rows import RowReader, row_group_bytes
 from megatron_compete.data.inputs.sources import Source, total_bytes
@@ -24,8 +24,8 @@ ShardKey = tuple[int, int]
 """Number of the (first) source, and number of the shard within it; in order of the corpus."""
 
 
-class Piece(NamedTuple):
-    """A range of one source."""
+class SourceRange(NamedTuple):
+    """Bytes of one source, or row groups of a Parquet file."""
 
     source: int
     """Its number in the corpus."""
@@ -39,12 +39,12 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Shard:
-    """A piece of work."""
+    """One unit of work."""
 
     key: ShardKey
-    pieces: tuple[Piece, ...]
+    ranges: tuple[SourceRange, ...]
     sources: dict[int, Source]
-    """The pieces' sources, so that a shard can be handed to a process that knows nothing else."""
+    """The ranges' sources, so that a shard can be handed to a process that knows nothing else."""
 
     given: bytes | None = None
     """The text itself, for a pipe."""
@@ -70,8 +70,8 @@ class Plan:
 
     def stream_shard(self, source: int, number: int) -> Shard:
         """Shard `number` of a compressed source."""
-        piece = Piece(source, number * self.shard_bytes, (number + 1) * self.shard_bytes)
-        return Shard((source, number), (piece,), {source: self.sources[source]})
+        range_ = SourceRange(source, number * self.shard_bytes, (number + 1) * self.shard_bytes)
+        return Shard((source, number), (range_,), {source: self.sources[source]})
 
 
 def default_shard_bytes(sources: Sequence[Source]) -> int:
@@ -82,7 +82,7 @@ def default_shard_bytes(sources: Sequence[Source]) -> int:
 def plan_shards(sources: Sequence[Source], shard_bytes: int) -> Plan:
     """Cut the corpus into shards of about `shard_bytes`."""
     plan = Plan(list(sources), shard_bytes)
-    group: list[Piece] = []
+    group: list[SourceRange] = []
     group_bytes = 0
     for number, source in enumerate(sources):
         small = source.format != "parquet" and source.bytes < shard_bytes and not _is_stream(source)
@@ -90,7 +90,7 @@ def plan_shards(sources: Sequence[Source], shard_bytes: int) -> Plan:
             plan.shards.append(_shard(plan, group, 0))
             group, group_bytes = [], 0
         if small and not source.is_pipe:
-            group.append(Piece(number, 0, None))
+            group.append(SourceRange(number, 0, None))
             group_bytes += source.bytes
         else:
             _plan_one(plan, number, source)
@@ -109,40 +109,40 @@ def _plan_one(plan: Plan, number: int, source: Source) -> None:
     elif _is_stream(source):
         plan.streams.append(number)
     else:
-        pieces = _row_groups(number, source, plan.shard_bytes) if source.format == "parquet" else None
-        pieces = pieces or _byte_ranges(number, source, plan.shard_bytes)
-        plan.shards.extend(_shard(plan, [piece], index) for index, piece in enumerate(pieces))
+        ranges = _row_groups(number, source, plan.shard_bytes) if source.format == "parquet" else None
+        ranges = ranges or _byte_ranges(number, source, plan.shard_bytes)
+        plan.shards.extend(_shard(plan, [one], index) for index, one in enumerate(ranges))
 
 
-def _shard(plan: Plan, pieces: Sequence[Piece], number: int) -> Shard:
-    key = (pieces[0].source, number)
-    return Shard(key, tuple(pieces), {piece.source: plan.sources[piece.source] for piece in pieces})
+def _shard(plan: Plan, ranges: Sequence[SourceRange], number: int) -> Shard:
+    key = (ranges[0].source, number)
+    return Shard(key, tuple(ranges), {one.source: plan.sources[one.source] for one in ranges})
 
 
-def _byte_ranges(number: int, source: Source, shard_bytes: int) -> list[Piece]:
+def _byte_ranges(number: int, source: Source, shard_bytes: int) -> list[SourceRange]:
     if source.is_one_document:
-        return [Piece(number, 0, None)]
+        return [SourceRange(number, 0, None)]
     starts = range(0, source.bytes, shard_bytes)
-    return [Piece(number, start, min(start + shard_bytes, source.bytes)) for start in starts]
+    return [SourceRange(number, start, min(start + shard_bytes, source.bytes)) for start in starts]
 
 
-def _row_groups(number: int, source: Source, shard_bytes: int) -> list[Piece]:
-    """Consecutive row groups of about `shard_bytes` together; a file whose index is damaged is one piece."""
+def _row_groups(number: int, source: Source, shard_bytes: int) -> list[SourceRange]:
+    """Consecutive row groups of about `shard_bytes` together; a file whose index is damaged is one range."""
     try:
         sizes = row_group_bytes(source)
     except BadDocument:  # whoever reads it reports it
-        return [Piece(number, 0, None)]
-    pieces, start, size = [], 0, 0
+        return [SourceRange(number, 0, None)]
+    ranges, start, size = [], 0, 0
     for index, group_bytes in enumerate(sizes):
         if index > start and size + group_bytes > shard_bytes:
-            pieces.append(Piece(number, start, index))
+            ranges.append(SourceRange(number, start, index))
             start, size = index, 0
         size += group_bytes
-    return [*pieces, Piece(number, start, None)]
+    return [*ranges, SourceRange(number, start, None)]
 
 
 def make_reader(source: Source, keys: Sequence[str], given: bytes | None = None) -> TextReader | RowReader:
-    """What reads pieces of `source`."""
+    """What reads ranges of `source`."""
     return RowReader(source, keys) if source.format == "parquet" else TextReader(source, given)
 
 

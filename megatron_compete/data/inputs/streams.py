@@ -1,4 +1,7 @@
-"""Bytes of an input file, decompressed on the way; a file that is cut off or corrupt raises `BadDocument`."""
+"""Bytes of an input file, decompressed on the way; a file that is cut off or corrupt raises `BadDocument`.
+
+Frames are taken apart here because the libraries' own file readers lose text without a word: see `_Frames`.
+"""
 
 import bz2
 import io
@@ -9,7 +12,7 @@ from collections.abc import Buffer, Callable
 from typing import Any, BinaryIO
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.data.faults import BadDocument
+from megatron_compete.data.bad_documents import BadDocument
 from megatron_compete.data.inputs.json_layout import refuse_other_layout
 from megatron_compete.data.inputs.signatures import HEAD_BYTES, compression_of, is_parquet, refuse_foreign
 from megatron_compete.data.inputs.sources import Source

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from megatron_compete.data.faults import BadDocument
+from megatron_compete.data.bad_documents import BadDocument
 from megatron_compete.data.inputs.lines import Raw
 from megatron_compete.data.inputs.sources import Source
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from megatron_compete.data.faults import SkipLog, place_of
+from megatron_compete.data.bad_documents import SkipLog, place_of
 from megatron_compete.data.indexed import IndexChunk, copy_range, write_index
 from megatron_compete.data.inputs.sources import Source
+from megatron_compete.data.preprocessing.line_numbers import counts_from_range
 from megatron_compete.data.preprocessing.parts import ShardRecord
-from megatron_compete.data.preprocessing.places import counts_from_piece
 
 _OPEN_PARTS = 64
 
@@ -102,7 +102,7 @@ class Assembly:
                 faulty.add(source.name)
                 fault = {"file": source.name, source.unit: number, "kind": kind, "reason": reason}
                 stream.write(json.dumps(fault, ensure_ascii=False) + "\n")
-        used = {self.sources[piece[0] or 0].name for record in self.records for piece in record.pieces if piece[4]}
+        used = {self.sources[one[0] or 0].name for record in self.records for one in record.ranges if one[4]}
         skips.unused = sorted(faulty - used)
         return skips
 
@@ -111,12 +111,12 @@ class Assembly:
         lines_before: Counter[int | None] = Counter()
         for record in self.records:
             befores = []
-            for number_of_source, _, _, lines, _ in record.pieces:
+            for number_of_source, _, _, lines, _ in record.ranges:
                 befores.append(lines_before[number_of_source])
                 lines_before[number_of_source] += lines or 0
-            for piece, number, kind, reason in _read_faults(record):
-                source = self.sources[record.pieces[piece][0] or 0]
-                before = befores[piece] if number and counts_from_piece(source) else 0
+            for index, number, kind, reason in _read_faults(record):
+                source = self.sources[record.ranges[index][0] or 0]
+                before = befores[index] if number and counts_from_range(source) else 0
                 yield source, number + before, kind, reason
 
 

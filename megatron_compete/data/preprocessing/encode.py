@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from megatron_compete.data.bad_documents import BadDocument
 from megatron_compete.data.engines import BatchEncoder, EngineDiffers
-from megatron_compete.data.faults import BadDocument
 from megatron_compete.data.inputs.texts import Text
 
 Ids = Sequence[int] | np.ndarray

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.data.faults import OnError
+from megatron_compete.data.bad_documents import OnError
 from megatron_compete.data.inputs.options import InputOptions
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 

@@ -8,8 +8,8 @@ from typing import cast
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.progress import Progress
 from megatron_compete.common.staged import StagedFiles
+from megatron_compete.data.bad_documents import SkipLog
 from megatron_compete.data.engines import EngineChoice
-from megatron_compete.data.faults import SkipLog
 from megatron_compete.data.inputs.documents import no_documents
 from megatron_compete.data.inputs.sources import Source
 from megatron_compete.data.manifest import DatasetManifest, EngineRecord, manifest_path, read_manifest

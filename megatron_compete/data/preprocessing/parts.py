@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from megatron_compete.data.faults import BadDocument
+from megatron_compete.data.bad_documents import BadDocument
 from megatron_compete.data.inputs.shards import ShardKey
 from megatron_compete.data.preprocessing.encode import EncodedBatch
 
@@ -51,9 +51,9 @@ class ShardRecord:
     """A finished shard; a line of the journal."""
 
     key: ShardKey
-    pieces: list[list[int | None]]
-    """[source, start, end, lines, documents] of each piece; lines (or rows) are those that belong to it, documents those
-    that are in the dataset."""
+    ranges: list[list[int | None]]
+    """[source, start, end, lines, documents] of each range of a source (`pieces` in the journal); lines (or rows) are
+    those that belong to it, documents those that are in the dataset."""
 
     engine: str
     """What tokenised it."""
@@ -64,7 +64,7 @@ class ShardRecord:
     """In the order of the keys."""
 
     faults: Extent
-    """JSON lines [piece, number, kind, reason]."""
+    """JSON lines [range, number, kind, reason]."""
 
     fault_counts: dict[str, int]
     at_end: bool
@@ -76,8 +76,9 @@ class ShardRecord:
     """Texts that were compared with the reference."""
 
     differing: int
+    """Always 0 since 0.2.0: an engine that differs once does no more."""
     given_crc32: int | None = None
-    """Of the piece of standard input it was made of."""
+    """Of the block of standard input it was made of."""
 
     part: str = ""
     """Path of the part files without suffix; not in the journal."""
@@ -86,6 +87,7 @@ class ShardRecord:
         """The journal's line."""
         record = asdict(self)
         del record["part"]
+        record["pieces"] = record.pop("ranges")
         return json.dumps(record, separators=(",", ":")).encode() + b"\n"
 
     def of_keys(self, keys: Sequence[str]) -> "ShardRecord | None":
@@ -115,6 +117,7 @@ def read_journal(path: str) -> Iterator[ShardRecord]:
 def _record(fields: dict[str, Any], part: str) -> ShardRecord:
     extents = ("ids", "index")
     parts = [DatasetPart(**one | {name: Extent(*one[name]) for name in extents}) for one in fields["datasets"]]
+    fields["ranges"] = fields.pop("pieces")
     changed = {"key": tuple(fields["key"]), "faults": Extent(*fields["faults"])}
     return ShardRecord(**fields | changed | {"datasets": parts, "part": part})
 
@@ -214,9 +217,9 @@ class PartWriter:
         """Good documents of this shard so far."""
         return self._counts.documents
 
-    def add_fault(self, piece: int, number: int, bad: BadDocument) -> None:
+    def add_fault(self, range_: int, number: int, bad: BadDocument) -> None:
         """Note a document that is left out."""
-        fault = json.dumps([piece, number, bad.kind, bad.reason], ensure_ascii=False)
+        fault = json.dumps([range_, number, bad.kind, bad.reason], ensure_ascii=False)
         self._faults.write(fault.encode("utf-8", "backslashreplace") + b"\n")
         self._counts.faults[bad.kind] = self._counts.faults.get(bad.kind, 0) + 1
 

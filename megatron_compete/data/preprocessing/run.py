@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_compete.common.errors import USAGE_EXIT_CODE, CompeteError
 from megatron_compete.common.progress import Progress
-from megatron_compete.data.engines import AUTO, REFERENCE, EngineChoice, choose_engine
+from megatron_compete.data.engines import REFERENCE, SAMPLED, EngineChoice, choose_engine
 from megatron_compete.data.inputs.documents import sample_texts
 from megatron_compete.data.inputs.options import find_sources
 from megatron_compete.data.inputs.shards import cut_stream, default_shard_bytes, plan_shards
@@ -223,9 +223,14 @@ class _Session:
         return output.write(scheduler.finished.values(), self._folder, self.progress, self._continued)
 
     def _engine(self, noted: dict[str, Any] | None) -> EngineChoice:
-        """The engine of the unfinished run, or else the choice for this input."""
+        """The engine of the unfinished run, or else the choice for this input.
+
+        Before 0.2.0 `auto` took kitoken or gigatoken where a sample showed no difference: such shards are made again.
+        """
         if noted is not None:
-            return EngineChoice.from_record(noted)
+            engine = EngineChoice.from_record(noted)
+            if engine.exact or engine.requested in SAMPLED:
+                return engine
         engine = self._choose_engine()
         if engine.requested != REFERENCE:
             print(engine.describe(), flush=True)
@@ -234,9 +239,13 @@ class _Session:
 
     def _choose_engine(self) -> EngineChoice:
         job = self._job
-        if job.engine == AUTO and self._plan.pipe is not None:  # after a difference its shards could not be redone
-            return EngineChoice(REFERENCE, AUTO, None, {"others": "a pipe cannot be read twice"})
-        sample = sample_texts(self._sources, job.json_keys, job.engine_sample) if job.engine != REFERENCE else []
+        sampled = job.engine in SAMPLED
+        if sampled and self._plan.pipe is not None:
+            raise CompeteError(
+                f"--tokenizer-engine {job.engine} with a pipe: if it is found to differ, its shards could not be made "
+                "again. Write the text to files, or leave the flag out"
+            )
+        sample = sample_texts(self._sources, job.json_keys, job.engine_sample) if sampled else []
         return choose_engine(job.tokenizer, job.engine, self._settings.tokenizer, sample)
 
     def _finished(self, engine: EngineChoice) -> Iterator[ShardRecord]:

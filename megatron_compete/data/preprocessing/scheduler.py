@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.engines import EngineChoice
-from megatron_compete.data.inputs.shards import Piece, Plan, Shard, ShardKey
+from megatron_compete.data.inputs.shards import Plan, Shard, ShardKey, SourceRange
 from megatron_compete.data.preprocessing.parts import ShardRecord
 
 
@@ -29,7 +29,7 @@ class _Stream:
 
 
 class ShardScheduler:
-    """Deals shards to whoever asks, and takes back what became of them.
+    """Assigns shards to whoever asks, and takes back what became of them.
 
     Known shards go out in order. Of compressed files a worker keeps the one it is reading, so that it need not begin at
     the file's beginning again; workers share one only when there are fewer files than workers.
@@ -37,7 +37,7 @@ class ShardScheduler:
     Args:
         plan: all work.
         finished: shards that an earlier run finished with `engine`.
-        pipe: pieces of the pipe, if the plan has one.
+        pipe: blocks of the pipe, if the plan has one.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ShardScheduler:
     def is_complete(self) -> bool:
         """Whether all shards are finished."""
         is_read = self._pipe is None or self._pipe_ended
-        return self.is_idle and not self._known and is_read and all(map(self._is_dealt, self._streams.values()))
+        return self.is_idle and not self._known and is_read and all(map(self._is_assigned, self._streams.values()))
 
     def next(self, worker: str) -> Task | None:
         """A shard for `worker`; None if there is nothing to do now (but there may be when others have finished).
@@ -120,37 +120,37 @@ class ShardScheduler:
     def _stream_for(self, worker: str) -> _Stream | None:
         """The stream that `worker` reads already, one that nobody reads, or else the one that fewest read."""
         stream = self._reading.get(worker)
-        if stream is not None and not self._is_dealt(stream):
+        if stream is not None and not self._is_assigned(stream):
             return stream
         while self._unopened:
             stream = self._unopened.popleft()
-            if not self._is_dealt(stream):
+            if not self._is_assigned(stream):
                 return stream
-        readers = Counter(stream.source for stream in self._reading.values() if not self._is_dealt(stream))
+        readers = Counter(stream.source for stream in self._reading.values() if not self._is_assigned(stream))
         return self._streams[min(readers, key=lambda source: readers[source])] if readers else None
 
-    def _is_dealt(self, stream: _Stream) -> bool:
+    def _is_assigned(self, stream: _Stream) -> bool:
         """Whether all shards of the stream are finished or in hand, or may be: its end is known to be before."""
         while (stream.source, stream.next) in self.finished or (stream.source, stream.next) in self._in_hand:
             stream.next += 1
         return stream.last is not None and stream.next > stream.last
 
     def _from_pipe(self) -> Shard | None:
-        """The next piece of the pipe that is not finished."""
+        """The next block of the pipe that is not finished."""
         source = self.plan.pipe
         if source is None or self._pipe is None or self._pipe_ended:
             return None
         for given in self._pipe:
             key = (source, self._pipe_number)
-            piece = Piece(source, 0, None)
-            shard = Shard(key, (piece,), {source: self.plan.sources[source]}, given, self._pipe_lines)
+            range_ = SourceRange(source, 0, None)
+            shard = Shard(key, (range_,), {source: self.plan.sources[source]}, given, self._pipe_lines)
             self._pipe_number += 1
             self._pipe_lines += given.count(b"\n")
             before = self.finished.get(key)
             if before is None:
                 return shard
             if before.given_crc32 != zlib.crc32(given):
-                raise _other_pipe(f"piece {self._pipe_number} differs")
+                raise _other_pipe(f"block {self._pipe_number} differs")
         self._pipe_ended = True
         if any(key[0] == source and key[1] >= self._pipe_number for key in self.finished):
             raise _other_pipe("it is shorter")

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from megatron_compete.data.bad_documents import BadDocument, OnError, fatal, place_of
 from megatron_compete.data.engines import BatchEncoder, EngineChoice
-from megatron_compete.data.faults import BadDocument, OnError, fatal, place_of
 from megatron_compete.data.inputs.lines import Raw, TextReader
 from megatron_compete.data.inputs.rows import RowReader
-from megatron_compete.data.inputs.shards import Piece, Shard, make_reader
+from megatron_compete.data.inputs.shards import Shard, SourceRange, make_reader
 from megatron_compete.data.inputs.texts import Text, texts_of
 from megatron_compete.data.preprocessing.encode import DocumentEncoder, DocumentTexts
+from megatron_compete.data.preprocessing.line_numbers import lines_before
 from megatron_compete.data.preprocessing.parts import PartWriter, ShardRecord
-from megatron_compete.data.preprocessing.places import lines_before
 
 BATCH_DOCUMENTS = 512
 BATCH_CHARACTERS = 1_000_000
@@ -63,27 +63,27 @@ class ShardWorker:
             EngineDiffers: the engine gave other ids than the reference.
         """
         engine = self._encoder.engine
-        checked, differing, self._text_bytes = engine.checked, engine.differing, 0
+        checked, self._text_bytes = engine.checked, 0
         self._parts.begin()
         engine.start_shard((shard.key[0] << 32) + shard.key[1])
-        disk_bytes, pieces, at_end = 0, [], False
-        for index, piece in enumerate(shard.pieces):
-            reader = self._reader_of(shard, piece)
+        disk_bytes, ranges, at_end = 0, [], False
+        for index, range_ in enumerate(shard.ranges):
+            reader = self._reader_of(shard, range_)
             before = self._parts.documents
             self._run_piece(shard, index, reader)
             disk_bytes += reader.disk_bytes()
             at_end = reader.at_end
-            pieces.append([*piece, reader.lines, self._parts.documents - before])
+            ranges.append([*range_, reader.lines, self._parts.documents - before])
         return self._parts.finish(
             np.dtype(self._encoder.dtype).itemsize,
             key=shard.key,
-            pieces=pieces,
+            ranges=ranges,
             engine=self.engine.name,
             at_end=at_end,
             disk_bytes=disk_bytes,
             text_bytes=self._text_bytes,
             checked=engine.checked - checked,
-            differing=engine.differing - differing,
+            differing=0,
             given_crc32=None if shard.given is None else zlib.crc32(shard.given),
         )
 
@@ -91,9 +91,9 @@ class ShardWorker:
         """Go on with another engine."""
         self._encoder, self.engine = encoder, engine
 
-    def _reader_of(self, shard: Shard, piece: Piece) -> TextReader | RowReader:
-        """The reader of the piece's source; that of the last piece is kept, because it may be a stream."""
-        source = shard.sources[piece.source]
+    def _reader_of(self, shard: Shard, range_: SourceRange) -> TextReader | RowReader:
+        """The reader of the range's source; that of the last one is kept, because it may be a stream."""
+        source = shard.sources[range_.source]
         if self._reader is None or self._reader.source != source or shard.given is not None:
             if self._reader is not None:
                 self._reader.close()
@@ -101,8 +101,8 @@ class ShardWorker:
         return self._reader
 
     def _run_piece(self, shard: Shard, index: int, reader: TextReader | RowReader) -> None:
-        piece, batch = shard.pieces[index], _Batch()
-        for raw, bad in _documents(reader, piece):
+        range_, batch = shard.ranges[index], _Batch()
+        for raw, bad in _documents(reader, range_):
             self._text_bytes += raw.size
             try:
                 if bad is not None:
@@ -124,13 +124,13 @@ class ShardWorker:
         self._parts.add(encoded, len(batch.documents) - len(encoded.faults))
 
     def _add_fault(self, shard: Shard, index: int, number: int, bad: BadDocument) -> None:
-        piece = shard.pieces[index]
-        source = shard.sources[piece.source]
+        range_ = shard.ranges[index]
+        source = shard.sources[range_.source]
         if shard.given is not None:
             number += shard.lines_before
         if self._on_error == "fail":
             if number and shard.given is None:
-                number += lines_before(source, piece)
+                number += lines_before(source, range_)
             raise fatal(place_of(source.name, number, source.unit), bad)
         self._parts.add_fault(index, number, bad)
 
@@ -141,10 +141,10 @@ class ShardWorker:
         self._parts.close()
 
 
-def _documents(reader: TextReader | RowReader, piece: Piece) -> Iterator[tuple[Raw, BadDocument | None]]:
-    """Documents of a piece; where the file is damaged, the fault comes last."""
+def _documents(reader: TextReader | RowReader, range_: SourceRange) -> Iterator[tuple[Raw, BadDocument | None]]:
+    """Documents of a range; where the file is damaged, the fault comes last."""
     try:
-        for raw in reader.read(piece.start, piece.end):
+        for raw in reader.read(range_.start, range_.end):
             yield raw, None
     except BadDocument as bad:
         yield Raw(reader.failed_at, 0, None), bad

@@ -45,7 +45,7 @@ class _Outcome:
     fault: str | None = None
 
 
-class _Hands:
+class _TaskRunner:
     """Does tasks one after the other, with an encoder and part files made for the first one."""
 
     def __init__(self, settings: WorkerSettings) -> None:
@@ -99,10 +99,10 @@ def run_here(coordinator: Coordinator, settings: WorkerSettings) -> None:
     Raises:
         CompeteError: a bad document, or a fault of the system.
     """
-    hands = _Hands(settings)
-    with contextlib.closing(hands):
+    runner = _TaskRunner(settings)
+    with contextlib.closing(runner):
         while isinstance(task := coordinator.next("0"), Task):
-            _deliver(coordinator, hands.outcome(task))
+            _deliver(coordinator, runner.outcome(task))
             coordinator.attend()
 
 
@@ -227,10 +227,10 @@ def _work(connection: Connection, others: Sequence[Connection], settings: Worker
     for other in others:  # so that the parent's death closes the pipe
         other.close()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    hands = _Hands(settings)
-    with contextlib.closing(hands), contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    runner = _TaskRunner(settings)
+    with contextlib.closing(runner), contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         for task in _tasks(connection):
-            connection.send(hands.outcome(task))
+            connection.send(runner.outcome(task))
 
 
 def _tasks(connection: Connection) -> Iterator[Task]:

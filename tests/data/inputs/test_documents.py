@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.data.faults import SkipLog
+from megatron_compete.data.bad_documents import SkipLog
 from megatron_compete.data.inputs import InputOptions, find_sources, no_documents, read_documents, sample_texts
 from tests.data.inputs.files import write_jsonl, write_parquet
 

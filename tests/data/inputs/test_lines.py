@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from megatron_compete.data.faults import BadDocument
+from megatron_compete.data.bad_documents import BadDocument
 from megatron_compete.data.inputs.lines import Raw, TextReader
 from megatron_compete.data.inputs.shards import cut_stream
 from megatron_compete.data.inputs.sources import make_source

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.data.faults import SkipLog
+from megatron_compete.data.bad_documents import SkipLog
 from megatron_compete.data.inputs import (
     InputOptions,
     add_input_flags,

@@ -6,7 +6,7 @@ import pyarrow
 import pytest
 from pyarrow.parquet import write_table
 
-from megatron_compete.data.faults import BadDocument
+from megatron_compete.data.bad_documents import BadDocument
 from megatron_compete.data.inputs.lines import Raw
 from megatron_compete.data.inputs.rows import RowReader
 from megatron_compete.data.inputs.sources import Source

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_compete.data.faults import BadDocument
+from megatron_compete.data.bad_documents import BadDocument
 from megatron_compete.data.inputs.sources import Source
 from megatron_compete.data.inputs.streams import InputStream
 from tests.data.inputs.files import COMPRESS

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_compete.data.faults import KINDS, BadDocument
+from megatron_compete.data.bad_documents import KINDS, BadDocument
 from megatron_compete.data.inputs.lines import Raw
 from megatron_compete.data.inputs.sources import Source
 from megatron_compete.data.inputs.texts import parse_line, texts_of

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_compete.data.faults import BadDocument
+from megatron_compete.data.bad_documents import BadDocument
 from megatron_compete.data.preprocessing.encode import EncodedBatch, EncodedKey
 from megatron_compete.data.preprocessing.parts import PartWriter, ShardRecord, is_whole, read_journal
 
@@ -18,7 +18,7 @@ def batch(*ids: int) -> EncodedBatch:
 
 
 def finish(writer: PartWriter, number: int) -> ShardRecord:
-    return writer.finish(2, key=(0, number), pieces=[[0, number, None, 1]], **KNOWN)
+    return writer.finish(2, key=(0, number), ranges=[[0, number, None, 1]], **KNOWN)
 
 
 def test_shards_lie_one_after_the_other_and_an_abandoned_one_leaves_nothing(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.engines import EngineChoice
-from megatron_compete.data.inputs.shards import Piece, Plan, Shard, ShardKey
+from megatron_compete.data.inputs.shards import Plan, Shard, ShardKey, SourceRange
 from megatron_compete.data.inputs.sources import Source
 from megatron_compete.data.preprocessing.parts import Extent, ShardRecord
 from megatron_compete.data.preprocessing.scheduler import ShardScheduler, Task
@@ -19,7 +19,9 @@ def plan(known: int = 0, streams: int = 0) -> Plan:
     """A plain source of so many shards, then so many streams."""
     sources = [Source(f"{number}.jsonl", "jsonl", None, 10) for number in range(streams + 1)]
     made = Plan(sources, 10, streams=list(range(1, streams + 1)))
-    made.shards = [Shard((0, number), (Piece(0, number, number + 1),), {0: sources[0]}) for number in range(known)]
+    made.shards = [
+        Shard((0, number), (SourceRange(0, number, number + 1),), {0: sources[0]}) for number in range(known)
+    ]
     return made
 
 
@@ -77,9 +79,9 @@ def test_a_dismissed_engine_has_all_its_shards_done_again() -> None:
 
 
 def test_standard_input_must_be_the_same() -> None:
-    def scheduler(finished: list[ShardRecord], *pieces: bytes) -> ShardScheduler:
+    def scheduler(finished: list[ShardRecord], *blocks: bytes) -> ShardScheduler:
         return ShardScheduler(
-            Plan([Source("-", "jsonl", None, 0, is_pipe=True)], 10, pipe=0), finished, REFERENCE, iter(pieces)
+            Plan([Source("-", "jsonl", None, 0, is_pipe=True)], 10, pipe=0), finished, REFERENCE, iter(blocks)
         )
 
     first = record((0, 0), REFERENCE, crc=crc32(b"a\n"))
@@ -87,7 +89,7 @@ def test_standard_input_must_be_the_same() -> None:
     task = going_on.next("a")
     assert task is not None
     assert (task.shard.key, task.shard.given, task.shard.lines_before) == ((0, 1), b"b\n", 1)
-    with pytest.raises(CompeteError, match="piece 1 differs"):
+    with pytest.raises(CompeteError, match="block 1 differs"):
         scheduler([first], b"x\n").next("a")
     with pytest.raises(CompeteError, match="it is shorter"):
         scheduler([record((0, 1), REFERENCE, crc=1)]).next("a")

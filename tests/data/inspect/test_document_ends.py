@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_compete.data import inspect_ends
 from megatron_compete.data.index_file import read_index
-from megatron_compete.data.inspect_checks import Vocabulary, inspect
+from megatron_compete.data.inspect import document_ends
+from megatron_compete.data.inspect.checks import Vocabulary, inspect
+from megatron_compete.data.inspect.document_ends import Ends, count_ends, misplaced_note
 from megatron_compete.data.inspect_dataset import main
-from megatron_compete.data.inspect_ends import Ends, count_ends, misplaced_note
 from megatron_compete.data.preprocess import main as preprocess
 from tests.data.conftest import WriteCorpus
 from tests.data.datasets import write_dataset, write_manifest
@@ -21,7 +21,7 @@ DOCUMENTS = [[[5, EOD]], [], [[6, EOD, 7], [EOD, EOD]], [[EOD]], [[8, EOD, EOD, 
 
 @pytest.mark.parametrize("chunk", [1, 2, 1 << 20])
 def test_marks_are_counted(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspect_ends, "CHUNK", chunk)
+    monkeypatch.setattr(document_ends, "CHUNK", chunk)
     prefix = write_dataset(tmp_path / "d", DOCUMENTS)
     ids = np.fromfile(prefix + ".bin", np.uint16)
     index = read_index(prefix + ".idx")

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.data.faults import KINDS, BadDocument, SkipLog, place_of
+from megatron_compete.data.bad_documents import KINDS, BadDocument, SkipLog, place_of
 
 
 def test_fail_names_place_reason_and_way_out() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.data import inspect_lengths
 from megatron_compete.data.index_file import read_index
-from megatron_compete.data.inspect_lengths import Lengths, histogram_lines, measure_lengths, write_figure
+from megatron_compete.data.inspect import lengths as lengths_module
+from megatron_compete.data.inspect.lengths import Lengths, histogram_lines, measure_lengths, write_figure
 from tests.data.datasets import write_dataset
 
 SIZES = [0, 0, 1, 2, 3, 4, 7, 8, 15, 16, 100, 127, 128]
@@ -15,7 +15,7 @@ SIZES = [0, 0, 1, 2, 3, 4, 7, 8, 15, 16, 100, 127, 128]
 
 @pytest.fixture(params=[4, 1 << 20])
 def lengths(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lengths:
-    monkeypatch.setattr(inspect_lengths, "CHUNK", request.param)
+    monkeypatch.setattr(lengths_module, "CHUNK", request.param)
     documents = [[[5] * size] if size else [] for size in SIZES]
     return measure_lengths(read_index(write_dataset(tmp_path / "d", documents) + ".idx"))
 

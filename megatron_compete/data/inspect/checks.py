@@ -9,7 +9,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.progress import Progress
 from megatron_compete.data.dataset import bin_fault, manifest_fault
 from megatron_compete.data.index_file import CHUNK, DamagedIndex, IndexFile, read_index
-from megatron_compete.data.inspect_ends import Ends, count_ends, misplaced_note
+from megatron_compete.data.inspect.document_ends import Ends, count_ends, misplaced_note
 from megatron_compete.data.manifest import DatasetManifest, manifest_path, read_manifest
 
 

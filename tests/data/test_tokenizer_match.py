@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.data.match import SAMPLED_SEQUENCES, check_tokenizer_matches
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.data.preprocess import Preprocessing, preprocess
 from megatron_compete.data.stdlib_corpus import StdlibCorpus
 from megatron_compete.data.tokenizer import TokenizerTraining, train_tokenizer
+from megatron_compete.data.tokenizer_match import SAMPLED_SEQUENCES, check_tokenizer_matches
 from tests.data.conftest import VOCAB_SIZE, WriteCorpus
 from tests.data.datasets import write_dataset, write_manifest
 

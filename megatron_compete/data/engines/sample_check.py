@@ -1,8 +1,9 @@
-"""Is an engine identical to the reference? Asked on the corpus itself and on strings made to find differences.
+"""Does an engine differ from the reference? Asked on the corpus itself and on strings made to find differences.
 
 A sample of ordinary text finds few of them: kitoken differed from a GPT-2-like Hugging Face tokenizer on 1 of 3439
-Python files, where a line began with 'd (a contraction to the tokenizer's rules). So a proof is both: documents of the
-corpus, which show what matters, and odd strings, which show what will turn up sooner or later.
+Python files, where a line began with 'd (a contraction to the tokenizer's rules). So it is asked on both: documents of
+the corpus, which show what matters, and odd strings, which show what will turn up sooner or later. That neither finds a
+difference is no proof that there is none.
 """
 
 import random
@@ -14,13 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_compete.data.engines_load import Encode, Ids
+from megatron_compete.data.engines.load import Encode, Ids
 
 ODD_STRINGS = 4000
 """Mixtures among the odd strings."""
 
 LONGEST_TEXT = 500_000
-"""Characters of a document that a proof looks at: a corpus may hold a document of gigabytes."""
+"""Characters of a document that the check looks at: a corpus may hold a document of gigabytes."""
 
 _BATCH = 64
 _CORPUS_CHARACTERS = 200

@@ -1,9 +1,9 @@
-"""How each engine takes over a tokenizer that Megatron built: the reference, kitoken, gigatoken.
+"""How each engine takes over a tokenizer that Megatron built: the reference, split, kitoken, gigatoken.
 
 An engine is given the tokenizer's own data (SentencePiece's model, a fast tokenizer's `tokenizer.json`, tiktoken's
 ranks), never the user's path, so that all flags have had their effect on it. Where it is known to read a text in
 another way than the reference, the difference is closed here: see `_Guarded` and `_Wrapped`. Whether that was enough is
-for `engines_proof` to say.
+for `sample_check` to say.
 """
 
 import functools
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_compete.data.engines.split import SplitEncoder, conditions_missing
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 
 Ids = Sequence[int] | np.ndarray
@@ -21,7 +22,7 @@ Ids = Sequence[int] | np.ndarray
 Encode = Callable[[list[str]], Sequence[Ids]]
 """Ids of every text of a batch, on the calling thread."""
 
-FAST_ENGINES = ("gigatoken", "kitoken")
+REFERENCE, SPLIT = "reference", "split"
 CACHE_BYTES = 64_000_000
 """Text after which gigatoken is built anew: it remembers every word it met. 7 bytes of memory for a byte of text
 without repetition (random hexadecimal numbers), 1.3 for Python sources."""
@@ -49,13 +50,13 @@ def load_engine(name: str, choice: TokenizerChoice, tokenizer: Any) -> Encode:
     """An engine that encodes as `tokenizer` does, as far as is known.
 
     Args:
-        name: `reference`, `kitoken` or `gigatoken`.
+        name: `reference`, `split`, `kitoken` or `gigatoken`.
         tokenizer: what `choice.build()` gave.
     Raises:
         CannotLoad: with the reason.
     """
     reference = reference_encode(tokenizer)
-    if name == "reference":
+    if name == REFERENCE:
         return reference
     try:
         return _load(name, choice, tokenizer, reference)
@@ -75,6 +76,8 @@ def _load(name: str, choice: TokenizerChoice, tokenizer: Any, reference: Encode)
     inner = getattr(tokenizer, "_tokenizer", None)
     if choice.library == "SentencePiece":
         return _load_sentencepiece(name, inner, reference)
+    if name == SPLIT:
+        raise CannotLoad("it is for SentencePiece models")
     if _tiktoken_encoding(tokenizer) is not None:
         return _json_engine(name, _tiktoken_json(_tiktoken_encoding(tokenizer)))
     fast = getattr(inner, "tokenizer", None) or getattr(inner, "_tokenizer", None)
@@ -90,6 +93,8 @@ def _load_sentencepiece(name: str, inner: Any, reference: Encode) -> Encode:
         raise CannotLoad("Megatron changes the text before SentencePiece sees it (legacy, or extra whitespace kept)")
     processor = inner.tokenizer
     model = processor.serialized_model_proto()
+    if name == SPLIT:
+        return _load_split(model, reference)
     if name == "kitoken":
         from kitoken import Kitoken
 
@@ -99,6 +104,15 @@ def _load_sentencepiece(name: str, inner: Any, reference: Encode) -> Encode:
     from gigatoken import Tokenizer
 
     return _Guarded(_Gigatoken(lambda: Tokenizer.from_sentencepiece(model)), reference, _guards(processor))
+
+
+def _load_split(model: bytes, reference: Encode) -> Encode:
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
+    if missing := conditions_missing(proto):
+        raise CannotLoad(missing)
+    return SplitEncoder(proto, reference)
 
 
 def _json_engine(name: str, tokenizer_json: str) -> Encode:

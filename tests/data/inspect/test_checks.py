@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_compete.data import index_file, inspect_checks
+from megatron_compete.data import index_file
 from megatron_compete.data.index_file import HEADER_BYTES
-from megatron_compete.data.inspect_checks import Inspection, Vocabulary, inspect
+from megatron_compete.data.inspect import checks
+from megatron_compete.data.inspect.checks import Inspection, Vocabulary, inspect
 from tests.data.datasets import random_documents, write_dataset, write_manifest
 
 UNKNOWN = Vocabulary(None, None)
@@ -26,7 +27,7 @@ def prefix(tmp_path: Path) -> str:
 @pytest.fixture(autouse=True, params=[3, 1 << 20])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks smaller than the tables, and larger."""
-    for module in (index_file, inspect_checks):
+    for module in (index_file, checks):
         monkeypatch.setattr(module, "CHUNK", request.param)
 
 
