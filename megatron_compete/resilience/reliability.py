@@ -12,12 +12,12 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.training.models.gpt import GPTModelConfig
 
 from megatron_compete.resilience.rerun import keep_statistics
-from megatron_compete.resilience.resume import choose_on_resume
-from megatron_compete.resilience.save_folder import claim_save_folder, release_locks
-from megatron_compete.resilience.save_worker import watch_save_worker
-from megatron_compete.resilience.saved_run import check_saved_run, forget_rates
-from megatron_compete.resilience.saving import check_last_save, forget_saving, install_saving
-from megatron_compete.resilience.watchdog import start_watchdog, stop_watchdog
+from megatron_compete.resilience.resuming.choice import choose_on_resume
+from megatron_compete.resilience.resuming.saved_run import check_saved_run, forget_rates
+from megatron_compete.resilience.saving.folder import claim_save_folder, release_locks
+from megatron_compete.resilience.saving.guard import check_last_save, forget_saving, install_saving
+from megatron_compete.resilience.saving.worker import watch_save_worker
+from megatron_compete.resilience.stuck_ranks.watchdog import start_watchdog, stop_watchdog
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from megatron.training import get_args, get_timers
 from megatron.training.training import update_seqlen_stats_from_cu_seqlens
 from torch import Tensor
 
-from megatron_compete.resilience.watchdog import mark_progress
+from megatron_compete.resilience.stuck_ranks.watchdog import mark_progress
 
 Batch = dict[str, Any]
 """Tensors by name; None for what this rank's stage does not need."""

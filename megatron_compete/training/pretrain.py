@@ -41,12 +41,12 @@ from megatron_compete.moe.specs import baseline_layer_spec, compete_layer_spec
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.resilience.agreement import on_rank_0
 from megatron_compete.resilience.devices import settle_device
-from megatron_compete.resilience.event_log import one_curve
-from megatron_compete.resilience.optimizer_layout import install_optimizer_layout
 from megatron_compete.resilience.progress import written_progress
 from megatron_compete.resilience.reliability import reliable
-from megatron_compete.resilience.schedule_keeping import check_agreement, keep_schedule
-from megatron_compete.resilience.stopping import refuse_once, run_rank
+from megatron_compete.resilience.resuming.event_log import one_curve
+from megatron_compete.resilience.resuming.optimizer import install_optimizer_layout
+from megatron_compete.resilience.resuming.schedule import check_agreement, keep_schedule
+from megatron_compete.resilience.stopping.leave import refuse_once, run_rank
 from megatron_compete.training.batches import forward_step
 from megatron_compete.training.data_check import check_data
 from megatron_compete.training.dataset_helpers import use_prebuilt_helpers

@@ -11,7 +11,7 @@ from megatron_compete.config import CompeteConfig
 from megatron_compete.moe import specs
 from megatron_compete.moe.competition import Competition, layer_places, moe_layer_numbers
 from megatron_compete.moe.metrics import LogIntervals, install_metrics
-from megatron_compete.resilience.schedule_keeping import check_agreement, keep_schedule
+from megatron_compete.resilience.resuming.schedule import check_agreement, keep_schedule
 from megatron_compete.schedule.balanced import StageChunk
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.resilience.learning_rate import RateSchedule
-from megatron_compete.resilience.router_keeping import router_changes
+from megatron_compete.resilience.resuming.learning_rate import RateSchedule
+from megatron_compete.resilience.resuming.router import router_changes
 
 OVERRIDE = "--override-opt_param-scheduler"
 KEEP = "--use-checkpoint-opt_param-scheduler"

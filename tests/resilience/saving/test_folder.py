@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.resilience.save_folder import LOCK, Lock, probe, release_locks, take_lock
+from megatron_compete.resilience.saving.folder import LOCK, Lock, probe, release_locks, take_lock
 
 HELD = """
 import sys, time
 from pathlib import Path
-from megatron_compete.resilience.save_folder import Lock
+from megatron_compete.resilience.saving.folder import Lock
 Lock(Path(sys.argv[1]), heartbeat=0.05).take()
 print("taken", flush=True)
 time.sleep(600)

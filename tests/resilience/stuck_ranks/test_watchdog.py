@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
-from megatron_compete.resilience import watchdog
-from megatron_compete.resilience.watchdog import PREFIX, Watchdog
+from megatron_compete.resilience.stuck_ranks import watchdog
+from megatron_compete.resilience.stuck_ranks.watchdog import PREFIX, Watchdog
 
 LIMIT = 0.6
 PATIENCE = 60.0

@@ -14,8 +14,8 @@ from megatron_compete.checkpoint.location import RELEASE, find_checkpoint
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.resilience.agreement import on_rank_0
-from megatron_compete.resilience.changes import SavedRun, check_changes, notes_on
-from megatron_compete.resilience.resume import load_folder
+from megatron_compete.resilience.resuming.changes import SavedRun, check_changes, notes_on
+from megatron_compete.resilience.resuming.choice import load_folder
 
 RATES = {"max_lr": ("lr", "decoupled_lr"), "min_lr": ("min_lr", "decoupled_min_lr")}
 """Keys of an optimizer's parameter groups, and the arguments that they come from."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_compete.resilience.event_log import SAMPLES
+from megatron_compete.resilience.resuming.event_log import SAMPLES
 from tests.training.runs import train
 
 

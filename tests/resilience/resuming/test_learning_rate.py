@@ -8,7 +8,7 @@ import pytest
 import torch
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_compete.resilience.learning_rate import RateSchedule
+from megatron_compete.resilience.resuming.learning_rate import RateSchedule
 
 BASE = RateSchedule(
     lr=1.0, min_lr=0.1, warmup_init=0.0, warmup=8, decay=40, style="cosine", wsd_decay=12, wsd_style="linear",

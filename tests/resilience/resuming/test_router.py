@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from megatron_compete.resilience.router_keeping import router_changes
+from megatron_compete.resilience.resuming.router import router_changes
 
 OLD: dict[str, Any] = {}
 """Another trainer's arguments, or those of an older version."""

@@ -10,8 +10,8 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.layout import scope
 from megatron_compete.layout.rules import BrokenRules
 from megatron_compete.report.scalars import read_scalars
-from megatron_compete.resilience.changes import SavedRun, broken_changes, check_changes, notes_on
-from megatron_compete.resilience.saved_run import read_saved_run
+from megatron_compete.resilience.resuming.changes import SavedRun, broken_changes, check_changes, notes_on
+from megatron_compete.resilience.resuming.saved_run import read_saved_run
 from tests.plan.jobs import job_of
 from tests.training.runs import losses, train
 

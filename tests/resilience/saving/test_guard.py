@@ -12,7 +12,7 @@ from megatron.core.rerun_state_machine import RerunMode
 from megatron.training import checkpointing
 
 from megatron_compete.checkpoint.location import TRACKER
-from megatron_compete.resilience.save_files import AtomicTracker, TrackerFailed, clear_up, make_room
+from megatron_compete.resilience.saving.files import AtomicTracker, TrackerFailed, clear_up, make_room
 from tests.training.runs import train
 
 
@@ -57,7 +57,7 @@ def test_nothing_in_the_way(tmp_path: Path) -> None:
 
 
 def test_the_tracker_is_replaced_or_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_compete.resilience.save_files.get_args", lambda: None)
+    monkeypatch.setattr("megatron_compete.resilience.saving.files.get_args", lambda: None)
     files, path = AtomicTracker(maybe_msc), str(tmp_path / TRACKER)
     with files.open(path, "w") as tracker:
         tracker.write("1")

@@ -24,7 +24,7 @@ from megatron.training import get_args
 from torch.distributed import distributed_c10d
 
 from megatron_compete.launch.run_files import host_name, record_failure
-from megatron_compete.resilience.stuck import Report, Verdict, judge, phase_of, stack_of
+from megatron_compete.resilience.stuck_ranks.verdict import Report, Verdict, judge, phase_of, stack_of
 
 SAVING_ALLOWANCE = 3.0
 STUCK_EXIT_CODE = 1

@@ -230,7 +230,7 @@ def test_what_has_nothing_left_to_do_has_finished(tmp_path: Path) -> None:
 
 def test_help_is_no_outcome(tmp_path: Path) -> None:
     """argparse leaves with 0 once it has shown it."""
-    from megatron_compete.resilience.exits import Exit, LastWords
+    from megatron_compete.resilience.stopping.exits import Exit, LastWords
 
     def left(code: Any = None) -> Exit:
         try:
@@ -294,7 +294,7 @@ def signal_answers() -> tuple[int, int, int]:
     from megatron.training.dist_signal_handler import DistributedSignalHandler
 
     from megatron_compete.launch import cpu_backend as cpu
-    from megatron_compete.resilience.stopping import watched_exit
+    from megatron_compete.resilience.stopping.leave import watched_exit
 
     cpu.deactivate()
     torch.distributed.init_process_group("gloo")

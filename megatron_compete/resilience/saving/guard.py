@@ -27,9 +27,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.resilience.agreement import describe, on_rank_0, problems_of_ranks
-from megatron_compete.resilience.resume import iteration_folder
-from megatron_compete.resilience.save_causes import cause_of_rank, naming_causes
-from megatron_compete.resilience.save_files import AtomicTracker, TrackerFailed, clear_up, drop_replaced, make_room
+from megatron_compete.resilience.resuming.choice import iteration_folder
+from megatron_compete.resilience.saving.causes import cause_of_rank, naming_causes
+from megatron_compete.resilience.saving.files import AtomicTracker, TrackerFailed, clear_up, drop_replaced, make_room
 
 FAILED_SAVES = "checkpoint/failed-saves"
 """TensorBoard: saves that failed since the run was started."""

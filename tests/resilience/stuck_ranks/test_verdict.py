@@ -3,7 +3,7 @@
 import sys
 from dataclasses import replace
 
-from megatron_compete.resilience.stuck import Report, judge, phase_of, stack_of
+from megatron_compete.resilience.stuck_ranks.verdict import Report, judge, phase_of, stack_of
 
 WAITING = (
     ("/lib/megatron/training/training.py", 3, "train_step"),

@@ -33,7 +33,7 @@ from megatron_compete.launch.run_files import Outcome, current_run, record_failu
 from megatron_compete.launch.stop_signal import STOPPED_EXIT_CODE, stop_signal_is_handled
 from megatron_compete.resilience.agreement import PeerFailed
 from megatron_compete.resilience.devices import NoDevice
-from megatron_compete.resilience.exits import Exit, LastWords
+from megatron_compete.resilience.stopping.exits import Exit, LastWords
 
 EXIT_SECONDS = 60.0
 """What a failed rank has for its farewell: threads, worker processes and NCCL may all wait for peers in vain."""

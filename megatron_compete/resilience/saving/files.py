@@ -10,8 +10,8 @@ from megatron.training import get_args
 
 from megatron_compete.checkpoint.location import TRACKER
 from megatron_compete.common.files import rename, write_whole
-from megatron_compete.resilience.resume import problems_of, rename_aside
-from megatron_compete.resilience.save_causes import room
+from megatron_compete.resilience.resuming.choice import problems_of, rename_aside
+from megatron_compete.resilience.saving.causes import room
 
 REPLACED = ".replaced"
 """Appended to a whole checkpoint's name while the same iteration is saved once more."""

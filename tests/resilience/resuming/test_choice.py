@@ -10,7 +10,7 @@ import pytest
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.files import write_whole
 from megatron_compete.resilience import resume
-from megatron_compete.resilience.resume import Choice, choose, load_folder, rename_aside
+from megatron_compete.resilience.resuming.choice import Choice, choose, load_folder, rename_aside
 from tests.faults.damage import DAMAGES, TRACKER, TRACKERS
 from tests.training.runs import train
 

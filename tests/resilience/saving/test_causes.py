@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.filesystem import _StorageWriterTransforms
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
-from megatron_compete.resilience.save_causes import cause, cause_of_rank, naming_causes, room, write_shards
+from megatron_compete.resilience.saving.causes import cause, cause_of_rank, naming_causes, room, write_shards
 
 FULL = "No space left on device"
 UPSTREAM = functools.partial(FileSystemWriterAsync.write_preloaded_data_multithread, [_StorageWriterTransforms()], False)  # fmt: skip

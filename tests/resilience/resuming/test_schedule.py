@@ -13,8 +13,8 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.competition import Competition
 from megatron_compete.report.scalars import read_scalars
-from megatron_compete.resilience import schedule_keeping
-from megatron_compete.resilience.schedule_keeping import check_agreement, continued, forget_schedule, keep_schedule
+from megatron_compete.resilience.resuming import schedule as schedule_module
+from megatron_compete.resilience.resuming.schedule import check_agreement, continued, forget_schedule, keep_schedule
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.schedule.balanced import StageChunk
 from tests.ranks import run_ranks
@@ -108,7 +108,7 @@ def test_other_settings_are_refused(change: dict) -> None:
 def resumed(monkeypatch: pytest.MonkeyPatch, checkpoint: argparse.Namespace, **flags: bool) -> argparse.Namespace:
     """This run's arguments after it has looked at the checkpoint's."""
     monkeypatch.setattr(checkpointing, "check_checkpoint_args", lambda args: None)
-    monkeypatch.setattr(schedule_keeping, "_check_equal", lambda competition: None)  # there is one rank
+    monkeypatch.setattr(schedule_module, "_check_equal", lambda competition: None)  # there is one rank
     args = argparse.Namespace(**flags)
     keep_schedule(competition(), args)
     checkpointing.check_checkpoint_args(checkpoint)

@@ -3,7 +3,7 @@
 import pytest
 from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
 
-from megatron_compete.resilience.save_worker import watch_save_worker
+from megatron_compete.resilience.saving.worker import watch_save_worker
 from tests.ranks import run_rank
 
 

@@ -7,7 +7,7 @@ from megatron.core.optimizer.optimizer import ChainedOptimizer
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.report.scalars import Scalars, read_scalars
-from megatron_compete.resilience.optimizer_layout import install_optimizer_layout, regroup
+from megatron_compete.resilience.resuming.optimizer import install_optimizer_layout, regroup
 from tests.training.runs import largest_difference, train
 
 STEPS, MIDDLE = 6, 3
