@@ -126,7 +126,7 @@ def _stream_context(stream: object) -> Iterator[None]:
     yield
 
 
-def _answers() -> dict[str, Any]:
+def answers() -> dict[str, Any]:
     """What CUDA is asked for, and what a CPU answers."""
     stream = NullStream()
     host = types.SimpleNamespace(
@@ -169,7 +169,7 @@ def _answers() -> dict[str, Any]:
 def _all_to_all_with_lists(
     upstream: Callable[..., Any], output: Any, input: Any, output_split_sizes: Any = None, input_split_sizes: Any = None, **kwargs: Any
 ) -> Any:  # fmt: skip
-    """gloo's all_to_all_single wants its splits as lists; Megatron's dispatcher hands over numpy arrays."""
+    """all_to_all_single takes its splits as a sequence; Megatron's dispatcher makes one of tensors that are on CUDA alone."""
 
     def as_list(splits: Any) -> Any:
         return splits.tolist() if hasattr(splits, "tolist") else splits
@@ -193,19 +193,6 @@ def _all_gather_of_unequal(
     return None
 
 
-def _reduce_scatter_of_unequal(
-    upstream: Callable[..., Any], output: Any, input_list: Any, *args: Any, group: Any = None, **kwargs: Any
-) -> Any:
-    """The transpose of `_all_gather_of_unequal`: gloo reduces and scatters equal parts only."""
-    rows = [part.shape[0] for part in input_list]
-    if len(set(rows)) <= 1:
-        return upstream(output, input_list, *args, group=group, **kwargs)
-    whole = torch.cat(input_list)
-    torch.distributed.all_reduce(whole, group=group)
-    output.copy_(whole.split(rows)[torch.distributed.get_rank(group)])
-    return None
-
-
 def _norm_with_sequence_parallel(
     upstream: Callable[..., Any], cls: type, config: Any, *args: Any, **kwargs: Any
 ) -> Any:
@@ -222,14 +209,13 @@ def _norm_with_sequence_parallel(
 
 
 def _without_cuda(upstream: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """"Megatron requires CUDA" is asserted unless this says otherwise."""
+    """ "Megatron requires CUDA" is asserted unless this says otherwise."""
     return upstream(*args, **{"allow_no_cuda": True, **kwargs})
 
 
 WRAPPED: dict[str, Callable[..., Any]] = {
     "torch.distributed:all_to_all_single": _all_to_all_with_lists,
     "torch.distributed:all_gather": _all_gather_of_unequal,
-    "torch.distributed:reduce_scatter": _reduce_scatter_of_unequal,
     "megatron.core.transformer.torch_norm:WrappedTorchNorm.__new__": _norm_with_sequence_parallel,
     "megatron.training.training:initialize_megatron": _without_cuda,
 }
@@ -262,7 +248,7 @@ def activate() -> None:
     # Compiling Megatron's small fused functions for a CPU costs 40 s at start-up and gains nothing.
     torch.compiler.set_stance("force_eager")
     _active.callback(torch.compiler.set_stance, "default")
-    for symbol, answer in _answers().items():
+    for symbol, answer in answers().items():
         _active.enter_context(replace_symbol(symbol, answer))
     for symbol, around in WRAPPED.items():
         _active.enter_context(wrap_symbol(symbol, around))

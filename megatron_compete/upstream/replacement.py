@@ -119,7 +119,9 @@ _stacks: dict[tuple[int, str], _Stack] = {}
 
 def _stack(symbol: str, on: object | None) -> _Stack:
     if symbol not in TABLE:
-        raise KeyError(f"{symbol} has no row in megatron_compete/upstream/table.py: add one, with its reason and its test")
+        raise KeyError(
+            f"{symbol} has no row in megatron_compete/upstream/table.py: add one, with its reason and its test"
+        )
     owner, name = resolve(symbol)
     if on is not None:
         if not isinstance(on, owner):

@@ -50,12 +50,12 @@ ON_CPU = (
     Row("torch.cuda", TORCH_CUDA, "Megatron's trainer calls it also where there is no CUDA device", f"{CPU}::test_megatron_still_calls_it"),
     Row("torch.cuda.nvtx", ("range_push", "range_pop"), "Megatron marks ranges for a profiler that needs CUDA", f"{CPU}::test_megatron_still_calls_it"),
     Row("torch.nn:Module", ("cuda",), "Megatron moves every model to a CUDA device", f"{CPU}::test_megatron_still_calls_it"),
-    Row("torch.distributed", ("all_to_all_single",), "Megatron's dispatcher passes numpy arrays, gloo takes lists", f"{CPU}::test_gloo_still_refuses_what_megatron_asks"),
-    Row("torch.distributed", ("all_gather", "reduce_scatter"), "Megatron's dispatcher passes parts of unequal size, gloo takes equal ones", f"{CPU}::test_gloo_still_refuses_what_megatron_asks"),
+    Row("torch.distributed", ("all_to_all_single",), "Megatron's dispatcher passes the sizes of parts as a tensor, which is a sequence only once it came from CUDA", f"{CPU}::test_gloo_still_refuses_what_megatron_asks"),
+    Row("torch.distributed", ("all_gather",), "Megatron's dispatcher passes parts of unequal size, gloo takes equal ones", f"{CPU}::test_gloo_still_refuses_what_megatron_asks"),
     Row("megatron.core.tensor_parallel.random", ("_get_cuda_rng_state", "_set_cuda_rng_state"), "they read torch's CUDA generators, of which a host without CUDA has none", f"{CPU}::test_upstream_still_needs_the_stand_ins"),
     Row("megatron.core.transformer.torch_norm:WrappedTorchNorm", ("__new__",), "it refuses sequence parallelism, which lacks nothing but a mark on its weights", f"{CPU}::test_upstream_still_needs_the_stand_ins"),
     Row(LOOP, ("initialize_megatron",), "it asserts that there is CUDA unless its caller says otherwise", f"{CPU}::test_upstream_still_needs_the_stand_ins"),
-    Row("torch.distributed.launcher.api", ("LocalElasticAgent",), "torchrun kills ranks 30 s after SIGTERM, in the midst of a save", "tests/launch/test_run_torchrun.py::test_torchrun_still_has_no_flag_for_another_agent"),
+    Row("torch.distributed.launcher.api", ("LocalElasticAgent",), "torchrun kills ranks 30 s after SIGTERM, in the midst of a save", "tests/upstream/test_hooks.py::test_torchrun_still_takes_no_other_agent"),
 )  # fmt: skip
 """`launch/cpu_backend.py`, and the agent that starts ranks on any host."""
 

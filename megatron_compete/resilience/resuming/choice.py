@@ -9,7 +9,7 @@ them; a folder that is only loaded from stays as it is. Only `torch_dist` checkp
 """
 
 import argparse
-import functools
+import contextlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -26,6 +26,7 @@ from megatron_compete.checkpoint.location import CONFIG, RELEASE, TRACKER, find_
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.files import rename, write_whole
 from megatron_compete.resilience.agreement import on_rank_0
+from megatron_compete.upstream import Replacement, wrap_symbol
 
 DAMAGED = ".damaged"
 """Appended to the name of a folder that is set aside."""
@@ -47,9 +48,13 @@ class Choice:
     lines: list[str] = field(default_factory=list)
 
 
-def choose_on_resume(model: list[MegatronModule], args: argparse.Namespace) -> list[MegatronModule]:
+def choose_on_resume(
+    model: list[MegatronModule], args: argparse.Namespace, running: contextlib.ExitStack
+) -> list[MegatronModule]:
     """Settle what is loaded; a hook that Megatron calls when the model is built and nothing is loaded yet.
 
+    Args:
+        running: closed when the run ends.
     Raises:
         CompeteError: on every rank; checkpoints are there, and none that may be loaded is whole.
     """
@@ -63,7 +68,7 @@ def choose_on_resume(model: list[MegatronModule], args: argparse.Namespace) -> l
     if choice.iteration is not None:
         args.ckpt_step = choice.iteration
         if not choice.tracker_is_readable:
-            _answer_for_tracker(folder / TRACKER, choice.iteration)
+            running.enter_context(_answer_for_tracker(folder / TRACKER, choice.iteration))
     return model
 
 
@@ -182,7 +187,7 @@ def _choose_newest(
         if not problems and iteration == named:
             return Choice()
         if not problems:
-            done = _mend(folder, iteration, damaged) if set_aside else []
+            done = _fix(folder, iteration, damaged) if set_aside else []
             lines += [*done, f"going on from iteration {iteration}, the newest whole checkpoint"]
             return Choice(iteration, trouble is None or set_aside, lines)
         damaged.append(iteration_folder(folder, iteration))
@@ -200,7 +205,7 @@ def _newest_first(iterations: list[int], named: int) -> list[int]:
     return sorted(iterations, key=lambda iteration: (iteration > named, -iteration))
 
 
-def _mend(folder: Path, iteration: int, damaged: list[Path]) -> list[str]:
+def _fix(folder: Path, iteration: int, damaged: list[Path]) -> list[str]:
     """Set `damaged` aside and let the tracker name `iteration`; says so."""
     lines = [f"{path} is set aside as {rename_aside(path).name}" for path in damaged]
     write_whole(folder / TRACKER, str(iteration))
@@ -218,11 +223,10 @@ def _listed(iterations: list[int]) -> str:
     return ", ".join(map(str, iterations[-5:])) or "no checkpoint"
 
 
-def _answer_for_tracker(tracker: Path, iteration: int) -> None:
+def _answer_for_tracker(tracker: Path, iteration: int) -> Replacement:
     """Let Megatron read `iteration` where it would stop over an unreadable tracker that may not be fixed."""
-    upstream = checkpointing.read_metadata
-    checkpointing.read_metadata = functools.partial(_read_metadata, upstream, str(tracker), iteration)
 
+    def read(upstream: Callable[[str], Any], tracker_filename: str) -> Any:
+        return (iteration, False) if tracker_filename == str(tracker) else upstream(tracker_filename)
 
-def _read_metadata(upstream: Callable[[str], Any], tracker: str, iteration: int, filename: str) -> Any:
-    return (iteration, False) if filename == tracker else upstream(filename)
+    return wrap_symbol("megatron.training.checkpointing:read_metadata", read)

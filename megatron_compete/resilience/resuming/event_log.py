@@ -14,9 +14,11 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from megatron.training import get_args, get_tensorboard_writer, training
+from megatron.training import get_args, get_tensorboard_writer
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.utils.tensorboard import SummaryWriter
+
+from megatron_compete.upstream import wrap_symbol
 
 BY_SAMPLES = " vs samples"
 """How the names of Megatron's scalars by samples end."""
@@ -30,24 +32,24 @@ def start_session(writer: Any, first_step: int) -> None:
     writer.file_writer.add_event(Event(step=first_step, session_log=log))
 
 
-def write_samples_apart(writer: SummaryWriter, first_sample: int) -> SummaryWriter:
-    """Have `writer` pass its scalars by samples to a writer of its own, whose session begins with `first_sample`.
-
-    Returns:
-        That writer.
-    """
+@contextlib.contextmanager
+def samples_apart(writer: SummaryWriter, first_sample: int) -> Iterator[None]:
+    """Within it, `writer` passes its scalars by samples to a writer of their own, whose session begins with `first_sample`."""
     samples = SummaryWriter(os.path.join(writer.log_dir, SAMPLES), purge_step=first_sample)
-    add_scalar, flush = writer.add_scalar, writer.flush
 
-    def add(tag: str, *args: Any, **named: Any) -> None:
-        (samples.add_scalar if tag.endswith(BY_SAMPLES) else add_scalar)(tag, *args, **named)
+    def add(upstream: Callable[..., None], tag: str, *args: Any, **named: Any) -> None:
+        (samples.add_scalar if tag.endswith(BY_SAMPLES) else upstream)(tag, *args, **named)
 
-    def flush_both() -> None:
-        flush()
+    def flush(upstream: Callable[[], None]) -> None:
+        upstream()
         samples.flush()
 
-    writer.add_scalar, writer.flush = add, flush_both  # type: ignore[method-assign]
-    return samples
+    with (
+        contextlib.closing(samples),
+        wrap_symbol("torch.utils.tensorboard:SummaryWriter.add_scalar", add, on=writer),
+        wrap_symbol("torch.utils.tensorboard:SummaryWriter.flush", flush, on=writer),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -56,20 +58,14 @@ def one_curve() -> Iterator[None]:
 
     It writes its arguments there, when the checkpoint's iteration is known and before anything else is written.
     """
-    upstream: Callable[[], None] = training.write_args_to_tensorboard
-    opened: list[SummaryWriter] = []
+    with contextlib.ExitStack() as running:
 
-    def write() -> None:
-        writer = get_tensorboard_writer()
-        if writer is not None:  # the last rank's
-            start_session(writer, get_args().iteration + 1)
-            opened.append(write_samples_apart(writer, get_args().consumed_train_samples + 1))
-        upstream()
+        def write(upstream: Callable[[], None]) -> None:
+            writer = get_tensorboard_writer()
+            if writer is not None:  # the last rank's
+                start_session(writer, get_args().iteration + 1)
+                running.enter_context(samples_apart(writer, get_args().consumed_train_samples + 1))
+            upstream()
 
-    training.write_args_to_tensorboard = write
-    try:
+        running.enter_context(wrap_symbol("megatron.training.training:write_args_to_tensorboard", write))
         yield
-    finally:
-        training.write_args_to_tensorboard = upstream
-        for writer in opened:
-            writer.close()

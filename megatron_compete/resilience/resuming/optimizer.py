@@ -5,7 +5,7 @@ rest. The tensors of a checkpoint do not know of this (with Megatron's plain opt
 --use-distributed-optimizer --dist-ckpt-optim-fully-reshardable, they are saved by their parameters' names). The
 settings beside them do: learning rate, weight decay and step of each parameter group lie in a dictionary for each
 optimizer of the chain. `ChainedOptimizer.load_state_dict` then finds its own entries and the checkpoint's side by side,
-and stops with "Expected 2 entries in state dict, but got 4". What stands in for it here hands every optimizer of the
+and stops with "Expected 2 entries in state dict, but got 4". What is put around it here hands every optimizer of the
 running chain the settings of its parameter groups, whichever optimizer had them when they were saved.
 
 Without Apex and Transformer Engine, as on a CPU, the distributed optimizer cannot load any state: it asks its own for
@@ -14,8 +14,8 @@ one step that all parameters share is counted up by each of them. `_allocating`,
 these.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, Distribut
 from megatron.core.optimizer.optimizer import MegatronOptimizer, param_group_identifier_keys
 
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.upstream import wrap_symbol
 
 State = dict[Any, Any]
 Group = dict[str, Any]
@@ -32,53 +33,51 @@ IDENTITY = tuple(name for name in param_group_identifier_keys if name != "is_exp
 """What makes a parameter group the same group in another layout."""
 
 
-def install_optimizer_layout() -> None:
-    """Let optimizers load the state of another expert parallel layout; once a process is enough."""
-    if not hasattr(ChainedOptimizer.load_state_dict, "__wrapped__"):
-        ChainedOptimizer.load_state_dict = _regrouping(ChainedOptimizer.load_state_dict)
+@contextlib.contextmanager
+def any_expert_layout() -> Iterator[None]:
+    """Within it, optimizers load the state of another expert parallel layout."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(wrap_symbol("megatron.core.optimizer:ChainedOptimizer.load_state_dict", _load_regrouped))
         if not HAVE_APEX_OR_TE:
-            one = DistributedOptimizer
-            one.state_dict = _allocating(one.state_dict)
-            one.load_state_dict = _own_steps(one.load_state_dict)
-            one._set_main_param_and_optimizer_states = _without_step(one._set_main_param_and_optimizer_states)
+            stack.enter_context(
+                wrap_symbol("megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.state_dict", _allocating)
+            )
+            stack.enter_context(
+                wrap_symbol(
+                    "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.load_state_dict", _own_steps
+                )
+            )
+            stack.enter_context(
+                wrap_symbol(
+                    "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer._set_main_param_and_optimizer_states",
+                    _without_step,
+                )
+            )
+        yield
 
 
-def _regrouping(upstream: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(upstream)
-    def load_state_dict(self: ChainedOptimizer, state_dict: State) -> None:
-        upstream(self, regroup(state_dict, self.chained_optimizers))
-
-    return load_state_dict
+def _load_regrouped(upstream: Callable[..., None], self: ChainedOptimizer, state_dict: State) -> None:
+    upstream(self, regroup(state_dict, self.chained_optimizers))
 
 
-def _allocating(upstream: Callable[..., State]) -> Callable[..., State]:
-    @functools.wraps(upstream)
-    def state_dict(self: DistributedOptimizer) -> State:
-        if not self.optimizer.state:
-            self.init_state_fn(self.optimizer, self.config)
-            for state in self.optimizer.state.values():
-                state["step"] = torch.tensor(0.0)
-        return upstream(self)
-
-    return state_dict
-
-
-def _without_step(upstream: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(upstream)
-    def set_states(self: DistributedOptimizer, model_param: torch.nn.Parameter, tensors: State) -> None:
-        upstream(self, model_param, {"step": None, **tensors})  # what is no tensor is left as it is
-
-    return set_states
-
-
-def _own_steps(upstream: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(upstream)
-    def load_state_dict(self: DistributedOptimizer, state_dict: State) -> None:
-        upstream(self, state_dict)
+def _allocating(upstream: Callable[..., State], self: DistributedOptimizer) -> State:
+    if not self.optimizer.state:
+        self.init_state_fn(self.optimizer, self.config)
         for state in self.optimizer.state.values():
-            state["step"] = state["step"].clone()
+            state["step"] = torch.tensor(0.0)
+    return upstream(self)
 
-    return load_state_dict
+
+def _without_step(
+    upstream: Callable[..., None], self: DistributedOptimizer, model_param: torch.nn.Parameter, tensors: State
+) -> None:
+    upstream(self, model_param, {"step": None, **tensors})  # what is no tensor is left as it is
+
+
+def _own_steps(upstream: Callable[..., None], self: DistributedOptimizer, state_dict: State) -> None:
+    upstream(self, state_dict)
+    for state in self.optimizer.state.values():
+        state["step"] = state["step"].clone()
 
 
 def regroup(state_dict: State, optimizers: Sequence[MegatronOptimizer]) -> State:

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from megatron.core.transformer.module import MegatronModule
-from megatron.training import checkpointing
 from megatron.training.utils import print_rank_0
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig, flag_of
 from megatron_compete.moe.competition import Competition
 from megatron_compete.schedule import CompetitionSchedule
+from megatron_compete.upstream import Replacement, wrap_symbol
 
 OVERRIDE = "--compete-override-schedule"
 
@@ -85,15 +85,18 @@ def _disagreement(settings: list[Settings]) -> str:
     return "; ".join(differing) + ". Start all ranks with the same arguments"
 
 
-def keep_schedule(competition: Competition, args: argparse.Namespace) -> None:
+def keep_schedule(competition: Competition, args: argparse.Namespace) -> Replacement:
     """Save the schedule's settings with every checkpoint, and on loading one continue or refuse its schedule.
 
     Megatron compares a checkpoint's arguments with the running ones in `check_checkpoint_args`, for every checkpoint
-    format and not under --finetune; this looks over its shoulder.
+    format and not under --finetune; the schedules are compared there, too.
+
+    Returns:
+        What ends it; without it, it lasts as long as the process.
     """
-    forget_schedule()
     _write_down(competition.schedule, args)
-    checkpointing.check_checkpoint_args = _Keeper(competition, args, checkpointing.check_checkpoint_args).check
+    comparison = _Comparison(competition, args)
+    return wrap_symbol("megatron.training.checkpointing:check_checkpoint_args", comparison.check)
 
 
 def _write_down(schedule: CompetitionSchedule, args: argparse.Namespace) -> None:
@@ -102,22 +105,17 @@ def _write_down(schedule: CompetitionSchedule, args: argparse.Namespace) -> None
     args.compete_schedule_drawn = {"digest": schedule.drawn(), "numpy": np.__version__}
 
 
-def forget_schedule() -> None:
-    """Undo `keep_schedule`."""
-    keeper = getattr(checkpointing.check_checkpoint_args, "__self__", None)
-    if isinstance(keeper, _Keeper):
-        checkpointing.check_checkpoint_args = keeper.upstream
+class _Comparison:
+    """Of this run's schedule with a checkpoint's, around Megatron's `check_checkpoint_args`."""
 
+    def __init__(self, competition: Competition, args: argparse.Namespace) -> None:
+        self.competition, self.args = competition, args
 
-class _Keeper:
-    """Stands in for Megatron's `check_checkpoint_args`."""
-
-    def __init__(self, competition: Competition, args: argparse.Namespace, upstream: Callable[..., None]) -> None:
-        self.competition, self.args, self.upstream = competition, args, upstream
-
-    def check(self, checkpoint_args: argparse.Namespace, *rest: Any, **named: Any) -> None:
+    def check(
+        self, upstream: Callable[..., None], checkpoint_args: argparse.Namespace, *rest: Any, **named: Any
+    ) -> None:
         """Megatron's check, then the schedule's."""
-        self.upstream(checkpoint_args, *rest, **named)
+        upstream(checkpoint_args, *rest, **named)
         saved = getattr(checkpoint_args, "compete_schedule", None)
         if saved is None:
             return  # a run without competition, or another trainer's: its competition begins here

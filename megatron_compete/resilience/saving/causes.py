@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron_compete.upstream import wrap_symbol
 
 Write = Callable[..., None]
 """Megatron's `write_preloaded_data_multithread`: (rank, buckets, results) -> None."""
@@ -32,23 +32,20 @@ def write_shards(write: Write, rank: int, buckets: list[Any], results: Any) -> N
     """Write a rank's shards; put into `results` what was written, or a RuntimeError whose text is the cause."""
     causes: list[str] = []
     outcome: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    upstream = FileSystemWriterAsync.write_preloaded_data
-    FileSystemWriterAsync.write_preloaded_data = staticmethod(_noting(upstream, causes))
-    try:
-        write(rank, buckets, outcome)
-    except AssertionError:  # is all that Megatron says of a thread's failure
-        if not causes:
-            raise
-    finally:
-        FileSystemWriterAsync.write_preloaded_data = staticmethod(upstream)
+    symbol = "megatron.core.dist_checkpointing.strategies.filesystem_async:FileSystemWriterAsync.write_preloaded_data"
+    with wrap_symbol(symbol, _noting(causes)):
+        try:
+            write(rank, buckets, outcome)
+        except AssertionError:  # is all that Megatron says of a thread's failure
+            if not causes:
+                raise
     results.put(RuntimeError(causes[0]) if causes else outcome.get())
 
 
-def _noting(upstream: Callable[..., Any], causes: list[str]) -> Callable[..., Any]:
-    """`write_preloaded_data`, which hands its errors on as results, with their causes noted."""
+def _noting(causes: list[str]) -> Callable[..., Any]:
+    """Around `write_preloaded_data`, which hands its errors on as results: their causes are noted."""
 
-    @functools.wraps(upstream)
-    def write(*args: Any, results_queue: Any = None, **named: Any) -> Any:
+    def write(upstream: Callable[..., Any], *args: Any, results_queue: Any = None, **named: Any) -> Any:
         outcome = upstream(*args, results_queue=None, **named)
         if isinstance(outcome[1], Exception):
             causes.append(cause(outcome[1]))

@@ -10,26 +10,24 @@ Covered are `torch_dist` checkpoints into `--save`, also with `--async-save`; no
 """
 
 import argparse
-import functools
+import contextlib
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing import serialization
 from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.training import async_utils, checkpointing, get_tensorboard_writer, training
+from megatron.training import async_utils, checkpointing, get_tensorboard_writer
 from megatron.training.utils import print_rank_0
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.resilience.agreement import describe, on_rank_0, problems_of_ranks
 from megatron_compete.resilience.resuming.choice import iteration_folder
 from megatron_compete.resilience.saving.causes import cause_of_rank, naming_causes
 from megatron_compete.resilience.saving.files import AtomicTracker, TrackerFailed, clear_up, drop_replaced, make_room
+from megatron_compete.upstream import replace_symbol, wrap_symbol
 
 FAILED_SAVES = "checkpoint/failed-saves"
 """TensorBoard: saves that failed since the run was started."""
@@ -39,30 +37,8 @@ class SaveFailed(Exception):
     """A save that failed, on all ranks."""
 
 
-def install_saving(args: argparse.Namespace) -> None:
-    """Put the guard around the trainer's saves; once a process."""
-    forget_saving()
-    _installed.append(Guard(args))
-
-
-def forget_saving() -> None:
-    """Undo `install_saving`."""
-    while _installed:
-        _installed.pop().remove()
-
-
-def check_last_save() -> None:
-    """Raise a `CompeteError` if the last save of a run that has ended failed."""
-    for guard in _installed:
-        if guard.unsaved is not None:
-            raise CompeteError(f"training ended, but its last checkpoint is not saved: {guard.unsaved}")
-
-
-_installed: list["Guard"] = []
-
-
 class Guard:
-    """Stands around Megatron's `save_checkpoint` and what rank 0 writes at its end."""
+    """Around Megatron's `save_checkpoint` and what rank 0 writes at its end."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -73,31 +49,35 @@ class Guard:
         self._heard = ""
         """What rank 0 was told of the ranks whose shards could not be written."""
         self._scheduled: list[int] = []
-        self._undo: list[Callable[[], None]] = []
-        self._replace(training, "save_checkpoint", self._save)
-        self._replace(training, "maybe_finalize_async_save", self._finalize)
-        self._replace(dist_checkpointing, "save", self._save_shards)
-        self._replace(serialization, "save_config", self._save_last)
-        self._replace(serialization, "save_integrity_manifest", self._save_last)
-        self._replace(filesystem_async.FileSystemWriterAsync, "get_save_function_and_args", naming_causes)
-        self._replace(FileSystemWriter, "finish", self._finish)
-        self._replace(checkpointing, "maybe_msc", AtomicTracker(checkpointing.maybe_msc))
-        if not args.async_save and filesystem_async._results_queue is None:
-            # Megatron starts a process for this queue, which a rank that is killed leaves behind with its memory; a
-            # synchronous save's results are put in and taken out by one process.
-            self._replace(filesystem_async, "_results_queue", queue.SimpleQueue())
 
-    def remove(self) -> None:
-        """Put Megatron's functions back."""
-        while self._undo:
-            self._undo.pop()()
+    @contextlib.contextmanager
+    def standing(self) -> Iterator[None]:
+        """Within it, the trainer's saves are guarded."""
+        around: dict[str, Callable[..., Any]] = {
+            "megatron.training.training:save_checkpoint": self._save,
+            "megatron.training.training:maybe_finalize_async_save": self._finalize,
+            "megatron.core.dist_checkpointing:save": self._save_shards,
+            "megatron.core.dist_checkpointing.serialization:save_config": self._save_last,
+            "megatron.core.dist_checkpointing.serialization:save_integrity_manifest": self._save_last,
+            "megatron.core.dist_checkpointing.strategies.filesystem_async:FileSystemWriterAsync.get_save_function_and_args": naming_causes,
+            "torch.distributed.checkpoint.filesystem:FileSystemWriter.finish": self._finish,
+        }
+        tracker = AtomicTracker(checkpointing.maybe_msc)
+        with contextlib.ExitStack() as stack:
+            for symbol, step in around.items():
+                stack.enter_context(wrap_symbol(symbol, step))
+            stack.enter_context(replace_symbol("megatron.training.checkpointing:maybe_msc", tracker))
+            if not self.args.async_save and filesystem_async._results_queue is None:
+                # Megatron starts a process for this queue, which a rank that is killed leaves behind with its memory; a
+                # synchronous save's results are put in and taken out by one process.
+                results = "megatron.core.dist_checkpointing.strategies.filesystem_async:_results_queue"
+                stack.enter_context(replace_symbol(results, queue.SimpleQueue()))
+            yield
 
-    def _replace(self, owner: Any, name: str, around: Any) -> None:
-        upstream = getattr(owner, name)
-        if callable(around):
-            around = functools.wraps(upstream)(_bound(around, upstream))
-        setattr(owner, name, around)
-        self._undo.append(lambda: setattr(owner, name, upstream))
+    def check_last_save(self) -> None:
+        """Raise a `CompeteError` if the last save of a run that has ended failed."""
+        if self.unsaved is not None:
+            raise CompeteError(f"training ended, but its last checkpoint is not saved: {self.unsaved}")
 
     def _save(self, upstream: Callable[..., None], iteration: int, *args: Any, **named: Any) -> None:
         """A save, and what to do when it fails."""
@@ -214,10 +194,3 @@ def _forget_plans(args: Sequence[Any], named: dict[str, Any]) -> None:
     for context in (*args, named.get("checkpointing_context")):
         if isinstance(context, dict):
             context.pop("save_strategy", None)
-
-
-def _bound(around: Callable[..., Any], upstream: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **named: Any) -> Any:
-        return around(upstream, *args, **named)
-
-    return call

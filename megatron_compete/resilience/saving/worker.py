@@ -9,33 +9,33 @@ import multiprocessing.util
 import os
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
 
 from megatron_compete.launch.run_files import record_failure
+from megatron_compete.upstream import Replacement, wrap_symbol
 
 FAILED = 1
 _leaving = threading.Event()
 """Set when this process ends: daemons are then terminated, which is no failure."""
 
 
-def watch_save_worker(rank: int, local_rank: int) -> None:
-    """From here on this rank ends when its worker does; only the first call has an effect."""
-    upstream = PersistentAsyncCaller._get_process
-    if hasattr(upstream, "watched"):
-        return
+def watch_save_worker(rank: int, local_rank: int) -> Replacement:
+    """From here on this rank ends when its worker does."""
 
-    def started(*args: Any, **named: Any) -> Any:
-        known = PersistentAsyncCaller._persistent_process
-        process = upstream(*args, **named)
+    def started(upstream: Callable[..., Any], cls: type[PersistentAsyncCaller], *args: Any, **named: Any) -> Any:
+        known = cls._persistent_process
+        process = upstream(cls, *args, **named)
         if process is not known:
             threading.Thread(target=_follow, args=(process, rank, local_rank), daemon=True).start()
         return process
 
-    started.watched = True  # type: ignore[attr-defined]
-    PersistentAsyncCaller._get_process = staticmethod(started)
     multiprocessing.util.Finalize(None, _leaving.set, exitpriority=1)  # before daemons are terminated
+    return wrap_symbol(
+        "megatron.core.dist_checkpointing.strategies.async_utils:PersistentAsyncCaller._get_process", started
+    )
 
 
 def _follow(process: Any, rank: int, local_rank: int) -> None:

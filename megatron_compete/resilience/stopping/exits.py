@@ -14,6 +14,7 @@ from types import CodeType, TracebackType
 from typing import Any
 
 from megatron_compete.launch.run_files import Outcome
+from megatron_compete.upstream import replace_symbol
 
 ASKED_FOR: dict[tuple[str, str], tuple[Outcome, str]] = {
     ("training.py", "setup_model_and_optimizer"): ("finished", "converted the checkpoint (--ckpt-convert-format)"),
@@ -41,11 +42,8 @@ class LastWords:
             self._note(" ".join(map(str, values)))
             upstream(*values, **options)
 
-        builtins.print = listening
-        try:
+        with replace_symbol("builtins:print", listening):
             yield
-        finally:
-            builtins.print = upstream
 
     def _note(self, text: str) -> None:
         caller = sys._getframe(2)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
-from megatron.training import get_args, global_vars, training
+from megatron.training import get_args, global_vars
 from megatron.training.dist_signal_handler import DistributedSignalHandler, get_device
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -34,6 +34,7 @@ from megatron_compete.launch.stop_signal import STOPPED_EXIT_CODE, stop_signal_i
 from megatron_compete.resilience.agreement import PeerFailed
 from megatron_compete.resilience.devices import NoDevice
 from megatron_compete.resilience.stopping.exits import Exit, LastWords
+from megatron_compete.upstream import replace_symbol, wrap_symbol
 
 EXIT_SECONDS = 60.0
 """What a failed rank has for its farewell: threads, worker processes and NCCL may all wait for peers in vain."""
@@ -60,10 +61,9 @@ class End:
 
 
 class ExitWatch:
-    """Stands in for `train` and `checkpoint_and_decide_exit` of Megatron's trainer; knows why the loop was left."""
+    """Around `train` and `checkpoint_and_decide_exit` of Megatron's trainer; knows why the loop was left."""
 
-    def __init__(self, train: Callable[..., Any], decide: Callable[..., bool]) -> None:
-        self.upstream = train, decide
+    def __init__(self) -> None:
         self.steps = 0
         """Steps that ended in this process."""
         self.decided: End | None = None
@@ -71,18 +71,18 @@ class ExitWatch:
         self.reached: int | None = None
         """Iteration with which the loop came to its end."""
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, upstream: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Megatron's training loop; from here on it handles the stop signal."""
         stop_signal_is_handled()
-        result = self.upstream[0](*args, **kwargs)
+        result = upstream(*args, **kwargs)
         self.reached = result[0]
         return result
 
     def decide(
-        self, model: Any, optimizer: Any, opt_param_scheduler: Any, iteration: int, *args: Any, **kwargs: Any
-    ) -> bool:
+        self, upstream: Callable[..., bool], model: Any, optimizer: Any, opt_param_scheduler: Any, iteration: int, *args: Any, **kwargs: Any
+    ) -> bool:  # fmt: skip
         """Megatron's decision; all ranks make the same one."""
-        leaves = self.upstream[1](model, optimizer, opt_param_scheduler, iteration, *args, **kwargs)
+        leaves = upstream(model, optimizer, opt_param_scheduler, iteration, *args, **kwargs)
         self.steps += 1
         if leaves:
             self.decided = (
@@ -138,15 +138,15 @@ def _any_received(handler: DistributedSignalHandler) -> list[bool]:
 @contextlib.contextmanager
 def watched_exit() -> Iterator[ExitWatch]:
     """Megatron's trainer with an `ExitWatch`, and with a cheaper look for the signal."""
-    watch = ExitWatch(training.train, training.checkpoint_and_decide_exit)
-    gather = DistributedSignalHandler.signals_received
-    training.train, training.checkpoint_and_decide_exit = watch.train, watch.decide
-    DistributedSignalHandler.signals_received = _any_received
-    try:
+    watch = ExitWatch()
+    with (
+        wrap_symbol("megatron.training.training:train", watch.train),
+        wrap_symbol("megatron.training.training:checkpoint_and_decide_exit", watch.decide),
+        replace_symbol(
+            "megatron.training.dist_signal_handler:DistributedSignalHandler.signals_received", _any_received
+        ),
+    ):
         yield watch
-    finally:
-        training.train, training.checkpoint_and_decide_exit = watch.upstream
-        DistributedSignalHandler.signals_received = gather
 
 
 def run_rank(train: Callable[[], None], rank: int, local_rank: int) -> None:

@@ -25,8 +25,8 @@ class Report:
     host: str
     iteration: int
     """The step it is in, from 1."""
-    marks: int
-    """Microbatches that it began since the start, evaluation included."""
+    microbatches: int
+    """Those that it began since the start, evaluation included."""
     silent_seconds: float
     """Since it began the last one."""
     phase: str
@@ -100,12 +100,12 @@ def judge(reports: Sequence[Report], world_size: int, hosts: dict[int, str]) -> 
     silent = sorted(set(range(world_size)) - {report.rank for report in reports})
     if silent:
         return _no_answer(silent, reports, hosts)
-    least, most = min(report.marks for report in reports), max(report.marks for report in reports)
+    least, most = min(report.microbatches for report in reports), max(report.microbatches for report in reports)
     busy = [report for report in reports if not report.is_waiting]
     if 0 < len(busy) < len(reports):
-        first = min(busy, key=lambda report: (report.marks, report.rank))
+        first = min(busy, key=lambda report: (report.microbatches, report.rank))
         return Verdict(first.rank, first.host, f"{_state(first)}, while {len(reports) - len(busy)} other ranks wait{_also(busy, first)}")  # fmt: skip
-    behind = [report for report in reports if report.marks == least]
+    behind = [report for report in reports if report.microbatches == least]
     if least < most and len(behind) <= len(reports) // 2:
         first = behind[0]
         return Verdict(first.rank, first.host, f"{_state(first)}, {most - least} microbatches behind others{_also(behind, first)}")  # fmt: skip

@@ -3,7 +3,7 @@
 Each rank notes when it began its last microbatch; that is all a step costs. Two threads live beside the main one, which
 may be blocked in C (collectives release Python's lock there). One answers when the job asks how this rank is. The other
 asks: when its own rank has begun nothing for `--stuck-timeout` seconds, it raises an alarm in the job's key-value store,
-collects the answers, and the first rank to raise it judges (`stuck.py`), records the failure and lets all ranks leave.
+collects the answers, and the first rank to raise it judges (`verdict.py`), records the failure and lets all ranks leave.
 
 Not watched, or with more patience: start-up, up to the end of the first step (building indices or compiling may take
 long; torch's own --distributed-timeout-minutes holds there); saving and loading checkpoints get `SAVING_ALLOWANCE`
@@ -51,7 +51,7 @@ class Watchdog:
         self.interval = min(15.0, max(0.2, limit / 10))
         self.grace = max(4 * self.interval, 2.0)
         """Seconds for the other ranks to answer: each looks for a question every interval."""
-        self.marks = 0
+        self.microbatches = 0
         self.moved = time.monotonic()
         self.first_iteration: int | None = None
         self._stop = threading.Event()
@@ -67,16 +67,22 @@ class Watchdog:
         """Watch no longer: training is over."""
         self._stop.set()
 
-    def mark(self) -> None:
+    def count_microbatch(self) -> None:
         """The rank has begun a microbatch."""
-        self.marks += 1
+        self.microbatches += 1
         self.moved = time.monotonic()
 
     def report(self) -> Report:
         """How this rank is, by its own account."""
         stack = stack_of(sys._current_frames().get(self._main or 0))
         return Report(
-            self.rank, host_name(), _iteration() + 1, self.marks, time.monotonic() - self.moved, phase_of(stack), stack
+            self.rank,
+            host_name(),
+            _iteration() + 1,
+            self.microbatches,
+            time.monotonic() - self.moved,
+            phase_of(stack),
+            stack,
         )
 
     def is_overdue(self) -> bool:
@@ -89,7 +95,7 @@ class Watchdog:
         return silent > self.limit * (SAVING_ALLOWANCE if self.report().phase == "saving" else 1.0)
 
     def _has_started(self) -> bool:
-        if self.marks == 0:
+        if self.microbatches == 0:
             return False
         if self.first_iteration is None:
             self.first_iteration = _iteration()
@@ -98,7 +104,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(self.interval):
             if self.is_overdue():
-                inquiry = threading.Thread(target=self._inquire, args=(self.marks,), daemon=True)
+                inquiry = threading.Thread(target=self._inquire, args=(self.microbatches,), daemon=True)
                 inquiry.start()
                 inquiry.join(4 * self.grace)
                 if inquiry.is_alive() and self.is_overdue():
@@ -118,15 +124,15 @@ class Watchdog:
             except RuntimeError:
                 return  # the store is gone, and with it the job
 
-    def _inquire(self, marks: int) -> None:
+    def _inquire(self, count: int) -> None:
         """Raise or join an alarm, and end it with a verdict, unless the step goes on after all."""
         try:
-            alarm = self.asking.compare_set(f"{PREFIX}/alarm", "", f"{self.rank}-{marks}").decode()
-            if alarm != f"{self.rank}-{marks}":
-                self._follow(alarm, marks)
+            alarm = self.asking.compare_set(f"{PREFIX}/alarm", "", f"{self.rank}-{count}").decode()
+            if alarm != f"{self.rank}-{count}":
+                self._follow(alarm, count)
                 return
-            self._wait(self.grace, marks)
-            if self.marks != marks:
+            self._wait(self.grace, count)
+            if self.microbatches != count:
                 self._withdraw()
                 return
             verdict, reports = self._collect(alarm)
@@ -135,27 +141,27 @@ class Watchdog:
             self.asking.set(f"{PREFIX}/{alarm}/verdict", verdict.describe())
             time.sleep(1.25 * self.interval)  # for the others to read it: this rank may be the one with the store
         except RuntimeError:
-            if self.marks != marks:
+            if self.microbatches != count:
                 return
             self._end_without_store()
         self.leave(STUCK_EXIT_CODE)
 
-    def _follow(self, alarm: str, marks: int) -> None:
+    def _follow(self, alarm: str, count: int) -> None:
         """Wait for the judge's verdict; it may be withdrawn."""
         deadline = time.monotonic() + 3 * self.grace
-        while time.monotonic() < deadline and self.marks == marks:
+        while time.monotonic() < deadline and self.microbatches == count:
             if self.asking.check([f"{PREFIX}/{alarm}/verdict"]):
                 time.sleep(self.interval)  # all at once: who leaves early shows up as a broken connection elsewhere
                 self.leave(STUCK_EXIT_CODE)
             time.sleep(self.interval / 4)
-        if self.marks == marks:
+        if self.microbatches == count:
             self.asking.delete_key(f"{PREFIX}/alarm")  # its judge has gone silent, too; the next alarm finds it out
 
-    def _wait(self, seconds: float, marks: int) -> None:
+    def _wait(self, seconds: float, count: int) -> None:
         """Wait, but not for long once all ranks have answered or this rank goes on."""
         deadline = time.monotonic() + seconds
-        keys = [f"{PREFIX}/{self.rank}-{marks}/{rank}" for rank in range(self.world_size)]
-        while time.monotonic() < deadline and self.marks == marks and not self.asking.check(keys):
+        keys = [f"{PREFIX}/{self.rank}-{count}/{rank}" for rank in range(self.world_size)]
+        while time.monotonic() < deadline and self.microbatches == count and not self.asking.check(keys):
             time.sleep(self.interval / 4)
 
     def _withdraw(self) -> None:
@@ -231,7 +237,7 @@ def stop_watchdog() -> None:
     _watchdog = None
 
 
-def mark_progress() -> None:
+def count_microbatch() -> None:
     """Called at each microbatch, in training and in evaluation."""
     if _watchdog is not None:
-        _watchdog.mark()
+        _watchdog.count_microbatch()

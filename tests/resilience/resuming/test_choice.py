@@ -9,7 +9,7 @@ import pytest
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.files import write_whole
-from megatron_compete.resilience import resume
+from megatron_compete.resilience.resuming import choice
 from megatron_compete.resilience.resuming.choice import Choice, choose, load_folder, rename_aside
 from tests.faults.damage import DAMAGES, TRACKER, TRACKERS
 from tests.training.runs import train
@@ -188,7 +188,7 @@ def test_a_kill_in_the_trackers_write_leaves_the_old_one(tmp_path: Path, monkeyp
     def killed(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(resume.os, "replace", killed)
+    monkeypatch.setattr(choice.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         write_whole(tmp_path / TRACKER, "2")
     assert (tmp_path / TRACKER).read_text() == "1"

@@ -1,10 +1,12 @@
 """One value of every scalar at every step, whatever a run went back to."""
 
+import inspect
 from pathlib import Path
 
+from megatron.training.training import training_log
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_compete.resilience.resuming.event_log import SAMPLES
+from megatron_compete.resilience.resuming.event_log import BY_SAMPLES, SAMPLES
 from tests.training.runs import train
 
 
@@ -29,3 +31,8 @@ def test_a_resumed_run_shows_no_step_twice(tmp_path: Path) -> None:
     train(1, f"--train-iters 2 --tensorboard-dir {logs}")
     for name in ("lm loss", "moe/load-max"):
         assert steps_shown(logs, name) == [1, 2], name
+
+
+def test_upstream_still_logs_by_samples_through_the_same_writer() -> None:
+    source = inspect.getsource(training_log)
+    assert f"writer.add_scalar('learning-rate{BY_SAMPLES}', learning_rate, args.consumed_train_samples)" in source

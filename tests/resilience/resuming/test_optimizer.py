@@ -1,13 +1,17 @@
 """A run goes on in another parallel layout: losses and competition are those of the run that did not change."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from megatron.core.optimizer.optimizer import ChainedOptimizer
+import torch
+from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer
+from megatron.core.optimizer.optimizer import ChainedOptimizer, param_group_identifier_keys
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.report.scalars import Scalars, read_scalars
-from megatron_compete.resilience.resuming.optimizer import install_optimizer_layout, regroup
+from megatron_compete.resilience.resuming.optimizer import regroup
 from tests.training.runs import largest_difference, train
 
 STEPS, MIDDLE = 6, 3
@@ -137,13 +141,29 @@ def test_another_optimizer_is_refused() -> None:
         regroup(state, [Optimizer(PLAIN), Optimizer(EXPERT)])  # type: ignore[list-item]
 
 
-def test_upstream_still_stops_and_installing_twice_is_once() -> None:
-    upstream = getattr(ChainedOptimizer.load_state_dict, "__wrapped__", ChainedOptimizer.load_state_dict)
+def test_upstream_still_stops() -> None:
     chain = ChainedOptimizer.__new__(ChainedOptimizer)
     chain.chained_optimizers = [Optimizer(DECAYED), Optimizer(EXPERT)]  # type: ignore[list-item]
     with pytest.raises(RuntimeError, match="Expected 2 entries"):
-        upstream(chain, {0: {}, 1: {}, "state": {}, "param_groups": []})
-    install_optimizer_layout()
-    once = ChainedOptimizer.load_state_dict
-    install_optimizer_layout()
-    assert ChainedOptimizer.load_state_dict is once
+        ChainedOptimizer.load_state_dict(chain, {0: {}, 1: {}, "state": {}, "param_groups": []})
+
+
+def test_upstream_still_knows_groups_by_their_rates() -> None:
+    assert {"max_lr", "min_lr"} <= set(param_group_identifier_keys)
+
+
+@pytest.mark.skipif(HAVE_APEX_OR_TE, reason="their Adam keeps the step in the parameter groups")
+def test_upstream_still_takes_torchs_step_for_a_tensor() -> None:
+    """It wants every tensor of torch's Adam from the checkpoint, which has no step among them."""
+    parameter = torch.nn.Parameter(torch.ones(1))
+    adam = torch.optim.AdamW([parameter])
+    parameter.grad = torch.ones(1)
+    adam.step()
+    optimizer: Any = SimpleNamespace(
+        optimizer=adam,
+        config=SimpleNamespace(use_precision_aware_optimizer_no_fp8_or_ds_fp8=False),
+        model_param_group_index_map={parameter: (0, 0)},
+    )
+    tensors = dict.fromkeys(("param", "exp_avg", "exp_avg_sq"), torch.zeros(1))
+    with pytest.raises(KeyError, match="step"):
+        DistributedOptimizer._set_main_param_and_optimizer_states(optimizer, parameter, tensors)

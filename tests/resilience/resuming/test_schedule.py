@@ -14,7 +14,7 @@ from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.competition import Competition
 from megatron_compete.report.scalars import read_scalars
 from megatron_compete.resilience.resuming import schedule as schedule_module
-from megatron_compete.resilience.resuming.schedule import check_agreement, continued, forget_schedule, keep_schedule
+from megatron_compete.resilience.resuming.schedule import check_agreement, continued, keep_schedule
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.schedule.balanced import StageChunk
 from tests.ranks import run_ranks
@@ -107,24 +107,23 @@ def test_other_settings_are_refused(change: dict) -> None:
 
 def resumed(monkeypatch: pytest.MonkeyPatch, checkpoint: argparse.Namespace, **flags: bool) -> argparse.Namespace:
     """This run's arguments after it has looked at the checkpoint's."""
-    monkeypatch.setattr(checkpointing, "check_checkpoint_args", lambda args: None)
+    monkeypatch.setattr(checkpointing, "check_checkpoint_args", lambda checkpoint_args: None)
     monkeypatch.setattr(schedule_module, "_check_equal", lambda competition: None)  # there is one rank
     args = argparse.Namespace(**flags)
-    keep_schedule(competition(), args)
-    checkpointing.check_checkpoint_args(checkpoint)
+    with keep_schedule(competition(), args):
+        checkpointing.check_checkpoint_args(checkpoint)
     return args
 
 
-def written(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+def written() -> argparse.Namespace:
     """What a checkpoint keeps."""
-    monkeypatch.setattr(checkpointing, "check_checkpoint_args", lambda args: None)
     args = argparse.Namespace()
-    keep_schedule(competition(), args)
-    return args
+    with keep_schedule(competition(), args):
+        return args
 
 
 def test_a_checkpoint_of_another_numpy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = written(monkeypatch)
+    checkpoint = written()
     assert resumed(monkeypatch, checkpoint) == checkpoint
     draw = CompetitionSchedule._draw
     monkeypatch.setattr(CompetitionSchedule, "_draw", lambda self, window: draw(self, window + 1))
@@ -137,19 +136,10 @@ def test_a_checkpoint_of_another_numpy_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_a_checkpoint_without_a_digest_goes_on_and_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = written(monkeypatch)
+    checkpoint = written()
     del checkpoint.compete_schedule_drawn
     assert resumed(monkeypatch, checkpoint).compete_schedule == checkpoint.compete_schedule
     assert "holds no digest of its schedule" in capsys.readouterr().out
-
-
-def test_megatrons_check_is_put_back() -> None:
-    upstream = checkpointing.check_checkpoint_args
-    keep_schedule(competition(), argparse.Namespace())
-    keep_schedule(competition(), argparse.Namespace())
-    assert checkpointing.check_checkpoint_args is not upstream
-    forget_schedule()
-    assert checkpointing.check_checkpoint_args is upstream
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,13 @@
 """Around a save: room for it, what is left of a failed one, and why any of it is needed."""
 
+import inspect
 import os
 import queue
 import shutil
 from pathlib import Path
 
 import pytest
+from megatron.core.dist_checkpointing import serialization
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.msc_utils import maybe_msc
 from megatron.core.rerun_state_machine import RerunMode
@@ -73,10 +75,14 @@ def test_the_tracker_is_replaced_or_stays(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_upstream_still_needs_it(tmp_path: Path) -> None:
-    """Fails when Megatron reads an empty tracker, stores results without a process, or knows its own rerun mode."""
+    """Fails when Megatron reads an empty tracker, tells all ranks of rank 0's failures, stores results without a process, or
+    knows its own rerun mode."""
     (tmp_path / TRACKER).write_text("")
     with pytest.raises(SystemExit):
         checkpointing.read_metadata(str(tmp_path / TRACKER))
+    ending = inspect.getsource(serialization.save)
+    for function in ("save_config(", "save_integrity_manifest("):  # unguarded, before a barrier of all ranks
+        assert f"if torch.distributed.get_rank() == 0:\n            {function}" in ending
     assert not isinstance(filesystem_async._results_queue, queue.SimpleQueue)
     assert "Manager" in filesystem_async.get_write_results_queue.__wrapped__.__code__.co_names
     with pytest.raises(ValueError):

@@ -1,5 +1,7 @@
 """A worker that is gone is not waited for."""
 
+import inspect
+
 import pytest
 from megatron.core.dist_checkpointing.strategies.async_utils import PersistentAsyncCaller
 
@@ -29,3 +31,8 @@ def start_and_leave() -> bool:
 @pytest.mark.slow
 def test_a_worker_that_is_ended_with_the_process_is_no_failure() -> None:
     assert run_rank(start_and_leave)
+
+
+def test_upstream_still_waits_without_a_look_at_the_process() -> None:
+    source = inspect.getsource(PersistentAsyncCaller.schedule_async_call)
+    assert "self._persistent_preload_q.join()" in source and "is_alive" not in source and "sentinel" not in source

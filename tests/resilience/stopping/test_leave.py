@@ -86,10 +86,10 @@ def leave_on_rank(run: str, flags: str, iteration: int, act: str, only: int | No
     """Exit code of the trainer on this rank, or the exception that it ends with."""
     from megatron.training import training
 
-    from megatron_compete.resilience import stopping
+    from megatron_compete.resilience.stopping import leave as leave_module
     from megatron_compete.training import pretrain
 
-    stopping.PATIENCE_SECONDS = 2.0
+    leave_module.PATIENCE_SECONDS = 2.0
     training._TRAIN_START_TIME = time.time()  # not that of the warm process it was forked from
 
     os.environ.update(COMPETE_RUN=run, COMPETE_ATTEMPT="1")
