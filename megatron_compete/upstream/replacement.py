@@ -59,7 +59,7 @@ def wrap_symbol(symbol: str, around: Callable[..., Any], on: object | None = Non
 
     Args:
         symbol, on: as for `replace_symbol`. For a method of a class, `args` begins with the object.
-        around: takes the arguments that it names by the names that upstream has for them.
+        around: names its arguments as upstream does, or takes them by position alone.
     Raises:
         UpstreamChanged: upstream has no such symbol, it is no function, or its arguments have other names.
         KeyError: the table has no row for it.

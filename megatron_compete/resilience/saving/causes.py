@@ -19,7 +19,7 @@ Write = Callable[..., None]
 """Megatron's `write_preloaded_data_multithread`: (rank, buckets, results) -> None."""
 
 
-def naming_causes(upstream: Callable[[Any], tuple[Write | None, Any, list[Any]]], writer: Any) -> tuple[Write | None, Any, list[Any]]:  # fmt: skip
+def naming_causes(upstream: Callable[[Any], tuple[Write | None, Any, list[Any]]], writer: Any, /) -> tuple[Write | None, Any, list[Any]]:  # fmt: skip
     """Around `FileSystemWriterAsync.get_save_function_and_args`: what writes the shards then names the cause.
 
     The function that it returns goes to where shards are written: this process, a forked or a spawned one.
