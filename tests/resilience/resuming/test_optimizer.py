@@ -165,5 +165,5 @@ def test_upstream_still_takes_torchs_step_for_a_tensor() -> None:
         model_param_group_index_map={parameter: (0, 0)},
     )
     tensors = dict.fromkeys(("param", "exp_avg", "exp_avg_sq"), torch.zeros(1))
-    with pytest.raises(KeyError, match="step"):
+    with torch.no_grad(), pytest.raises(KeyError, match="step"):
         DistributedOptimizer._set_main_param_and_optimizer_states(optimizer, parameter, tensors)

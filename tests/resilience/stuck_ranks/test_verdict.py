@@ -14,7 +14,7 @@ HOSTS = {rank: f"n{rank // 2}" for rank in range(4)}
 
 
 def report(rank: int, stack: tuple = WAITING, **changes: object) -> Report:
-    plain = Report(rank, HOSTS[rank], iteration=12, marks=100, silent_seconds=61.0, phase="training", stack=stack)
+    plain = Report(rank, HOSTS[rank], iteration=12, microbatches=100, silent_seconds=61.0, phase="training", stack=stack)
     return replace(plain, **changes)
 
 
@@ -34,12 +34,12 @@ def test_who_is_busy_while_others_wait_is_stuck() -> None:
         "rank 3 on host n1 is stuck: training at iteration 12 for 61 s in next_sample (data/reader.py:7), while 3 other "
         "ranks wait"
     )
-    several = judge([report(0), report(1, BUSY), report(2, BUSY, marks=99), report(3)], 4, HOSTS)
+    several = judge([report(0), report(1, BUSY), report(2, BUSY, microbatches=99), report(3)], 4, HOSTS)
     assert several.rank == 2 and several.reason.endswith("while 2 other ranks wait; so are ranks 1")
 
 
 def test_who_is_behind_is_stuck() -> None:
-    verdict = judge([report(0), report(1, marks=98), report(2), report(3)], 4, HOSTS)
+    verdict = judge([report(0), report(1, microbatches=98), report(2), report(3)], 4, HOSTS)
     assert verdict.rank == 1 and "2 microbatches behind others" in verdict.reason
 
 

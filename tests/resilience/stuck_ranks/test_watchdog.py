@@ -58,7 +58,7 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Job]:
 def begin(job: Job, *ranks: int) -> None:
     """Start watching, and let two steps pass."""
     for rank in ranks:
-        job.ranks[rank].mark()
+        job.ranks[rank].count_microbatch()
         assert not job.ranks[rank].is_overdue()
         job.ranks[rank].start()
     job.iteration += 1
@@ -68,7 +68,7 @@ def test_start_up_is_not_watched(job: Job) -> None:
     rank = job.ranks[0]
     rank.moved -= 1000
     assert not rank.is_overdue()
-    rank.mark()
+    rank.count_microbatch()
     rank.moved -= 1000
     assert not rank.is_overdue()  # within its first step
     job.iteration += 1
@@ -77,7 +77,7 @@ def test_start_up_is_not_watched(job: Job) -> None:
 
 def test_saving_has_more_patience(job: Job) -> None:
     rank = job.ranks[0]
-    rank.mark()
+    rank.count_microbatch()
     rank.is_overdue()
     job.iteration += 1
     rank.moved -= 2 * LIMIT
@@ -111,6 +111,6 @@ def test_a_step_that_goes_on_after_all(job: Job, capfd: pytest.CaptureFixture[st
     begin(job, 0)
     job.wait(lambda: job.store.check([f"{PREFIX}/alarm"]))
     job.ranks[0].moved += 1000  # it will not become overdue again
-    job.ranks[0].marks += 1
+    job.ranks[0].microbatches += 1
     job.wait(lambda: not job.store.check([f"{PREFIX}/alarm"]))
     assert job.left == {} and "goes on after more than" in capfd.readouterr().err
