@@ -188,7 +188,7 @@ def test_an_exit_without_an_error_code_is_no_end(act: str, tmp_path: Path) -> No
     assert said == {f"{function})"} and len(read_failures(tmp_path)) == 2
     if act == "bare exit":
         message = read_failures(tmp_path)[0].message
-        assert message.startswith("SystemExit without a code") and "at test_stopping.py:" in message
+        assert message.startswith("SystemExit without a code") and "at test_leave.py:" in message
         assert message.endswith("(bare_exit): the weather is bad, exiting")
 
 
