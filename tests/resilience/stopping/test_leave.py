@@ -206,9 +206,9 @@ def test_megatron_s_own_exits_are_failures(tmp_path: Path) -> None:
 
 
 def test_a_loop_that_returns_early_is_no_end(tmp_path: Path) -> None:
-    from tests.training import test_stopping
+    from tests.resilience.stopping import test_leave
 
-    assert run_ranks(1, test_stopping.leave_early, str(tmp_path)) == [1]
+    assert run_ranks(1, test_leave.leave_early, str(tmp_path)) == [1]
     assert [each.message for each in read_failures(tmp_path)] == ["training ended after iteration 3 of 8"]
     assert not (tmp_path / "outcomes").exists()
 
@@ -245,9 +245,9 @@ def test_help_is_no_outcome(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("iteration", "expected"), [(1, 75), (2, "RuntimeError")], ids=["first", "later"])
 def test_an_exception_after_the_signal(iteration: int, expected: Any, tmp_path: Path) -> None:
     """In the first step peers may have left already, and there is nothing to save; later it is a failure."""
-    from tests.training import test_stopping
+    from tests.resilience.stopping import test_leave
 
-    codes = run_ranks(1, test_stopping.leave_told_and_broken, str(tmp_path), iteration)
+    codes = run_ranks(1, test_leave.leave_told_and_broken, str(tmp_path), iteration)
     if expected == 75:
         assert codes == [75] and outcome(tmp_path).startswith("stopped\n") and read_failures(tmp_path) == []
     else:
