@@ -8,7 +8,7 @@ import pytest
 from tests.faults.damage import DAMAGES, TRACKER, TRACKERS
 from tests.faults.injected import RUN, assert_goes_on, failing, losses, train
 
-pytestmark = pytest.count_microbatch.faults
+pytestmark = pytest.mark.faults
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def folder(undisturbed: Path, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.count_microbatch.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_the_one_before_is_used(damage: str, folder: Path, tmp_path: Path, undisturbed: Path) -> None:
     DAMAGES[damage][0](folder / "iter_0000006")
     train(2, f"{RUN} --save {folder} --load {folder} --tensorboard-dir {tmp_path}/resumed")
@@ -29,8 +29,8 @@ def test_the_one_before_is_used(damage: str, folder: Path, tmp_path: Path, undis
     assert (folder / TRACKER).read_text() == "8"
 
 
-@pytest.count_microbatch.parametrize("tracker", TRACKERS)
-@pytest.count_microbatch.parametrize("save", [True, False], ids=["own folder", "read-only"])
+@pytest.mark.parametrize("tracker", TRACKERS)
+@pytest.mark.parametrize("save", [True, False], ids=["own folder", "read-only"])
 def test_a_damaged_tracker(tracker: str, save: bool, folder: Path, tmp_path: Path, undisturbed: Path) -> None:
     (folder / TRACKER).write_text(TRACKERS[tracker][0])
     own = f"--save {folder}" if save else ""

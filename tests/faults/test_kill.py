@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults.injected import INTERVAL, MOMENTS, RUN, assert_goes_on, kill_at_save, kill_at_step, killed, train
 
-pytestmark = pytest.count_microbatch.faults
+pytestmark = pytest.mark.faults
 
 
 def test_in_a_step(tmp_path: Path, undisturbed: Path) -> None:
@@ -16,7 +16,7 @@ def test_in_a_step(tmp_path: Path, undisturbed: Path) -> None:
     assert_goes_on(tmp_path / "resumed", undisturbed, after=4)
 
 
-@pytest.count_microbatch.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_in_a_save(moment: str, tmp_path: Path, undisturbed: Path) -> None:
     flags = f"{RUN} --save {tmp_path}/ckpt --load {tmp_path}/ckpt"
     killed(2, flags, (kill_at_save, (moment, 4)))

@@ -8,7 +8,7 @@ from megatron_compete.report.scalars import read_scalars
 from tests.faults.damage import TRACKER
 from tests.faults.injected import RUN, STEPS, assert_goes_on, failing, losses, nan_at_step, run_every_step_twice, train
 
-pytestmark = pytest.count_microbatch.faults
+pytestmark = pytest.mark.faults
 
 ALWAYS, ONCE = 1_000_000, 1
 
@@ -53,7 +53,7 @@ def test_without_the_machine_it_is_a_failure(tmp_path: Path) -> None:
     assert (tmp_path / "ckpt" / TRACKER).read_text() == "2"
 
 
-@pytest.count_microbatch.parametrize("centering", ["none", "batch", "ema"])
+@pytest.mark.parametrize("centering", ["none", "batch", "ema"])
 def test_a_rerun_is_the_same_step(centering: str, tmp_path: Path) -> None:
     """Every step is run twice: same schedule, same winners, same losses."""
     base = f"{RUN} --compete-response-centering {centering}"

@@ -21,7 +21,7 @@ from tests.faults.injected import (
     train,
 )
 
-pytestmark = pytest.count_microbatch.faults
+pytestmark = pytest.mark.faults
 
 KINDS = ("sync",)
 """Asynchronous saves need a GPU."""
@@ -31,8 +31,8 @@ def flags(folder: Path, kind: str = "sync") -> str:
     return f"{RUN} --save {folder}/ckpt --load {folder}/ckpt"
 
 
-@pytest.count_microbatch.parametrize("kind", KINDS)
-@pytest.count_microbatch.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rank", [0, 1])
 def test_one_rank_cannot_write_and_the_run_goes_on(rank: int, kind: str, tmp_path: Path, undisturbed: Path) -> None:
     train(
         2,
@@ -48,7 +48,7 @@ def test_one_rank_cannot_write_and_the_run_goes_on(rank: int, kind: str, tmp_pat
     ]
 
 
-@pytest.count_microbatch.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_run_stops_and_the_older_checkpoint_survives(kind: str, tmp_path: Path, undisturbed: Path) -> None:
     said = failing(2, flags(tmp_path, kind), (full_disk, (1, 4, 100)))
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
@@ -58,8 +58,8 @@ def test_the_run_stops_and_the_older_checkpoint_survives(kind: str, tmp_path: Pa
     assert_goes_on(tmp_path / "resumed", undisturbed, after=2)
 
 
-@pytest.count_microbatch.parametrize("kind", KINDS)
-@pytest.count_microbatch.parametrize("name", [".metadata", "metadata.json", "tracker"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [".metadata", "metadata.json", "tracker"])
 def test_what_rank_0_writes_last(name: str, kind: str, tmp_path: Path, undisturbed: Path) -> None:
     """Upstream the other ranks would wait here until the communication times out."""
     train(
@@ -81,8 +81,8 @@ def test_the_last_save_fails(tmp_path: Path, undisturbed: Path) -> None:
     assert_goes_on(tmp_path / "resumed", undisturbed, after=6)
 
 
-@pytest.count_microbatch.parametrize("kind", KINDS)
-@pytest.count_microbatch.parametrize("way", ["signal", "interval", "duration"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["signal", "interval", "duration"])
 def test_the_save_before_leaving_fails(way: str, kind: str, tmp_path: Path, undisturbed: Path) -> None:
     """Whichever way a run leaves, it does not claim to have saved."""
     leaving = {

@@ -12,7 +12,7 @@ from tests.data.datasets import write_dataset
 from tests.faults.injected import RUN, failing, kill_in_index_cache, killed, losses, train
 from tests.resilience.saving.test_folder import other_process  # noqa: F401  a fixture
 
-pytestmark = pytest.count_microbatch.faults
+pytestmark = pytest.mark.faults
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def data(tmp_path: Path) -> str:
     return write_dataset(tmp_path / "data", [[draw.integers(0, 120, 60).tolist()] for _ in range(100)])
 
 
-@pytest.count_microbatch.parametrize("file", ["document_index", "shuffle_index"])
+@pytest.mark.parametrize("file", ["document_index", "shuffle_index"])
 def test_a_kill_while_the_index_cache_is_built(file: str, data: str, tmp_path: Path) -> None:
     flags = f"{RUN} --data-path {data} --split 100,0,0"
     train(2, f"{flags} --data-cache-path {tmp_path}/whole --tensorboard-dir {tmp_path}/undisturbed")
@@ -42,7 +42,7 @@ def test_a_torn_index_cache_of_another_trainer_is_named(data: str, tmp_path: Pat
     train(2, flags)
 
 
-@pytest.count_microbatch.parametrize("suffix", [".bin", ".idx"])
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
 def test_a_truncated_data_file(suffix: str, data: str) -> None:
     path = Path(data + suffix)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.injected import RUN, failing, loop_at_step, sleep_at_step, stop_at_step, train
 
-pytestmark = pytest.count_microbatch.faults
+pytestmark = pytest.mark.faults
 
 LIMIT = 8
 
@@ -22,7 +22,7 @@ FAULTS = {
 }
 
 
-@pytest.count_microbatch.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_the_rank_is_named(fault: str, tmp_path: Path) -> None:
     inject, values, said = FAULTS[fault]
     failing(2, FLAGS, (in_run_folder, (str(tmp_path),)), (inject, values))
