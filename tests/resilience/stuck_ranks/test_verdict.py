@@ -14,7 +14,9 @@ HOSTS = {rank: f"n{rank // 2}" for rank in range(4)}
 
 
 def report(rank: int, stack: tuple = WAITING, **changes: object) -> Report:
-    plain = Report(rank, HOSTS[rank], iteration=12, microbatches=100, silent_seconds=61.0, phase="training", stack=stack)
+    plain = Report(
+        rank, HOSTS[rank], iteration=12, microbatches=100, silent_seconds=61.0, phase="training", stack=stack
+    )
     return replace(plain, **changes)
 
 
