@@ -21,8 +21,8 @@ SETTINGS = {"sys.argv", "sys.stdout", "sys.stderr", "mpi4py.rc.initialize"}
 OWN_OBJECTS = {
     "cluster/status.py": "the fields of its own dataclass",
     "moe/baselines/cosine.py": "a parameter of its own layer, as Megatron marks its own",
+    "moe/fp8.py": "the state of modules, put back as it was",
     "moe/precision.py": "the state of modules, put back as it was",
-    "schedule/table.py": "a field of its own frozen dataclass",
     "verify/single.py": "parsed arguments",
 }
 """Files that use `setattr`, and on what."""
@@ -91,6 +91,7 @@ def test_no_way_of_patching_is_missed(kind: str) -> None:
         "import torch\nx = torch.cuda.stream",
         "import torch\nx = torch.zeros(1)\nx[0] = torch.ones(1)\nx.data = 3",
         "import sys\nsys.argv = []",
+        "class A:\n    def __init__(self): setattr(self, 'x', 1)",
     ],
 )
 def test_what_is_ours_may_be_set(source: str) -> None:
@@ -115,7 +116,11 @@ def assignments_to_imported(tree: ast.Module) -> Iterator[str]:
 def dynamic_assignments(tree: ast.Module) -> Iterator[str]:
     """`setattr`, `delattr` and mocks, which may be to anything."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1].strip("_") in ("setattr", "delattr"):
+        is_call = isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1].strip("_") in (
+            "setattr",
+            "delattr",
+        )
+        if is_call and ast.unparse(node.args[0]) != "self":
             yield ast.unparse(node)
         if isinstance(node, (ast.Import, ast.ImportFrom)) and "unittest" in ast.unparse(node):
             yield ast.unparse(node)
