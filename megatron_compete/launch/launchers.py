@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from megatron_compete.launch.recipe import MODULE
 from megatron_compete.launch.stop_signal import leave_on_stop_signal
+from megatron_compete.upstream import replace_symbol
 
 if TYPE_CHECKING:
     from megatron_compete.launch.agent import JobAgent
@@ -76,7 +77,6 @@ def run_torchrun(command: list[str]) -> None:
             they failed, after one line for each rank that this node saw fail first; 128 + N at another signal.
     """
     leave_on_stop_signal()
-    import torch.distributed.launcher.api as launcher
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
@@ -87,9 +87,9 @@ def run_torchrun(command: list[str]) -> None:
         logging.getLogger(name).addFilter(_Reported())
     arguments = parse_args(command)
     arguments.signals_to_handle = AGENT_SIGNALS
-    launcher.LocalElasticAgent = JobAgent  # type: ignore[misc]
     try:
-        run(arguments)
+        with replace_symbol("torch.distributed.launcher.api:LocalElasticAgent", JobAgent):
+            run(arguments)
     except ChildFailedError:
         _leave(JobAgent.current)
     except SignalException as error:

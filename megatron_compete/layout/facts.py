@@ -67,3 +67,12 @@ class Facts:
         if isinstance(frequency, int):
             return len(range(0, self.args.num_layers, frequency))
         return sum(frequency)
+
+
+def not_over(flag: str, value: int, over: str, size: int) -> str:
+    return f"{flag} {value} does not divide over {over} {size}: make the first a multiple of the second"
+
+
+def multiple(value: int, unit: int) -> int:
+    """The multiple of `unit` at or above `value`."""
+    return -(-value // unit) * unit

@@ -5,7 +5,6 @@ those of the whole step, in any layout: pipeline stages hold different layers, a
 other steps, and where nobody reads them, nothing is computed, sent or waited for. Nothing here is part of the graph.
 """
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,22 +30,16 @@ class LogIntervals:
     """At which iterations (counted from 1) something is logged; alike on all ranks."""
 
     scalars: int | None = 1
-    """--tensorboard-log-interval; None where there is neither TensorBoard nor wandb."""
+    """Every so many iterations for TensorBoard and wandb; None where there is neither."""
     console: int = 1
-    """--log-interval"""
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> "LogIntervals":
-        """Those of Megatron's arguments. The writer is on the last rank alone, the folder's name on all."""
-        written = bool(args.tensorboard_dir or args.wandb_project)
-        return cls(args.tensorboard_log_interval if written else None, args.log_interval)
+    """Every so many iterations for a printed line."""
 
     def logs(self, iteration: int) -> bool:
         """Whether the step that ends in `iteration` is logged, wherever."""
         return (self.scalars is not None and iteration % self.scalars == 0) or self.prints(iteration)
 
     def prints(self, iteration: int) -> bool:
-        """Whether the trainer prints a line. What costs a pass over logits or a routing of its own is logged then."""
+        """Whether a line is printed. What costs a pass over logits or a routing of its own is logged then."""
         return iteration % self.console == 0
 
 
@@ -67,7 +60,7 @@ class CompetitionMetrics(MoEMetricsTracker):
 
     @cached_property
     def sums(self) -> LayerSums:
-        """Made when first needed: at construction the trainer has not chosen this rank's device yet."""
+        """Made when first needed: at construction this rank's device need not be chosen yet."""
         config = self.competition.config
         metrics = ROUTING_METRICS + (COMPETITION_METRICS[config.kind] if config.enabled else ())
         device = torch.cuda.current_device() if torch.cuda.is_available() else None
@@ -92,7 +85,7 @@ class CompetitionMetrics(MoEMetricsTracker):
         *args: Any,
         **kwargs: Any,
     ) -> str:
-        """Megatron's report and ours; called once a step on every rank by `training_log`."""
+        """Megatron's report and ours; to be called once a step on every rank."""
         ours = ""
         if self.intervals.logs(iteration):
             scalars = self._reduced(per_layer_logging)
@@ -135,7 +128,7 @@ class CompetitionMetrics(MoEMetricsTracker):
 
 
 def console_text(scalars: dict[str, float]) -> str:
-    """What the trainer's line says of a step."""
+    """What a printed line says of a step."""
     parts = []
     if "competition/active-layers" in scalars:
         parts.append(f"competing layers: {scalars['competition/active-layers']:.0f}")
@@ -148,7 +141,7 @@ def console_text(scalars: dict[str, float]) -> str:
 
 
 def install_metrics(competition: Competition, num_experts: int, intervals: LogIntervals) -> None:
-    """Make Megatron's trainer report this competition's metrics."""
+    """Make this competition's metrics those that layers record in, and that Megatron's MoE tracker reports."""
     set_moe_metrics_tracker(CompetitionMetrics(competition, num_experts, intervals))
 
 

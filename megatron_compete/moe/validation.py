@@ -61,22 +61,8 @@ def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:
     check_score_kernel(
         compete.score_kernel, config, utility if compete.kind == "utility" else RESPONSES[compete.response]
     )
-    if compete.response_gradients == "all" and config.gradient_accumulation_fusion:
-        raise CompeteError(
-            "--compete-response-gradients all returns expert gradients to autograd, and Megatron's fused accumulation "
-            "bypasses it: give --no-gradient-accumulation-fusion"
-        )
-    if compete.response_gradients == "all" and config.fp8_param:
-        raise CompeteError(
-            "--compete-response-gradients all sums expert gradients like the parameters, which --fp8-param-gather "
-            "keeps in FP8: leave one of the two out"
-        )
-    recomputed = config.recompute_modules if config.recompute_granularity == "selective" else None
-    if compete.response_gradients == "all" and "moe_act" in (recomputed or ()):
-        raise CompeteError(
-            "--compete-response-gradients all asks autograd for expert gradients, which Megatron's recomputed "
-            "activations refuse: leave moe_act out of --recompute-modules"
-        )
+    if compete.response_gradients == "all":
+        _check_response_gradients(config)
     if compete.kind == "utility":
         _check_utility(config, compete)
     for refusal in REFUSALS:
@@ -103,6 +89,26 @@ def _check_groups(config: TransformerConfig) -> None:
         raise CompeteError(
             f"{given} ranks a group by its best {top_k // chosen} experts (--moe-router-topk {top_k} / {chosen}), and it "
             f"has {size}: give a --moe-router-group-topk from {-(-top_k // size)} to {top_k}"
+        )
+
+
+def _check_response_gradients(config: TransformerConfig) -> None:
+    """`--compete-response-gradients all`: experts are run again in the backward pass, outside of Megatron's own."""
+    if config.gradient_accumulation_fusion:
+        raise CompeteError(
+            "--compete-response-gradients all returns expert gradients to autograd, and Megatron's fused accumulation "
+            "bypasses it: give --no-gradient-accumulation-fusion"
+        )
+    if config.fp8_param:
+        raise CompeteError(
+            "--compete-response-gradients all sums expert gradients like the parameters, which --fp8-param-gather "
+            "keeps in FP8: leave one of the two out"
+        )
+    recomputed = config.recompute_modules if config.recompute_granularity == "selective" else None
+    if "moe_act" in (recomputed or ()):
+        raise CompeteError(
+            "--compete-response-gradients all asks autograd for expert gradients, which Megatron's recomputed "
+            "activations refuse: leave moe_act out of --recompute-modules"
         )
 
 

@@ -1,4 +1,4 @@
-"""Floating-point FLOPs of a job's parts, on all ranks together for whole steps and on one rank for one layer.
+"""Floating-point operations (FLOPs) of a job's parts, on all ranks together for whole steps and on one rank for one layer.
 
 A GEMM of m x k by k x n is 2 m k n FLOPs; a backward pass is twice a forward one. Norms, activations, the softmax
 and the response are left out, as Megatron leaves them out.

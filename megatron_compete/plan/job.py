@@ -25,9 +25,9 @@ from megatron_compete.moe.baselines.config import BaselineConfig
 from megatron_compete.moe.competition import Competition, decoder_places, layer_places, moe_layer_numbers
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.plan.pretend import pretended_gpu
-from megatron_compete.resilience.changes import broken_changes
-from megatron_compete.resilience.resume import load_folder
-from megatron_compete.resilience.saved_run import read_saved_run
+from megatron_compete.resilience.resuming.changes import broken_changes
+from megatron_compete.resilience.resuming.choice import load_folder
+from megatron_compete.resilience.resuming.saved_run import read_saved_run
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.training.arguments import (
     add_arguments,

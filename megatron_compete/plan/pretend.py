@@ -12,9 +12,8 @@ import os
 import types
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
-import torch
+from megatron_compete.upstream import replace_symbol, resolve
 
 CAPABILITY = (9, 0)
 """Compute capability that Megatron is told of: Hopper's. Its checks tell Ampere, Hopper and Blackwell apart only in what
@@ -23,12 +22,16 @@ the launcher's environment must hold."""
 TRANSFORMER_ENGINE = "2.9.0"
 """Version that Megatron is told of where Transformer Engine is not installed: one that has all it asks for."""
 
-FUSED_ROPE = ("fused_apply_rotary_pos_emb", "fused_apply_rotary_pos_emb_thd")
-FUSED_PERMUTE = (
-    "fused_permute", "fused_permute_with_probs", "fused_sort_chunks_by_index",
-    "fused_sort_chunks_by_index_with_probs", "fused_unpermute",
-)  # fmt: skip
-"""Kernels of Transformer Engine whose presence `TransformerConfig` asks for."""
+FUSED_KERNELS = (
+    "megatron.core.models.common.embeddings.rope_utils:fused_apply_rotary_pos_emb",
+    "megatron.core.models.common.embeddings.rope_utils:fused_apply_rotary_pos_emb_thd",
+    "megatron.core.transformer.moe.moe_utils:fused_permute",
+    "megatron.core.transformer.moe.moe_utils:fused_permute_with_probs",
+    "megatron.core.transformer.moe.moe_utils:fused_sort_chunks_by_index",
+    "megatron.core.transformer.moe.moe_utils:fused_sort_chunks_by_index_with_probs",
+    "megatron.core.transformer.moe.moe_utils:fused_unpermute",
+)
+"""Kernels of Transformer Engine whose presence `TransformerConfig` asks for: None where it is not installed."""
 
 
 @contextlib.contextmanager
@@ -36,9 +39,9 @@ def pretended_gpu() -> Iterator[None]:
     """Megatron's checks inside see a GPU host; its prints and warnings about the arguments are dropped."""
     device = types.SimpleNamespace(major=CAPABILITY[0], minor=CAPABILITY[1], name="planned")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_replaced(torch.cuda, is_available=lambda: True))
-        stack.enter_context(_replaced(torch.cuda, get_device_capability=lambda *a, **k: CAPABILITY))
-        stack.enter_context(_replaced(torch.cuda, get_device_properties=lambda *a, **k: device))
+        stack.enter_context(replace_symbol("torch.cuda:is_available", lambda: True))
+        stack.enter_context(replace_symbol("torch.cuda:get_device_capability", lambda *a, **k: CAPABILITY))
+        stack.enter_context(replace_symbol("torch.cuda:get_device_properties", lambda *a, **k: device))
         stack.enter_context(_transformer_engine())
         stack.enter_context(_launcher_environment())
         stack.enter_context(_quiet())
@@ -46,31 +49,17 @@ def pretended_gpu() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, **values: Any) -> Iterator[None]:
-    before = {name: getattr(owner, name) for name in values}
-    for name, value in values.items():
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(owner, name, value)
-
-
-@contextlib.contextmanager
 def _transformer_engine() -> Iterator[None]:
-    import megatron.core.utils as utils
-    from megatron.core.models.common.embeddings import rope_utils
-    from megatron.core.transformer.moe import moe_utils
+    from megatron.core.utils import get_te_version
     from packaging.version import Version
 
-    missing = utils.get_te_version() == Version("0.0.0")
     with contextlib.ExitStack() as stack:
-        if missing:
-            stack.enter_context(_replaced(utils, _te_version=Version(TRANSFORMER_ENGINE)))
-        for module, names in ((rope_utils, FUSED_ROPE), (moe_utils, FUSED_PERMUTE)):
-            absent = {name: object() for name in names if getattr(module, name) is None}
-            stack.enter_context(_replaced(module, **absent))
+        if get_te_version() == Version("0.0.0"):
+            stack.enter_context(replace_symbol("megatron.core.utils:_te_version", Version(TRANSFORMER_ENGINE)))
+        for kernel in FUSED_KERNELS:
+            owner, name = resolve(kernel)
+            if getattr(owner, name) is None:
+                stack.enter_context(replace_symbol(kernel, object()))
         yield
 
 

@@ -14,30 +14,31 @@ from typing import Any
 
 import torch
 from megatron.core.num_microbatches_calculator import get_num_microbatches
-from megatron.training import get_args, get_timers, training
+from megatron.training import get_args, get_timers
 from megatron.training.checkpointing import get_checkpoint_tracker_filename
 from megatron.training.utils import is_last_rank
 
 from megatron_compete.launch.run_files import RunFiles, current_run
+from megatron_compete.upstream import wrap_symbol
 
 LOSS = "lm loss"
 STEP_TIMER = "interval-time"
 
 
 class ProgressLog:
-    """Stands in for Megatron's `training_log`."""
+    """Around Megatron's `training_log`."""
 
-    def __init__(self, run: RunFiles, upstream: Callable[..., Any]) -> None:
-        self.run, self.upstream = run, upstream
+    def __init__(self, run: RunFiles) -> None:
+        self.run = run
         self._logged: dict[str, Any] | None = None
         self._iteration: int | None = None
         self._active_seconds = 0.0
 
     def log(
-        self, loss_dict: dict[str, Any], total_loss_dict: dict[str, Any], learning_rate: Any, iteration: int, *args: Any, **kwargs: Any
+        self, upstream: Callable[..., Any], loss_dict: dict[str, Any], total_loss_dict: dict[str, Any], learning_rate: Any, iteration: int, *args: Any, **kwargs: Any
     ) -> Any:  # fmt: skip
         """Megatron's log of a step, then ours where it wrote a line."""
-        result = self.upstream(loss_dict, total_loss_dict, learning_rate, iteration, *args, **kwargs)
+        result = upstream(loss_dict, total_loss_dict, learning_rate, iteration, *args, **kwargs)
         settings = get_args()
         if self._iteration is None:
             self._iteration = iteration - 1
@@ -93,10 +94,9 @@ def written_progress() -> Iterator[None]:
     if run is None:
         yield
         return
-    ours = ProgressLog(run, training.training_log)
-    training.training_log = ours.log
+    ours = ProgressLog(run)
     try:
-        yield
+        with wrap_symbol("megatron.training.training:training_log", ours.log):
+            yield
     finally:
-        training.training_log = ours.upstream
         ours.put()

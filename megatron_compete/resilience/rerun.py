@@ -6,6 +6,7 @@ same layers compete; but running statistics (`--compete-response-centering ema`)
 first run. They are wound back here.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,16 +16,31 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from megatron_compete.moe.centering import RunningCentering
+from megatron_compete.upstream import wrap_symbol
 
 
-def keep_statistics(model: list[MegatronModule]) -> list[MegatronModule]:
-    """Let the rerun machine wind back running statistics; a hook that Megatron calls when the model is built."""
+def wind_back_statistics(model: list[MegatronModule], running: contextlib.ExitStack) -> list[MegatronModule]:
+    """Let the rerun machine wind back running statistics; a hook that Megatron calls when the model is built.
+
+    Args:
+        running: closed when the run ends.
+    """
     layers = [module for chunk in model for module in chunk.modules() if isinstance(module, RunningCentering)]
     machine = get_rerun_state_machine()
     if layers and machine.get_mode() != RerunMode.DISABLED:
         statistics = Statistics(layers)
-        machine._save_state = _before(machine._save_state, statistics.save)
-        machine._restore_state = _before(machine._restore_state, statistics.restore)
+        running.enter_context(
+            wrap_symbol(
+                "megatron.core.rerun_state_machine:RerunStateMachine._save_state", _after(statistics.save), on=machine
+            )
+        )
+        running.enter_context(
+            wrap_symbol(
+                "megatron.core.rerun_state_machine:RerunStateMachine._restore_state",
+                _after(statistics.restore),
+                on=machine,
+            )
+        )
     return model
 
 
@@ -47,8 +63,8 @@ class Statistics:
         return [buffer for layer in self.layers for buffer in layer.buffers()]
 
 
-def _before(upstream: Callable[..., Any], step: Callable[[], None]) -> Callable[..., Any]:
-    def call(*args: Any, **named: Any) -> Any:
+def _after(step: Callable[[], None]) -> Callable[..., Any]:
+    def call(upstream: Callable[..., Any], *args: Any, **named: Any) -> Any:
         step()
         return upstream(*args, **named)
 

@@ -19,7 +19,7 @@ from megatron_compete.training.argument_help import escape_help
 from megatron_compete.training.data_arguments import check_data_arguments
 from megatron_compete.training.local_paths import check_local_paths, refuse_msc
 from megatron_compete.training.presets import PRESETS, defaults_asked_for
-from megatron_compete.training.probe import add_probe_arguments, check_probe_arguments
+from megatron_compete.training.probe_log import add_probe_arguments, check_probe_arguments
 from megatron_compete.training.refused import check_refused
 
 EVAL_INTERVAL = 1000

@@ -23,7 +23,7 @@ from megatron.training import get_args, get_timers
 from megatron.training.training import update_seqlen_stats_from_cu_seqlens
 from torch import Tensor
 
-from megatron_compete.resilience.watchdog import mark_progress
+from megatron_compete.resilience.stuck_ranks.watchdog import count_microbatch
 
 Batch = dict[str, Any]
 """Tensors by name; None for what this rank's stage does not need."""
@@ -186,7 +186,7 @@ def forward_step(
         return_schedule_plan: instead of the output, the plan of the layers' parts that Megatron interleaves
             (--overlap-moe-expert-parallel-comm).
     """
-    mark_progress()
+    count_microbatch()
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
     with straggler_detector(bdata=True):

@@ -4,16 +4,24 @@ The trainer runs `make` for them when it starts, and ends the job where that fai
 helpers but no Makefile, so with it no training would start.
 """
 
+import contextlib
 from pathlib import Path
 
+from megatron.core.datasets import utils
 
-def use_prebuilt_helpers() -> None:
-    """Keep the trainer from compiling what is there; a source tree, which has a Makefile, goes on as ever."""
-    import megatron.core.datasets.utils as utils
+from megatron_compete.upstream import replace_symbol
 
-    folder = Path(utils.__file__).parent
+
+def use_prebuilt_helpers() -> contextlib.ExitStack:
+    """Keep the trainer from compiling what is there; a source tree, which has a Makefile, goes on as ever.
+
+    Returns:
+        What undoes it when it is closed.
+    """
+    undo, folder = contextlib.ExitStack(), Path(utils.__file__).parent
     if not (folder / "Makefile").exists() and any(folder.glob("helpers_cpp.*.so")):
-        utils.compile_helpers = _nothing
+        undo.enter_context(replace_symbol("megatron.core.datasets.utils:compile_helpers", _nothing))
+    return undo
 
 
 def _nothing() -> None:

@@ -5,12 +5,12 @@ module adds that to Megatron's count, from which it makes the throughput and the
 """
 
 import argparse
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from megatron.training import training
-
 from megatron_compete.moe.competition import Competition
+from megatron_compete.upstream import wrap_symbol
 
 
 def scoring_flops(args: argparse.Namespace, num_tokens: float, response_gradients: str = "winners") -> float:
@@ -36,7 +36,7 @@ def scoring_flops(args: argparse.Namespace, num_tokens: float, response_gradient
 
 
 class FlopsCount:
-    """Stands in for `num_floating_point_operations` and `training_log` of Megatron's trainer.
+    """Around `num_floating_point_operations` and `training_log` of Megatron's trainer.
 
     Two places of the trainer ask, both when a step has ended and `curr_iteration`, counted from 0, still names it:
 
@@ -45,31 +45,33 @@ class FlopsCount:
       it must be their mean over the same steps, or every line would show one step's luck.
     """
 
-    def __init__(self, competition: Competition, count: Callable[..., float], log: Callable[..., Any]) -> None:
+    def __init__(self, competition: Competition) -> None:
         self.competition = competition
-        self.upstream = count, log
         self._loss_dict: dict[str, Any] | None = None
 
     def count(
         self,
+        upstream: Callable[..., float],
         args: argparse.Namespace,
         batch_size: int,
         seqlen_squared_sum_in_batch: float | None = None,
         total_real_tokens_in_batch: float | None = None,
     ) -> float:
         """Megatron's count for a global batch, plus the scoring passes."""
-        total = self.upstream[0](args, batch_size, seqlen_squared_sum_in_batch, total_real_tokens_in_batch)
+        total = upstream(args, batch_size, seqlen_squared_sum_in_batch, total_real_tokens_in_batch)
         tokens = total_real_tokens_in_batch
         if tokens is None:
             tokens = batch_size * args.seq_length
         layer = scoring_flops(args, tokens, self.competition.config.response_gradients)
         return total + self._mean_competing_layers() * layer
 
-    def log(self, loss_dict: dict[str, Any], total_loss_dict: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def log(
+        self, upstream: Callable[..., Any], loss_dict: dict[str, Any], total_loss_dict: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:  # fmt: skip
         """Megatron's `training_log`, with the mean over the line's steps."""
         self._loss_dict = total_loss_dict
         try:
-            return self.upstream[1](loss_dict, total_loss_dict, *args, **kwargs)
+            return upstream(loss_dict, total_loss_dict, *args, **kwargs)
         finally:
             self._loss_dict = None
 
@@ -85,16 +87,15 @@ class FlopsCount:
         return max(1, self._loss_dict["advanced iterations"] + self._loss_dict["skipped iterations"])
 
 
-def install_flops(competition: Competition) -> None:
-    """Make Megatron's trainer count this competition's scoring passes, and those of no earlier one."""
-    uninstall_flops()
-    if competition.config.enabled:
-        ours = FlopsCount(competition, training.num_floating_point_operations, training.training_log)
-        training.num_floating_point_operations, training.training_log = ours.count, ours.log
-
-
-def uninstall_flops() -> None:
-    """Undo `install_flops`."""
-    ours = getattr(training.training_log, "__self__", None)
-    if isinstance(ours, FlopsCount):
-        training.num_floating_point_operations, training.training_log = ours.upstream
+@contextlib.contextmanager
+def counted_scoring(competition: Competition) -> Iterator[None]:
+    """Within it, Megatron's trainer counts this competition's scoring passes."""
+    if not competition.config.enabled:
+        yield
+        return
+    ours = FlopsCount(competition)
+    with (
+        wrap_symbol("megatron.training.training:num_floating_point_operations", ours.count),
+        wrap_symbol("megatron.training.training:training_log", ours.log),
+    ):
+        yield

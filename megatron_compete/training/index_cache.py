@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from megatron.core.datasets import blended_dataset, gpt_dataset
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.files import open_whole
+from megatron_compete.upstream import replace_symbol, wrap_symbol
 
 
 @contextlib.contextmanager
@@ -25,15 +25,14 @@ def whole_files() -> Iterator[None]:
     Raises:
         CompeteError: a cache file cannot be read.
     """
-    modules: list[Any] = [gpt_dataset, blended_dataset]
-    before = [(module, module.numpy, module.safe_numpy_load) for module in modules]
-    for module, _, load in before:
-        module.numpy, module.safe_numpy_load = _Numpy(), _naming(load)
-    try:
+    ours = _Numpy()
+    with (
+        replace_symbol("megatron.core.datasets.gpt_dataset:numpy", ours),
+        replace_symbol("megatron.core.datasets.blended_dataset:numpy", ours),
+        wrap_symbol("megatron.core.datasets.gpt_dataset:safe_numpy_load", _load),
+        wrap_symbol("megatron.core.datasets.blended_dataset:safe_numpy_load", _load),
+    ):
         yield
-    finally:
-        for module, former, load in before:
-            module.numpy, module.safe_numpy_load = former, load
 
 
 class _Numpy:
@@ -49,15 +48,13 @@ class _Numpy:
             numpy.save(file, array, **options)
 
 
-def _naming(upstream: Callable[..., Any]) -> Callable[..., Any]:
-    def load(path: str, *args: Any, **options: Any) -> Any:
-        try:
-            return upstream(path, *args, **options)
-        except FileNotFoundError as error:
-            raise CompeteError(
-                f"{path} is not there: build the cache with one run without --dataloader-fast-cache-load"
-            ) from error
-        except (ValueError, EOFError, pickle.UnpicklingError) as error:
-            raise CompeteError(f"{path} is damaged ({error}): remove it, and the next start builds it anew") from error
-
-    return load
+def _load(upstream: Callable[..., Any], path: str, *args: Any, **options: Any) -> Any:
+    """`safe_numpy_load`, which names a file that it cannot read."""
+    try:
+        return upstream(path, *args, **options)
+    except FileNotFoundError as error:
+        raise CompeteError(
+            f"{path} is not there: build the cache with one run without --dataloader-fast-cache-load"
+        ) from error
+    except (ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise CompeteError(f"{path} is damaged ({error}): remove it, and the next start builds it anew") from error

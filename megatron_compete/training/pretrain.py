@@ -12,6 +12,7 @@ if __name__ == "__main__":
     leave_on_stop_signal()  # what follows takes longer to import than some batch systems wait
 
 import argparse
+import contextlib
 import functools
 import os
 
@@ -36,25 +37,25 @@ from megatron_compete.moe.baselines import BASELINES, check_baseline
 from megatron_compete.moe.baselines.config import BaselineConfig
 from megatron_compete.moe.competition import Competition, moe_layer_numbers
 from megatron_compete.moe.layer import CompeteMoELayer
-from megatron_compete.moe.metrics import LogIntervals, install_metrics
 from megatron_compete.moe.specs import baseline_layer_spec, compete_layer_spec
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.resilience.agreement import on_rank_0
 from megatron_compete.resilience.devices import settle_device
-from megatron_compete.resilience.event_log import one_curve
-from megatron_compete.resilience.optimizer_layout import install_optimizer_layout
 from megatron_compete.resilience.progress import written_progress
 from megatron_compete.resilience.reliability import reliable
-from megatron_compete.resilience.schedule_keeping import check_agreement, keep_schedule
-from megatron_compete.resilience.stopping import refuse_once, run_rank
+from megatron_compete.resilience.resuming.event_log import one_curve
+from megatron_compete.resilience.resuming.optimizer import any_expert_layout
+from megatron_compete.resilience.resuming.schedule import check_agreement, keep_schedule
+from megatron_compete.resilience.stopping.leave import refuse_once, run_rank
 from megatron_compete.training.batches import forward_step
 from megatron_compete.training.data_check import check_data
 from megatron_compete.training.dataset_helpers import use_prebuilt_helpers
 from megatron_compete.training.datasets import build_datasets, embedding_ranks
-from megatron_compete.training.flops import install_flops
+from megatron_compete.training.flops import counted_scoring
+from megatron_compete.training.metrics import report_metrics
 from megatron_compete.training.parse import parse_arguments
 from megatron_compete.training.presets import describe_preset
-from megatron_compete.training.probe import install_probe
+from megatron_compete.training.probe_log import probed_steps
 from megatron_compete.training.spec import trainer_step
 
 
@@ -73,22 +74,24 @@ def model_config(args: argparse.Namespace) -> GPTModelConfig:
     Raises:
         CompeteError: settings that exclude competition or the baseline, or a schedule that cannot be met.
     """
+    return _model_and_competition(args)[0]
+
+
+def _model_and_competition(args: argparse.Namespace) -> tuple[GPTModelConfig, Competition | None]:
     config = gpt_config_from_args(args, transformer_config(args))
     config.pre_wrap_hooks.append(functools.partial(say_preset, args=args))
     if args.router == "topk":
-        return config
+        return config, None
     if args.router in BASELINES:
-        return _with_baseline(config, args)
+        return _with_baseline(config, args), None
     compete = CompeteConfig.from_arguments(args)
     check_supported(config.transformer, compete)
     competition = Competition.of_model(compete, config.transformer, trainer_step)
-    install_metrics(competition, args.num_experts, LogIntervals.of(args))
-    install_flops(competition)
-    keep_schedule(competition, args)
+    report_metrics(competition, args.num_experts, args)
     config.transformer_layer_spec = functools.partial(compete_layer_spec, competition=competition)
     config.pre_wrap_hooks.append(functools.partial(check_layers, expected=len(competition.layer_numbers)))
     config.pre_wrap_hooks.append(functools.partial(check_agreement, competition=competition))
-    return config
+    return config, competition
 
 
 def say_preset(model: list[MegatronModule], args: argparse.Namespace) -> list[MegatronModule]:
@@ -143,11 +146,15 @@ def train() -> None:
     settle_device()
     args = parse_arguments()
     on_rank_0(lambda: check_data(args))
-    use_prebuilt_helpers()
-    install_optimizer_layout()
-    install_probe(args)
-    config = model_config(args)
-    with reliable(config, args), written_progress(), one_curve():
+    with contextlib.ExitStack() as trainer:
+        for part in (use_prebuilt_helpers(), any_expert_layout(), probed_steps(args)):
+            trainer.enter_context(part)
+        config, competition = _model_and_competition(args)
+        if competition is not None:
+            trainer.enter_context(counted_scoring(competition))
+            trainer.enter_context(keep_schedule(competition, args))
+        for part in (reliable(config, args), written_progress(), one_curve()):
+            trainer.enter_context(part)
         pretrain(
             pretrain_cfg_container_from_args(args, config),
             build_datasets,
@@ -158,7 +165,7 @@ def train() -> None:
 
 
 def main(launcher: str | None = None) -> None:
-    """Entry of one rank; `resilience/stopping.py` says how it leaves.
+    """Entry of one rank; `resilience/stopping/leave.py` says how it leaves.
 
     Args:
         launcher: what must have started it, `srun` or `mpirun`; default whatever did.

@@ -10,9 +10,9 @@ from megatron.training import get_args
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe import specs
 from megatron_compete.moe.competition import Competition, layer_places, moe_layer_numbers
-from megatron_compete.moe.metrics import LogIntervals, install_metrics
-from megatron_compete.resilience.schedule_keeping import check_agreement, keep_schedule
+from megatron_compete.resilience.resuming.schedule import check_agreement, keep_schedule
 from megatron_compete.schedule.balanced import StageChunk
+from megatron_compete.training.metrics import report_metrics
 
 
 def compete_layer_spec(model_config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
@@ -40,8 +40,8 @@ def _trainer_competition(
 ) -> Competition:
     args = get_args()
     competition = Competition(config, layer_numbers, trainer_step, places)
-    install_metrics(competition, num_experts, LogIntervals.of(args))
-    keep_schedule(competition, args)
+    report_metrics(competition, num_experts, args)
+    keep_schedule(competition, args)  # as long as the process lives
     check_agreement([], competition)
     return competition
 

@@ -82,7 +82,7 @@ def test_names_are_given_and_files_synced_in_one_place() -> None:
         "common/files.py": "the place",
         "common/staged.py": "several files at once, in an order that readers notice",
         "checkpoint/output.py": "an earlier output steps aside, whole under either name",
-        "resilience/save_folder.py": "a lock: who renames it first has it, and nothing of it outlives a host",
+        "resilience/saving/folder.py": "a lock: who renames it first has it, and nothing of it outlives a host",
     }
     package = Path(megatron_compete.__file__).parent
     by_hand = re.compile(r"\bos\.(replace|rename|fsync)\(|\.rename\(")

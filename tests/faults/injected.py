@@ -162,7 +162,8 @@ def _moment(moment: str) -> tuple[int, Any, str, Callable[[Any], bool]]:
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
     from megatron_compete.checkpoint.location import TRACKER
-    from megatron_compete.resilience import resume, save_files, saving
+    from megatron_compete.resilience.resuming import choice
+    from megatron_compete.resilience.saving import files, guard
 
     writes = iter(range(1_000_000))
     always = lambda args: True  # noqa: E731
@@ -170,9 +171,9 @@ def _moment(moment: str) -> tuple[int, Any, str, Callable[[Any], bool]]:
         "first shard": (1, filesystem_async, "_write_item", always),
         "between shards": (1, filesystem_async, "_write_item", lambda args: next(writes) == 5),
         "before .metadata": (0, FileSystemWriter, "finish", always),
-        "before metadata.json": (0, saving.Guard, "_save_last", always),
-        "before the tracker": (0, save_files, "write_whole", always),
-        "within the tracker": (0, resume.os, "replace", lambda args: str(args[1]).endswith(TRACKER)),
+        "before metadata.json": (0, guard.Guard, "_save_last", always),
+        "before the tracker": (0, files, "write_whole", always),
+        "within the tracker": (0, choice.os, "replace", lambda args: str(args[1]).endswith(TRACKER)),
     }[moment]
 
 
@@ -201,13 +202,13 @@ def fail_on_write(name: str, iteration: int) -> None:
     from megatron.core.dist_checkpointing import serialization
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-    from megatron_compete.resilience import save_files
+    from megatron_compete.resilience.saving import files
 
     folder = f"iter_{iteration:07d}"
     owner, attribute, is_meant = {
         ".metadata": (FileSystemWriter, "finish", lambda args: str(args[0].path).endswith(folder)),
         "metadata.json": (serialization, "save_config", lambda args: str(args[1]).endswith(folder)),
-        "tracker": (save_files, "write_whole", lambda args: args[1] == str(iteration)),
+        "tracker": (files, "write_whole", lambda args: args[1] == str(iteration)),
     }[name]
     upstream = getattr(owner, attribute)
 

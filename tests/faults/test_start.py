@@ -10,7 +10,7 @@ import pytest
 
 from tests.data.datasets import write_dataset
 from tests.faults.injected import RUN, failing, kill_in_index_cache, killed, losses, train
-from tests.resilience.test_save_folder import other_process  # noqa: F401  a fixture
+from tests.resilience.saving.test_folder import other_process  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.faults
 

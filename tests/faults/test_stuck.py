@@ -46,13 +46,13 @@ def slow_save(seconds: float) -> None:
     """The second save takes longer than the limit."""
     import time
 
-    from megatron_compete.resilience import saving
+    from megatron_compete.resilience.saving.guard import Guard
 
-    upstream, calls = saving.Guard._save_shards, iter(range(100))
+    upstream, calls = Guard._save_shards, iter(range(100))
 
-    def save(self: saving.Guard, *args: object, **named: object) -> object:
+    def save(self: Guard, *args: object, **named: object) -> object:
         if next(calls) == 1:
             time.sleep(seconds)
         return upstream(self, *args, **named)
 
-    saving.Guard._save_shards = save
+    Guard._save_shards = save

@@ -1,6 +1,8 @@
 """The CPU stand-in comes and goes without a trace."""
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,11 +62,17 @@ def upstream() -> dict[str, bool]:
     """What Megatron itself still lacks on a CPU; when an entry turns False its stand-in can go."""
     cpu.deactivate()
     import megatron.core.datasets.utils as dataset_utils
+    from megatron.core.tensor_parallel import random as rng
     from megatron.core.transformer.torch_norm import WrappedTorchNorm
     from megatron.training.initialize import initialize_megatron
 
     from tests.moe.layouts import Layout, transformer_config
 
+    try:
+        rng._get_cuda_rng_state()
+        generators = ""
+    except (AssertionError, RuntimeError) as error:
+        generators = str(error)
     makefile = os.path.join(os.path.dirname(dataset_utils.__file__), "Makefile")
     norm, trainer = "", ""
     try:
@@ -78,6 +86,7 @@ def upstream() -> dict[str, bool]:
     return {
         "the wheel has no Makefile for its dataset helpers": not os.path.exists(makefile),
         "the torch norm refuses sequence parallelism": "sequence parallel" in norm,
+        "the generators are CUDA's": generators != "",
         "the trainer asserts CUDA": trainer == "Megatron requires CUDA.",
     }
 
@@ -86,21 +95,44 @@ def test_upstream_still_needs_the_stand_ins() -> None:
     assert all(run_rank(upstream).values()), "a stand-in in launch/cpu_backend.py is no longer needed: remove it"
 
 
-def gathered_rows() -> tuple[list[float], str]:
-    """Rank r gives r + 1 rows; with the stand-in, and what gloo says without."""
+def test_megatron_still_calls_it() -> None:
+    """Every answer of `torch.cuda` is to a question of Megatron's; one that nobody asks any more can go."""
+    import megatron.core
+    import megatron.training
+
+    folders = [Path(folder) for package in (megatron.core, megatron.training) for folder in package.__path__]
+    source = "\n".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
+    asked = [symbol for symbol in cpu.answers() if symbol.startswith(("torch.cuda", "torch.nn"))]
+    calls = {
+        symbol: symbol.replace("torch.nn:Module.", ".").replace(":", ".").replace("torch.", "") for symbol in asked
+    }
+    assert [symbol for symbol, call in calls.items() if not re.search(rf"{re.escape(call)}\b", source)] == []
+
+
+def unequal(refused: bool) -> list[tuple[str, list[float]]]:
+    """What becomes of splits in a tensor, and of rank r's r + 1 rows: gloo's refusal or the rows."""
     torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
-    parts = [torch.zeros(1), torch.zeros(2)]
-    torch.distributed.all_gather(parts, torch.full((rank + 1,), float(rank + 1)))
-    cpu.deactivate()
-    try:
-        torch.distributed.all_gather([torch.zeros(1), torch.zeros(2)], torch.ones(rank + 1))
-    except RuntimeError as error:
-        return torch.cat(parts).tolist(), str(error)
-    return torch.cat(parts).tolist(), ""
+    if refused:
+        cpu.deactivate()
+    rank, ones = torch.distributed.get_rank(), torch.ones(2, dtype=torch.int64)
+    exchanged, gathered = torch.zeros(2), [torch.zeros(1), torch.zeros(2)]
+    found = []
+    for call, result in (
+        (lambda: torch.distributed.all_to_all_single(exchanged, torch.full((2,), rank + 1.0), ones, ones), [exchanged]),
+        (lambda: torch.distributed.all_gather(gathered, torch.full((rank + 1,), rank + 1.0)), gathered),
+    ):
+        try:
+            call()
+            found.append(("", torch.cat(result).tolist()))
+        except (RuntimeError, TypeError) as error:
+            found.append((str(error), []))
+    return found
 
 
-def test_gathers_unequal_parts_which_gloo_still_refuses() -> None:
-    for rows, refusal in run_ranks(2, gathered_rows):
-        assert rows == [1.0, 2.0, 2.0]
-        assert "invalid tensor size" in refusal
+def test_answers_what_gloo_refuses() -> None:
+    assert run_ranks(2, unequal, False) == [[("", [1.0, 2.0]), ("", [1.0, 2.0, 2.0])]] * 2
+
+
+def test_gloo_still_refuses_what_megatron_asks() -> None:
+    for rank in run_ranks(2, unequal, True):
+        assert all(refusal and not rows for refusal, rows in rank), rank

@@ -1,6 +1,5 @@
 """Metrics know how they are reduced: over microbatches and ranks, experts, and layers."""
 
-import argparse
 import dataclasses
 import math
 from statistics import pstdev
@@ -148,16 +147,6 @@ def test_console_intervals_are_logged_too() -> None:
     intervals = LogIntervals(scalars=4, console=6)
     assert logged_iterations(intervals) == [4, 6, 8, 12]
     assert [iteration for iteration in range(1, 13) if intervals.prints(iteration)] == [6, 12]
-
-
-@pytest.mark.parametrize(
-    "tensorboard, wandb, expected", [(None, "", [6, 12]), ("tb", "", [4, 6, 8, 12]), (None, "project", [4, 6, 8, 12])]
-)
-def test_without_a_writer_the_console_alone_is_logged(tensorboard: str | None, wandb: str, expected: list[int]) -> None:
-    given = argparse.Namespace(
-        tensorboard_dir=tensorboard, wandb_project=wandb, tensorboard_log_interval=4, log_interval=6
-    )
-    assert logged_iterations(LogIntervals.of(given)) == expected
 
 
 def recorded_columns(console: int) -> dict[str, bool]:

@@ -47,7 +47,7 @@ LAYERS = (
     Mutation("moe/router.py", "return self.training and not self.is_mtp_layer and", "return self.training and", "moe/test_competing_metrics.py::test_mtp_layers_leave_the_decoders_metrics_alone"),
     Mutation("moe/router.py", "self.balance_coeff > 0.0 and self.training and", "self.balance_coeff > 0.0 and", "moe/test_competing_metrics.py::test_evaluation_carries_no_loss"),
     Mutation("moe/metrics.py", "num_moe_layers - competing, *args", "num_moe_layers, *args", "moe/test_metrics.py::test_balance_losses_are_means_over_the_layers_that_carry_them"),
-    Mutation("moe/metrics.py", "args.tensorboard_log_interval if written else None", "args.tensorboard_log_interval", "moe/test_metrics.py::test_without_a_writer_the_console_alone_is_logged"),
+    Mutation("training/metrics.py", "args.tensorboard_log_interval if written else None", "args.tensorboard_log_interval", "training/test_metrics.py::test_without_a_writer_the_console_alone_is_logged"),
 )  # fmt: skip
 
 SCHEDULE = (

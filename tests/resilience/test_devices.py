@@ -80,11 +80,11 @@ def test_what_was_asked_for(environment: dict[str, str], expected: int) -> None:
 
 def start(run: str, with_devices: list[int]) -> Any:
     """The trainer's start on nodes of one rank, of which some see a CUDA device; how this rank leaves."""
-    from megatron_compete.resilience import stopping
+    from megatron_compete.resilience.stopping import leave
     from megatron_compete.training import pretrain
 
     rank = int(os.environ["RANK"])
-    stopping.PEER_SECONDS = 0.0
+    leave.PEER_SECONDS = 0.0
     os.environ.update(
         COMPETE_RUN=run, COMPETE_ATTEMPT="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", SLURMD_NODENAME=f"n{rank + 1}"
     )

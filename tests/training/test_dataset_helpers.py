@@ -22,9 +22,10 @@ def compile_helpers(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 def test_the_wheel_needs_no_compiling(compile_helpers: Callable[[], None]) -> None:
     """Fails when the wheel brings a Makefile, and `training/dataset_helpers.py` can go."""
-    use_prebuilt_helpers()
-    assert utils.compile_helpers is not compile_helpers
-    utils.compile_helpers()
+    with use_prebuilt_helpers():
+        assert utils.compile_helpers is not compile_helpers
+        utils.compile_helpers()
+    assert utils.compile_helpers is compile_helpers
 
 
 @pytest.mark.parametrize("files", [["Makefile", "helpers_cpp.cpython-312-x86_64-linux-gnu.so"], ["helpers.cpp"]])

@@ -10,7 +10,7 @@ from megatron.training import training
 
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.competition import Competition
-from megatron_compete.training.flops import install_flops, scoring_flops, uninstall_flops
+from megatron_compete.training.flops import counted_scoring, scoring_flops
 
 LAYERS, RATE, BATCH, TOKENS = 4, 0.25, 2, 2 * 10
 ARGS = Namespace(
@@ -34,7 +34,6 @@ def competition(at: SimpleNamespace, **settings: Any) -> Competition:
 @pytest.fixture(autouse=True)
 def undone() -> Iterator[None]:
     yield
-    uninstall_flops()
     assert (training.num_floating_point_operations, training.training_log) == UPSTREAM
 
 
@@ -55,12 +54,12 @@ def test_scoring_is_a_third_of_what_megatron_counts_for_all_experts() -> None:
 def test_each_step_counts_the_layers_that_compete_in_it() -> None:
     at = SimpleNamespace(step=0)
     model = competition(at, warmup_steps=3)
-    install_flops(model)
     extras = []
-    for at.step in range(3 + model.schedule.window_steps):
-        extra = training.num_floating_point_operations(ARGS, BATCH) - UPSTREAM[0](ARGS, BATCH)
-        assert extra == SCORING * model.schedule.table(at.step, at.step + 1).sum()
-        extras.append(extra)
+    with counted_scoring(model):
+        for at.step in range(3 + model.schedule.window_steps):
+            extra = training.num_floating_point_operations(ARGS, BATCH) - UPSTREAM[0](ARGS, BATCH)
+            assert extra == SCORING * model.schedule.table(at.step, at.step + 1).sum()
+            extras.append(extra)
     assert sum(extras[:3]) == 0
     assert sum(extras) / model.schedule.window_steps == RATE * LAYERS * SCORING
 
@@ -69,9 +68,9 @@ def test_packed_batches_count_their_real_tokens() -> None:
     at = SimpleNamespace(step=0)
     model = competition(at)
     at.step = int(model.schedule.table(0, 100).any(axis=1).argmax())
-    install_flops(model)
     packed = dict(seqlen_squared_sum_in_batch=50.0, total_real_tokens_in_batch=TOKENS / 2)
-    extra = training.num_floating_point_operations(ARGS, BATCH, **packed) - UPSTREAM[0](ARGS, BATCH, **packed)
+    with counted_scoring(model):
+        extra = training.num_floating_point_operations(ARGS, BATCH, **packed) - UPSTREAM[0](ARGS, BATCH, **packed)
     assert extra == SCORING / 2 * model.schedule.table(at.step, at.step + 1).sum()
 
 
@@ -86,26 +85,14 @@ def test_a_line_of_the_log_counts_the_mean_of_its_steps(monkeypatch: pytest.Monk
         total_loss_dict["advanced iterations"] = 0
 
     monkeypatch.setattr(training, "training_log", log)
-    install_flops(model)
-    for at.step in (9, 29):
-        training.training_log({}, {"advanced iterations": 9, "skipped iterations": 0}, at.step + 1)
-    uninstall_flops()
+    with counted_scoring(model):
+        for at.step in (9, 29):
+            training.training_log({}, {"advanced iterations": 9, "skipped iterations": 0}, at.step + 1)
     monkeypatch.undo()
     table = model.schedule.table(0, 30)
     assert counted == [SCORING * table[:10].sum() / 10, SCORING * table[20:].sum() / 10]
 
 
-def test_installing_again_does_not_count_twice() -> None:
-    at = SimpleNamespace(step=0)
-    model = competition(at)
-    at.step = int(model.schedule.table(0, 100).any(axis=1).argmax())
-    counts = []
-    for _ in range(2):
-        install_flops(model)
-        counts.append(training.num_floating_point_operations(ARGS, BATCH))
-    assert counts[0] == counts[1] > UPSTREAM[0](ARGS, BATCH)
-
-
 def test_without_competition_the_trainer_stays_as_it_is() -> None:
-    install_flops(Competition(CompeteConfig(rate=0.0), (1, 2), lambda: 0))
-    assert (training.num_floating_point_operations, training.training_log) == UPSTREAM
+    with counted_scoring(Competition(CompeteConfig(rate=0.0), (1, 2), lambda: 0)):
+        assert (training.num_floating_point_operations, training.training_log) == UPSTREAM

@@ -1,10 +1,12 @@
 """Files of the dataset cache are whole or not there."""
 
+import inspect
 from pathlib import Path
+from types import ModuleType
 
 import numpy
 import pytest
-from megatron.core.datasets import gpt_dataset
+from megatron.core.datasets import blended_dataset, gpt_dataset
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.training.index_cache import whole_files
@@ -39,3 +41,8 @@ def test_a_damaged_file_is_named(bytes_left: int, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:bytes_left])
     with whole_files(), pytest.raises(CompeteError, match=r"is damaged .*remove it, and the next start builds it anew"):
         gpt_dataset.safe_numpy_load(str(path), allow_pickle=True, mmap_mode="r")
+
+
+@pytest.mark.parametrize("module", [gpt_dataset, blended_dataset])
+def test_upstream_still_writes_in_place(module: ModuleType) -> None:
+    assert module.numpy is numpy and "numpy.save(path_to_" in inspect.getsource(module)

@@ -9,7 +9,7 @@ from megatron.training.arguments import parse_args
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
-from megatron_compete.resilience.schedule_keeping import continued
+from megatron_compete.resilience.resuming.schedule import continued
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.training import presets
 from megatron_compete.training.arguments import add_arguments

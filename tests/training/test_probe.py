@@ -1,6 +1,7 @@
 """The probe: it changes nothing, reads the same text each time, goes on after a resume, and says what it cannot do."""
 
 import argparse
+import inspect
 import json
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from megatron.core.transformer.moe.router import TopKRouter
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.training.probe import ProbeLog, RouterStatistics, check_probe_arguments, read_sequences
+from megatron_compete.training.probe import RouterStatistics, read_sequences
+from megatron_compete.training.probe_log import ProbeLog, check_probe_arguments
 from tests.data.datasets import write_dataset
 from tests.ranks import run_ranks
 from tests.training.runs import MODEL, losses, train, train_on_rank
@@ -154,3 +157,7 @@ def test_a_router_without_logits_has_its_load_and_no_entropy() -> None:
     assert np.isnan(statistics.entropy) and np.isnan(statistics.margin)
     assert isinstance(statistics.pairs_EE, torch.Tensor) and statistics.pairs_EE.diagonal().tolist() == [2.0, 0.0]
     assert statistics.chosen().shape == (2, 2)
+
+
+def test_upstream_routers_still_return_no_logits() -> None:
+    assert "return probs, routing_map\n" in inspect.getsource(TopKRouter.forward)

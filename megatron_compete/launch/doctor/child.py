@@ -167,7 +167,7 @@ def trainer_facts() -> Facts:
     import warnings
 
     warnings.simplefilter("ignore")
-    import megatron_compete.training.pretrain  # noqa: F401
+    importlib.import_module("megatron_compete.training.pretrain")
 
     return {}
 
