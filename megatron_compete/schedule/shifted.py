@@ -45,15 +45,15 @@ class Load:
 
     def add(self, steps: int) -> None:
         """One more at each of these steps; they had room."""
-        for place, digit in enumerate(self.digits):
-            self.digits[place], steps = digit ^ steps, digit & steps
+        for position, digit in enumerate(self.digits):
+            self.digits[position], steps = digit ^ steps, digit & steps
 
     def room(self) -> int:
         """The steps with fewer than `limit`."""
         every = (1 << self.steps) - 1
         full = every
-        for place, digit in enumerate(self.digits):
-            full &= digit if self.limit >> place & 1 else ~digit
+        for position, digit in enumerate(self.digits):
+            full &= digit if self.limit >> position & 1 else ~digit
         return every & ~full
 
 
@@ -88,7 +88,7 @@ def _exchange(placed: dict[int, int], layer: int, load: Load) -> None:
             placed[layer] |= leaves
             load.add(to)
             return
-    raise AssertionError("more competitions than places")
+    raise AssertionError("more competitions than A_max times the steps")
 
 
 def _draw_steps(random: np.random.Generator, steps: int, num_layers: int, rounds: int) -> list[int]:

@@ -40,7 +40,7 @@ def test_load_counts_every_step(limit: int, steps: int, data: st.DataObject) -> 
 @settings(max_examples=1000, deadline=None)
 @given(st.integers(1, 8), st.integers(1, 30), st.integers(0, 2**32), st.data())
 def test_nothing_is_lost_at_full_load(layers: int, steps: int, seed: int, data: st.DataObject) -> None:
-    """Every layer meets its number of competitions even where all places are taken in the end."""
+    """Every layer meets its number of competitions even where all steps are full in the end."""
     max_active = data.draw(st.integers(1, layers))
     rounds = steps * max_active // layers
     table = draw_shifted(np.random.default_rng(seed), steps, layers, rounds, max_active)

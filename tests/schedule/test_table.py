@@ -98,9 +98,9 @@ print(json.dumps([CompetitionSchedule.from_settings(one).digest() for one in jso
 
 
 def test_another_process_draws_the_same_table() -> None:
-    places = slots(2, 2, layers=3)
+    stage_chunks = slots(2, 2, layers=3)
     drawn = [
-        CompetitionSchedule(12, 0.2, 12, policy, places, decay=decay, decay_steps=900 * (decay != "none"))
+        CompetitionSchedule(12, 0.2, 12, policy, stage_chunks, decay=decay, decay_steps=900 * (decay != "none"))
         for policy in POLICIES
         for decay in ("none", "linear", "cosine")
     ]
@@ -151,7 +151,7 @@ def test_other_seeds_give_other_tables(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_all_layers_share_the_places_alike(policy: str) -> None:
+def test_all_pairs_of_layers_compete_together_alike(policy: str) -> None:
     """No pair of layers of a stage meets much more often than another: the order of the layers plays no part."""
     table = CompetitionSchedule(8, 0.2, 8 if policy == "bernoulli" else 3, policy).table(0, 400_000).astype(float)
     together = table.T @ table
@@ -179,7 +179,7 @@ def test_bernoulli_needs_room_for_all_layers() -> None:
         dict(max_active=0),
         dict(num_layers=0),
         dict(policy="fair"),
-        dict(policy="balanced", places=((0, 0), (1, 0))),
+        dict(policy="balanced", stage_chunks=((0, 0), (1, 0))),
         dict(decay="linear"),
         dict(decay="linear", decay_steps=10, floor=0.2),
         dict(decay_steps=10),
@@ -204,9 +204,9 @@ def test_from_the_settings_of_a_job() -> None:
     one_stage, two_stages = slots(1, layers=4), slots(2, layers=2)
     assert CompetitionSchedule.of(config, one_stage).policy == "shifted"
     balanced = CompetitionSchedule.of(config, two_stages)
-    assert (balanced.policy, balanced.places, balanced.floor) == ("balanced", two_stages, 0.1)
+    assert (balanced.policy, balanced.stage_chunks, balanced.floor) == ("balanced", two_stages, 0.1)
     explicit = CompetitionSchedule.of(dataclasses.replace(config, policy="shifted"), two_stages)
-    assert (explicit.policy, explicit.places) == ("shifted", ())
+    assert (explicit.policy, explicit.stage_chunks) == ("shifted", ())
 
 
 def test_every_setting_of_a_job_reaches_the_schedule() -> None:
@@ -214,9 +214,9 @@ def test_every_setting_of_a_job_reaches_the_schedule() -> None:
         rate=0.3, max_active_layers=3, policy="balanced", seed=7, warmup_steps=11, rate_decay="linear",
         rate_decay_steps=90, rate_floor=0.2,
     )  # fmt: skip
-    places = slots(2, 2, layers=1)
-    assert CompetitionSchedule.of(config, places).settings() == dict(
-        num_layers=4, rate=0.3, max_active=3, policy="balanced", places=[list(place) for place in places], seed=7,
+    stage_chunks = slots(2, 2, layers=1)
+    assert CompetitionSchedule.of(config, stage_chunks).settings() == dict(
+        num_layers=4, rate=0.3, max_active=3, policy="balanced", places=[list(stage_chunk) for stage_chunk in stage_chunks], seed=7,
         warmup_steps=11, decay="linear", decay_steps=90, floor=0.2,
     )  # fmt: skip
 
