@@ -118,7 +118,7 @@ class CompeteMoELayer(MoELayer):
         if self._utility is not None:
             return self._route_by_router(self._utility, hidden_states, padding_mask)
         self._outcome = outcome = self._compete(hidden_states, padding_mask)
-        # Megatron's forward has chosen one of its own just before: another one in inference than in training
+        # Megatron's forward has just set this step's dispatcher, and inference has another than training: keep that one
         self._normal_dispatcher = self.token_dispatcher
         self.token_dispatcher = self._row_dispatcher
         routing_map_TE = winners_map(outcome.winners_TK, self.config.num_moe_experts)
