@@ -1,10 +1,11 @@
 """One MoE layer on any layout of ranks, with given weights; what the layout tests compare."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,6 +52,11 @@ def all_layouts(world: int) -> Iterator[Layout]:
     for tp, cp, ep, etp in itertools.product(sizes, repeat=4):
         if tp * cp <= world and ep * etp <= world:
             yield Layout(world=world, tp=tp, cp=cp, ep=ep, etp=etp)
+
+
+def rest_is_slow(layouts: Iterable[Layout], kept: Container[Layout]) -> list[Any]:
+    """All of them as a test's parameters; those that are not `kept` are left to `make test-slow`."""
+    return [layout if layout in kept else pytest.param(layout, marks=pytest.mark.slow) for layout in layouts]
 
 
 def transformer_config(layout: Layout, **overrides: Any) -> Any:
