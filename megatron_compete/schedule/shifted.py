@@ -3,8 +3,8 @@ moves to the nearest step on its left that has room, or else on its right.
 
 Two things differ from the authors' code, which draws the whole run at once: the draw is by window, so that any step is
 reached without the ones before it, and a layer draws how it shares its fixed number of competitions over the window
-rather than that number too. Layers take turns in random order, and a draw that finds no room at all changes places
-with another layer's, so no layer is favoured and none is lost at any load.
+rather than that number too. Layers take turns in random order, and a draw that finds no room at all takes the step of
+another layer, which moves to one with room, so no layer is favoured and no draw is lost at any load.
 
 Sets of steps are Python integers, bit i for step i of the window: moving and counting 256 steps is a few machine words.
 """

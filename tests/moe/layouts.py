@@ -113,7 +113,7 @@ def build_layer(
 
 
 @dataclass(frozen=True)
-class Place:
+class Shard:
     """Which part of the weights a rank holds."""
 
     experts: tuple[int, ...]
@@ -123,7 +123,7 @@ class Place:
     tp: int
 
     @classmethod
-    def of(cls, layer: Any) -> "Place":
+    def of(cls, layer: Any) -> "Shard":
         dispatcher = layer.token_dispatcher
         return cls(
             tuple(layer.local_expert_indices), dispatcher.tp_rank, dispatcher.tp_size,
@@ -148,7 +148,7 @@ def _sharded(name: str, fc1: Tensor, fc2: Tensor, rank: int, size: int) -> dict[
 
 
 def parameters(layer: Any) -> dict[str, torch.nn.Parameter]:
-    """The layer's parameters under the names of `Place.share`."""
+    """The layer's parameters under the names of `Shard.share`."""
     mlps = {f"expert{local}": expert for local, expert in enumerate(layer.experts.local_experts)}
     if layer.shared_experts is not None:
         mlps["shared"] = layer.shared_experts
@@ -160,6 +160,6 @@ def parameters(layer: Any) -> dict[str, torch.nn.Parameter]:
 
 def load(layer: Any, weights: Weights) -> None:
     """Copy this rank's share of `weights`."""
-    share = Place.of(layer).share(weights)
+    share = Shard.of(layer).share(weights)
     for name, parameter in parameters(layer).items():
         parameter.data.copy_(share[name])

@@ -147,7 +147,7 @@ def check_device() -> None:
 
 def check_experts(experts: nn.Module, form: ExpertForm, tokens_TH: Tensor) -> None:
     """Raise `NotCovered` for modules, weights or tokens that are not as the settings promise."""
-    from megatron_compete.moe.kernels.weights import expert_parameters
+    from megatron_compete.moe.kernels.weights import expert_parameters  # needs Triton
 
     if type(experts) not in (SequentialMLP, TEGroupedMLP):
         raise NotCovered(f"the experts are a {type(experts).__name__}")
