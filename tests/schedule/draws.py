@@ -1,13 +1,31 @@
 """Schedules drawn at random for property tests."""
 
 import dataclasses
+from collections.abc import Callable
 from itertools import chain
 
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.schedule.balanced import StageChunk
 from megatron_compete.schedule.table import POLICIES
+
+
+def of_draws(most: int, *strategies: st.SearchStrategy) -> Callable[[Callable[..., None]], Callable[[int], None]]:
+    """A test of what holds for whatever the strategies draw: for a tenth of `most` draws in `make test`, for `most` in
+    `make test-slow`."""
+
+    def decorate(holds: Callable[..., None]) -> Callable[[int], None]:
+        @pytest.mark.parametrize("draws", [most // 10, pytest.param(most, marks=pytest.mark.slow)])
+        def test(draws: int) -> None:
+            settings(max_examples=draws, deadline=None)(given(*strategies)(holds))()
+
+        test.__name__, test.__doc__, test.__module__ = holds.__name__, holds.__doc__, holds.__module__
+        return test
+
+    return decorate
 
 
 @st.composite

@@ -6,12 +6,11 @@ from itertools import combinations_with_replacement
 import networkx as nx
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.schedule.balanced import BalancedDraw, StageChunk
-from tests.schedule.draws import placements, slots
+from tests.schedule.draws import of_draws, placements, slots
 
 StageChunks = tuple[StageChunk, ...]
 
@@ -32,8 +31,7 @@ def balanced(draw: st.DrawFn) -> CompetitionSchedule:
     )
 
 
-@settings(max_examples=2000, deadline=None)
-@given(balanced())
+@of_draws(2000, balanced())
 def test_stages_share_a_step_whenever_the_draws_allow(schedule: CompetitionSchedule) -> None:
     """At most ceil(A_max / stages) on one, unless some stage's layers cannot compete at the rate that way."""
     sizes = np.bincount([stage for stage, _ in schedule.stage_chunks])
@@ -65,8 +63,7 @@ def test_slots_that_ask_for_more_than_their_stage_gives() -> None:
     assert most.max() == counts.level == 4 and (most == 4).sum() <= counts.high_steps
 
 
-@settings(max_examples=1000, deadline=None)
-@given(placements(max_stages=4, max_layers=3), st.integers(0, 2**32), st.data())
+@of_draws(1000, placements(max_stages=4, max_layers=3), st.integers(0, 2**32), st.data())
 def test_level_and_slow_steps_are_the_fewest(stage_chunks: StageChunks, seed: int, data: st.DataObject) -> None:
     """With one slow step less there is no table, whatever its order; the one drawn has no more."""
     max_active = data.draw(st.integers(1, len(stage_chunks)))

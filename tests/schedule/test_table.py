@@ -8,20 +8,16 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.schedule.table import POLICIES, Policy
-from tests.schedule.draws import copy_of, schedules, slots
-
-thousands = settings(max_examples=2000, deadline=None)
+from tests.schedule.draws import copy_of, of_draws, schedules, slots
 
 
-@thousands
-@given(schedules(), st.integers(0, 5000))
+@of_draws(2000, schedules(), st.integers(0, 5000))
 def test_never_more_than_max_active_and_none_in_warmup(schedule: CompetitionSchedule, start: int) -> None:
     table = schedule.table(start, start + 300)
     assert table.sum(axis=1).max(initial=0) <= schedule.max_active
@@ -34,8 +30,7 @@ def counts_after_warmup(schedule: CompetitionSchedule, windows: int) -> tuple[np
     return schedule.table(schedule.warmup_steps, schedule.warmup_steps + steps).sum(axis=0), steps
 
 
-@thousands
-@given(schedules(decays=False))
+@of_draws(2000, schedules(decays=False))
 def test_layers_compete_equally_often_at_the_rate(schedule: CompetitionSchedule) -> None:
     """At any load, the fullest included; stronger than a tolerance on the long run, which bernoulli needs."""
     counts, steps = counts_after_warmup(schedule, windows=3)
@@ -46,8 +41,7 @@ def test_layers_compete_equally_often_at_the_rate(schedule: CompetitionSchedule)
         assert counts.min() == counts.max() == math.floor(expected + 1e-6)
 
 
-@settings(max_examples=1000, deadline=None)
-@given(schedules(decays=True))
+@of_draws(1000, schedules(decays=True))
 def test_a_falling_rate_is_met_as_well(schedule: CompetitionSchedule) -> None:
     """Against a sum over steps of the rate, written plainly."""
     counts, steps = counts_after_warmup(schedule, windows=3)
@@ -77,8 +71,7 @@ def test_long_run_rates_of_all_policies(policy: str) -> None:
         assert rates.max() / rates.min() <= 1.03
 
 
-@settings(max_examples=1000, deadline=None)
-@given(schedules(), st.integers(0, 20_000), st.integers(0, 900))
+@of_draws(1000, schedules(), st.integers(0, 20_000), st.integers(0, 900))
 def test_any_step_is_the_same_by_any_path(schedule: CompetitionSchedule, start: int, length: int) -> None:
     """A resumed, a longer and a shorter run see the table that an uninterrupted one sees."""
     whole = schedule.table(start, start + length)
@@ -113,8 +106,7 @@ def test_another_process_draws_the_same_table() -> None:
     assert len(set(digests)) == len(digests)
 
 
-@settings(max_examples=200, deadline=None)
-@given(schedules(decays=False))
+@of_draws(200, schedules(decays=False))
 def test_the_cache_forgets_and_draws_again(schedule: CompetitionSchedule) -> None:
     before = schedule.table(0, 1000)
     schedule._windows.clear()
