@@ -60,7 +60,7 @@ def gating_of_no_tokens() -> str:
 
 
 def test_megatron_still_refuses_zero_tokens() -> None:
-    assert "cannot reshape tensor of 0 elements" in run_rank(gating_of_no_tokens), "drop CompeteRouter.gating"
+    assert "cannot reshape tensor of 0 elements" in run_rank(gating_of_no_tokens), "drop logits_of_no_tokens"
 
 
 @pytest.mark.parametrize("loud", [(0, 1, 2), (1, 4, 7)], ids=["first-ep-rank", "spread"])
