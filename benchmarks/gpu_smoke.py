@@ -160,7 +160,7 @@ def check_optimizer() -> None:
 
 
 def check_scoring(wide: bool, quantise: bool) -> None:
-    from megatron_compete.moe.kernels.form import ExpertForm
+    from megatron_compete.moe.kernels.coverage import ExpertForm
     from megatron_compete.moe.kernels.scorer import fused_responses, quantized
     from megatron_compete.moe.kernels.weights import ExpertWeights, address_table
     from megatron_compete.routing.responses import softplus_response

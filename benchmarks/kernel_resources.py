@@ -32,8 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.scoring_shapes import SHAPES
 from megatron_compete.common.errors import CompeteError, run_command
 from megatron_compete.moe.kernels import narrow, quantize, tiles, wide
-from megatron_compete.moe.kernels.coverage import RESPONSES
-from megatron_compete.moe.kernels.form import ExpertForm
+from megatron_compete.moe.kernels.coverage import RESPONSE_NAMES, ExpertForm
 from megatron_compete.moe.kernels.scorer import default_tiles
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -171,7 +170,9 @@ def print_resources(rows: list[Resources], response: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--candidates", action="store_true", help="all candidates of the table, not those in use alone")
-    parser.add_argument("--response", choices=sorted(RESPONSES.values()), default="softplus", help="default softplus")
+    parser.add_argument(
+        "--response", choices=sorted(RESPONSE_NAMES.values()), default="softplus", help="default softplus"
+    )
     names = [shape.name for shape in SHAPES]
     parser.add_argument("--shape", nargs="+", choices=names, default=names, help="which layers (default all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything found")

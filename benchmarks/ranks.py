@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import Case
-from megatron_compete.launch.launchers import silence_cpu_warnings
+from megatron_compete.launch.launchers import environment_defaults, silence_cpu_warnings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -35,6 +35,7 @@ def under_torchrun() -> bool:
 def measure_on_cpu(cases: list[Case], settings: Settings) -> list[dict[str, Any]]:
     """Results of `cases`, which share one expert parallel size, from as many fresh gloo ranks."""
     world = cases[0].ep
+    os.environ.update(environment_defaults())  # read by the ranks, which import torch anew
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder, "results.json")
         arguments = (world, free_port(), cases, settings, found)

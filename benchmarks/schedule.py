@@ -78,9 +78,9 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def schedule_of(policy: str, arguments: argparse.Namespace) -> CompetitionSchedule:
     """The schedule of one row; bernoulli has no limit."""
     layers = arguments.layers
-    places = tuple((layer * arguments.stages // layers, 0) for layer in range(layers))
+    stage_chunks = tuple((layer * arguments.stages // layers, 0) for layer in range(layers))
     max_active = layers if policy == "bernoulli" else arguments.max_active
-    return CompetitionSchedule(layers, arguments.rate, max_active, policy, places)  # type: ignore[arg-type]
+    return CompetitionSchedule(layers, arguments.rate, max_active, policy, stage_chunks)  # type: ignore[arg-type]
 
 
 def describe(table: NDArray[np.bool_]) -> dict[str, float]:

@@ -116,8 +116,8 @@ def measure_rates(shape: Shape, rounds: int) -> dict[str, Any]:
         "plain": plain,
     }
     times = time_in_turn(variants, inputs.turns, rounds)
-    operations = dict.fromkeys(variants, shape.operations()) | {"matmul": 2 * MATMUL**3}
-    rates = {name: [operations[name] / ms / 1e9 for ms in times[name]] for name in variants}
+    flops = dict.fromkeys(variants, shape.flops()) | {"matmul": 2 * MATMUL**3}
+    rates = {name: [flops[name] / ms / 1e9 for ms in times[name]] for name in variants}
     return {
         "same_winners": same_winners,
         "variants": {

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from megatron_compete.moe.kernels.form import ExpertForm
+from megatron_compete.moe.kernels.coverage import ExpertForm
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,9 @@ class Shape:
     topk: int
     tokens: int
 
-    def operations(self) -> int:
-        """Operations of the matrices in one scoring pass."""
-        return self.tokens * self.experts * self.form.operations()
+    def flops(self) -> int:
+        """FLOPs of the matrices in one scoring pass."""
+        return self.tokens * self.experts * self.form.flops()
 
 
 SHAPES = (

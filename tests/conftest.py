@@ -4,9 +4,10 @@ import os
 
 import pytest
 
-from megatron_compete.launch.launchers import CPU_WARNINGS
+from megatron_compete.launch.launchers import CPU_WARNINGS, openmp_defaults
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+for name, value in openmp_defaults(on_cpu=True).items():
+    os.environ.setdefault(name, value)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PYTHONWARNINGS", ",".join(f"ignore:{message}" for message in CPU_WARNINGS))
 

@@ -21,14 +21,15 @@ def moe_layer_numbers(config: TransformerConfig) -> tuple[int, ...]:
     return tuple(number + 1 for number, is_moe in enumerate(pattern) if is_moe)
 
 
-def layer_places(config: TransformerConfig) -> tuple[StageChunk, ...]:
+def moe_stage_chunks(config: TransformerConfig) -> tuple[StageChunk, ...]:
     """Pipeline stage and model chunk, from 0, of each layer that can compete, in order of depth."""
-    places = decoder_places(config)
-    return tuple(places[number - 1] for number in moe_layer_numbers(config))
+    of_decoder = decoder_stage_chunks(config)
+    return tuple(of_decoder[number - 1] for number in moe_layer_numbers(config))
 
 
-def decoder_places(config: TransformerConfig) -> tuple[StageChunk, ...]:
-    """Where each decoder layer lies, in order of depth: uneven stages, virtual stages and custom layouts included."""
+def decoder_stage_chunks(config: TransformerConfig) -> tuple[StageChunk, ...]:
+    """Pipeline stage and model chunk of each decoder layer, in order of depth: uneven stages, virtual stages and custom
+    layouts included."""
     stages = range(config.pipeline_model_parallel_size)
     chunks = range(config.virtual_pipeline_model_parallel_size or 1)
     return tuple(
@@ -51,7 +52,7 @@ class Competition:
         config: its settings.
         layer_numbers: Megatron layer numbers (from 1) of the layers that can compete, over all pipeline stages.
         current_step: returns the step in progress, counted from 0 over the whole training (not from the resume).
-        places: pipeline stage and model chunk of each of these layers; None: there is one stage.
+        stage_chunks: pipeline stage and model chunk of each of these layers; None: there is one stage.
     """
 
     def __init__(
@@ -59,19 +60,19 @@ class Competition:
         config: CompeteConfig,
         layer_numbers: tuple[int, ...],
         current_step: Callable[[], int],
-        places: tuple[StageChunk, ...] | None = None,
+        stage_chunks: tuple[StageChunk, ...] | None = None,
     ) -> None:
         self.config = config
         self.layer_numbers = layer_numbers
         self.current_step = current_step
-        self.schedule = CompetitionSchedule.of(config, places or ((0, 0),) * len(layer_numbers))
+        self.schedule = CompetitionSchedule.of(config, stage_chunks or ((0, 0),) * len(layer_numbers))
 
     @classmethod
     def of_model(
         cls, config: CompeteConfig, transformer: TransformerConfig, current_step: Callable[[], int]
     ) -> "Competition":
         """The competition of the MoE layers of a decoder, in its pipeline layout."""
-        return cls(config, moe_layer_numbers(transformer), current_step, layer_places(transformer))
+        return cls(config, moe_layer_numbers(transformer), current_step, moe_stage_chunks(transformer))
 
     def follow(self, settings: dict[str, Any]) -> None:
         """Continue the schedule with these `CompetitionSchedule.settings` instead."""

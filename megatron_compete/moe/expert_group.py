@@ -58,12 +58,8 @@ class ExpertGroups:
         """`gather_tokens` without waiting for it."""
         return _start_all_gather(values_TH, self.tensor_and_expert)
 
-    def gather_position(self, values_TH: Tensor) -> Tensor:
-        """[T, H] of the ranks at this tensor parallel position to [P, H]."""
-        return self.start_gather_position(values_TH).wait()
-
     def start_gather_position(self, values_TH: Tensor) -> Gathering:
-        """`gather_position` without waiting for it."""
+        """[T, H] of the ranks at this tensor parallel position to [P, H], without waiting for it."""
         return _start_all_gather(values_TH, self.expert)
 
     def scatter_tokens(self, values_GH: Tensor) -> Tensor:

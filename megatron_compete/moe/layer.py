@@ -30,9 +30,10 @@ from megatron_compete.moe.expert_group import ExpertGroups
 from megatron_compete.moe.losses import CompetitionLosses, Outcome
 from megatron_compete.moe.response_gradients import AllResponses, Recomputation
 from megatron_compete.moe.router import CompeteRouter, valid_tokens
-from megatron_compete.moe.scoring_pass import ScoringPass
+from megatron_compete.moe.scoring import ScoringPass
 from megatron_compete.moe.utility import Routed, UtilityCompetition
 from megatron_compete.routing.responses import RESPONSES
+from megatron_compete.routing.utility import utility
 from megatron_compete.routing.winners import choose_winners, competition_weights, winners_map
 
 
@@ -73,12 +74,15 @@ class CompeteMoELayer(MoELayer):
         )
         self._normal_dispatcher = self.token_dispatcher
         self._row_dispatcher = self._make_row_dispatcher(groups)
-        self._score = ScoringPass(competition.config, config, self.experts, self.groups, self.response)
+        by_utility = competition.config.kind == "utility"
+        self.score = ScoringPass(
+            competition.config, config, self.experts, self.groups, utility if by_utility else self.response
+        )
         self._outcome: Outcome | None = None
         self._first_pass: deque[Outcome] = deque()
-        self._utility: UtilityCompetition | None = None
-        if competition.config.kind == "utility":
-            self._utility = UtilityCompetition(competition.config, config, self.experts, self.router, self.groups)
+        self._utility = (
+            UtilityCompetition(competition.config.utility_gradient, self.router, self.score) if by_utility else None
+        )
         self._routed: Routed | None = None
 
     def _make_row_dispatcher(self, groups: ProcessGroupCollection) -> MoEAlltoAllTokenDispatcher:
@@ -114,7 +118,7 @@ class CompeteMoELayer(MoELayer):
         if self._utility is not None:
             return self._route_by_router(self._utility, hidden_states, padding_mask)
         self._outcome = outcome = self._compete(hidden_states, padding_mask)
-        # Megatron's forward has chosen one of its own just before: another one in inference than in training
+        # Megatron's forward has just set this step's dispatcher, and inference has another than training: keep that one
         self._normal_dispatcher = self.token_dispatcher
         self.token_dispatcher = self._row_dispatcher
         routing_map_TE = winners_map(outcome.winners_TK, self.config.num_moe_experts)
@@ -167,7 +171,7 @@ class CompeteMoELayer(MoELayer):
             assert outcome.step == step, f"winners of step {outcome.step} left over at step {step}"
             return outcome
         tokens_TH = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
-        responses_TE = self._score(tokens_TH)
+        responses_TE = self.score(tokens_TH)
         scores_TE = responses_TE
         if self.centering is not None:
             with torch.no_grad():

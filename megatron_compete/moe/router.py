@@ -22,6 +22,16 @@ def valid_tokens(padding_mask: Tensor | None) -> Tensor | None:
     return None if padding_mask is None else ~padding_mask.reshape(-1).bool()
 
 
+def logits_of_no_tokens(router: TopKRouter, input: Tensor) -> Tensor:
+    """Logits [S, B, E] of router inputs [S, B, H] that hold no token.
+
+    Megatron's own `gating` reshapes to [-1, ...], which zero tokens leave undefined. These logits come from a product
+    with the weight, so that it takes part in the backward pass as on other ranks.
+    """
+    dtype = {"fp32": torch.float32, "fp64": torch.float64}.get(router.config.moe_router_dtype, input.dtype)
+    return torch.nn.functional.linear(input.to(dtype), router.weight.to(dtype))
+
+
 class CompeteRouter(TopKRouter):
     """`TopKRouter`; with `balance_coeff` > 0 normal steps carry the entropy balance loss of CompeteSMoE."""
 
@@ -41,15 +51,8 @@ class CompeteRouter(TopKRouter):
         self._kept_logits: list[Tensor] | None = None
 
     def gating(self, input: Tensor) -> Tensor:
-        """As `TopKRouter.gating`: router inputs [S, B, H] to logits [S, B, E]; a rank may hold no tokens.
-
-        Megatron's own function reshapes to [-1, ...], which zero tokens leave undefined. Theirs are reached through a
-        product with the weight, so that it takes part in the backward pass as everywhere else.
-        """
-        if input.numel() > 0:
-            return super().gating(input)
-        dtype = {"fp32": torch.float32, "fp64": torch.float64}.get(self.config.moe_router_dtype, input.dtype)
-        return torch.nn.functional.linear(input.to(dtype), self.weight.to(dtype))
+        """As `TopKRouter.gating`: router inputs [S, B, H] to logits [S, B, E]; a rank may hold no tokens."""
+        return super().gating(input) if input.numel() > 0 else logits_of_no_tokens(self, input)
 
     def forward(self, input: Tensor, padding_mask: Tensor | None = None, logits_only: bool = False) -> Any:
         """As `TopKRouter.forward`: router inputs [S, B, H] to probabilities and routing map, both [T, E].

@@ -1,10 +1,13 @@
-"""The scoring pass: every expert's response to every token, without gradient.
+"""The scoring pass: one score of every expert for every token, without gradient.
 
 Nothing is routed. Tokens are gathered once over the expert group, each rank runs its own experts on them, every output
-is reduced to one scalar at once, and the scalars travel home. A rank receives T * H * (group - 1) elements and sends
-T * E scalars; an all-ones routing map through the all-to-all dispatcher would move E / group times as much, both ways.
-The tokens are walked in chunks, so no tensor of size [T, E, H] or [T, E_local, H] ever exists. While one chunk is
-scored, the next one's tokens are on their way.
+is reduced to one scalar at once (a response, or y . v), and the scalars are sent back to the tokens' ranks. A rank
+receives T * H * (group - 1) elements and sends T * E scalars; an all-ones routing map through the all-to-all dispatcher
+would move E / group times as much, both ways. Tokens are taken in chunks, so no tensor of size [T, E, H] or
+[T, E_local, H] ever exists. While one chunk is scored, the next one is being gathered.
+
+T tokens of this rank, G of the whole expert group, P of the ranks at this rank's expert tensor parallel position
+(`moe/expert_group.py`), E experts, E_local of this rank, H hidden size.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,76 +16,82 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.expert_group import ExpertGroups, Gathering
+from megatron_compete.moe.fp8 import without_fp8
+from megatron_compete.moe.kernels.choice import check_score_device, choose_fused_scorer
 
 Reduction = Callable[..., Tensor]
 """Reduces expert outputs [P, H], and the vectors [P, H] given with the tokens if any, to scalars, fp32 [P]."""
 
-
 ScoreChunk = Callable[..., Tensor]
-"""Responses fp32 [P, E_local] of this rank's experts to gathered tokens [G, H], and the vectors [P, H] given with them."""
+"""Scores fp32 [P, E_local] by this rank's experts of gathered tokens [G, H], and the vectors [P, H] given with them."""
 
 
-class Scorer(Protocol):
-    """A way to run this rank's experts on gathered tokens."""
-
-    def start(self) -> ScoreChunk:
-        """Begin a pass; what it prepares lives as long as the result."""
-
-
-class PlainScorer:
-    """Runs Megatron's expert modules one at a time; covers whatever they can do.
+class ScoringPass:
+    """Scores of all of a layer's experts, reduced as one kind of competition needs them.
 
     Args:
+        compete: its settings.
+        config: Megatron's, of the layer.
         experts: Megatron's module of this rank's experts (SequentialMLP or TEGroupedMLP).
-        reduction: a response, or any other reduction of raw expert outputs to scalars.
+        groups: the layer's.
+        reduction: a response, or another reduction of raw expert outputs, and of a vector per token, to scalars.
+    Raises:
+        CompeteError: fused kernels are asked for and this process cannot run them.
     """
 
-    def __init__(self, experts: torch.nn.Module, reduction: Reduction, groups: ExpertGroups) -> None:
+    def __init__(
+        self,
+        compete: CompeteConfig,
+        config: TransformerConfig,
+        experts: torch.nn.Module,
+        groups: ExpertGroups,
+        reduction: Reduction,
+    ) -> None:
+        check_score_device(compete.score_kernel)
+        self.compete = compete
+        self.config = config
         self.experts = experts
-        self.reduction = reduction
         self.groups = groups
+        self.reduction = reduction
+        self._scorer: Scorer | None = None
 
-    def start(self) -> ScoreChunk:
-        """Nothing to prepare."""
-        return self._score
+    def __call__(self, tokens_TH: Tensor, *vectors_TH: Tensor) -> Tensor:
+        """Scores fp32 [T, E] of this rank's tokens, without gradient; a collective of the expert group.
 
-    def _score(self, tokens_GH: Tensor, *vectors_PH: Tensor) -> Tensor:
-        outputs = (run_expert(self.experts, index, tokens_GH) for index in range(num_local_experts(self.experts)))
-        local = [self.reduction(self.groups.sum_shards(output_GH), *vectors_PH) for output_GH in outputs]
-        return torch.stack(local, dim=-1)
+        Raises:
+            CompeteError: at the first pass, fused kernels are asked for and do not cover the experts as they are.
+        """
+        if self._scorer is None:
+            self._scorer = choose_scorer(
+                self.compete.score_kernel, self.config, self.experts, self.reduction, self.groups, tokens_TH
+            )
+        with without_fp8(self.config, self.experts):
+            return score_tokens(tokens_TH, self._scorer, self.groups, self.compete.score_chunk_tokens, *vectors_TH)
 
 
 def score_tokens(
-    tokens_TH: Tensor,
-    experts: torch.nn.Module,
-    reduction: Reduction,
-    groups: ExpertGroups,
-    chunk_tokens: int,
-    *vectors_TH: Tensor,
-    scorer: Scorer | None = None,
-    overlap: bool = True,
+    tokens_TH: Tensor, scorer: "Scorer", groups: ExpertGroups, chunk_tokens: int, *vectors_TH: Tensor
 ) -> Tensor:
     """Scores of all experts for this rank's tokens.
 
     Args:
         tokens_TH: this rank's tokens; ranks of the expert group may hold different numbers, none included.
-        experts: Megatron's module of this rank's experts (SequentialMLP or TEGroupedMLP).
-        reduction: a response, or any other reduction of raw expert outputs to scalars.
+        scorer: how this rank's experts are run.
         chunk_tokens: tokens of each rank that are gathered and scored at a time.
         vectors_TH: one vector per token for a reduction that needs it, such as `y . v`.
-        scorer: another way to get what `experts` and `reduction` say; the modules themselves by default.
-        overlap: gather the next chunk while this one is scored. The result is the same, bit for bit.
     Returns:
         fp32 [T, E], experts in global order, without gradient.
     """
     with torch.no_grad():
-        score = (scorer or PlainScorer(experts, reduction, groups)).start()
+        score_chunk = scorer.start()
         chunks = padded_chunks(groups, chunk_tokens, tokens_TH, *vectors_TH)
-        gathered = _gathered(groups, chunks, overlap)
-        scores = [groups.send_home(score(tokens_GH, *vectors_PH)) for tokens_GH, *vectors_PH in gathered]
+        gathered = _gathered(groups, chunks)
+        scores = [groups.send_home(score_chunk(tokens_GH, *vectors_PH)) for tokens_GH, *vectors_PH in gathered]
         return torch.cat(scores)[: tokens_TH.shape[0]]
 
 
@@ -94,28 +103,64 @@ def padded_chunks(groups: ExpertGroups, chunk_tokens: int, *values_TH: Tensor) -
     return list(zip(*(values.split(chunk_tokens) for values in padded)))
 
 
-def _gathered(groups: ExpertGroups, chunks: list[tuple[Tensor, ...]], overlap: bool) -> Iterator[list[Tensor]]:
+def _gathered(groups: ExpertGroups, chunks: list[tuple[Tensor, ...]]) -> Iterator[list[Tensor]]:
     """Tokens [G, H] and vectors [P, H] of each chunk.
 
-    A chunk's gathering starts when the one before it is there, so no more than two are held. NCCL runs it on a stream
-    of its own; all ranks start and score in the same order, so collectives meet in the same order everywhere.
+    A chunk's gathering starts when the one before it has arrived, so no more than two are held. NCCL runs it on a
+    stream of its own; all ranks start and score in the same order, so collectives match on all of them.
     """
     ahead = _start_gathering(groups, chunks[0])
     for following in [*chunks[1:], None]:
-        here = [gathering.wait() for gathering in ahead]
-        if following is None:
-            yield here
-        elif overlap:
-            ahead = _start_gathering(groups, following)
-            yield here
-        else:
-            yield here
-            ahead = _start_gathering(groups, following)
+        arrived = [gathering.wait() for gathering in ahead]
+        ahead = [] if following is None else _start_gathering(groups, following)
+        yield arrived
 
 
 def _start_gathering(groups: ExpertGroups, chunk: tuple[Tensor, ...]) -> list[Gathering]:
     tokens_TH, *vectors_TH = chunk
     return [groups.start_gather_tokens(tokens_TH), *(groups.start_gather_position(v) for v in vectors_TH)]
+
+
+class Scorer(Protocol):
+    """A way to run this rank's experts on gathered tokens: `PlainScorer`, or `kernels.scorer.FusedScorer`."""
+
+    def start(self) -> ScoreChunk:
+        """Begin a pass; what it prepares lives as long as the result."""
+
+
+def choose_scorer(
+    choice: str,
+    config: TransformerConfig,
+    experts: torch.nn.Module,
+    reduction: Reduction,
+    groups: ExpertGroups,
+    tokens_TH: Tensor,
+) -> Scorer:
+    """The scorer of `--compete-score-kernel`, decided by what a layer meets at its first pass.
+
+    Raises:
+        CompeteError: fused kernels are asked for and cannot be used, with the reason.
+    """
+    fused = choose_fused_scorer(choice, config, experts, reduction, tokens_TH)
+    return fused or PlainScorer(experts, reduction, groups)
+
+
+class PlainScorer:
+    """Runs Megatron's expert modules one at a time; covers whatever they can do."""
+
+    def __init__(self, experts: torch.nn.Module, reduction: Reduction, groups: ExpertGroups) -> None:
+        self.experts = experts
+        self.reduction = reduction
+        self.groups = groups
+
+    def start(self) -> ScoreChunk:
+        """Nothing to prepare."""
+        return self._score_chunk
+
+    def _score_chunk(self, tokens_GH: Tensor, *vectors_PH: Tensor) -> Tensor:
+        outputs = (run_expert(self.experts, index, tokens_GH) for index in range(num_local_experts(self.experts)))
+        local = [self.reduction(self.groups.sum_shards(output_GH), *vectors_PH) for output_GH in outputs]
+        return torch.stack(local, dim=-1)
 
 
 def num_local_experts(experts: torch.nn.Module) -> int:

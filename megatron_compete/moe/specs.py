@@ -13,8 +13,9 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.moe.baselines import BASELINES, Baseline, check_baseline
+from megatron_compete.moe.baselines import BASELINES, check_baseline
 from megatron_compete.moe.baselines.config import BaselineConfig
+from megatron_compete.moe.baselines.layer import VariableMoELayer
 from megatron_compete.moe.baselines.step import install_router_step
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.layer import CompeteMoELayer
@@ -67,15 +68,8 @@ def with_baseline(moe: functools.partial, router: str, settings: BaselineConfig)
     submodules = dataclasses.replace(
         moe.keywords["submodules"], router=functools.partial(router_builder, settings=settings)
     )
-    return functools.partial(_layer_of(baseline), *moe.args, **(moe.keywords | {"submodules": submodules}))
-
-
-def _layer_of(baseline: Baseline) -> Callable[..., Any]:
-    if not baseline.variable:
-        return MoELayer
-    from megatron_compete.moe.baselines.layer import VariableMoELayer
-
-    return VariableMoELayer
+    layer: Callable[..., Any] = VariableMoELayer if baseline.variable else MoELayer
+    return functools.partial(layer, *moe.args, **(moe.keywords | {"submodules": submodules}))
 
 
 def _block_with(

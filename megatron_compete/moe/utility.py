@@ -10,17 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_compete.config import CompeteConfig
-from megatron_compete.moe.expert_group import ExpertGroups
 from megatron_compete.moe.metrics import CompetitionMetrics, metrics_due
 from megatron_compete.moe.router import CompeteRouter
-from megatron_compete.moe.scoring_pass import ScoringPass
+from megatron_compete.moe.scoring import ScoringPass
 from megatron_compete.routing.losses import token_mean
-from megatron_compete.routing.utility import dense_router_gradient, utility
+from megatron_compete.routing.utility import dense_router_gradient
 from megatron_compete.routing.winners import choose_winners, overlap, same_favourite
 
 
@@ -41,22 +38,14 @@ class UtilityCompetition:
     """One layer's competition by utility.
 
     Args:
-        compete: its settings.
-        config: Megatron's, of the layer.
-        experts, router, groups: the layer's.
+        gradient: `CompeteConfig.utility_gradient`.
+        router, score: the layer's; the scoring pass reduces by `routing.utility.utility`.
     """
 
-    def __init__(
-        self,
-        compete: CompeteConfig,
-        config: TransformerConfig,
-        experts: torch.nn.Module,
-        router: CompeteRouter,
-        groups: ExpertGroups,
-    ) -> None:
+    def __init__(self, gradient: str, router: CompeteRouter, score: ScoringPass) -> None:
         self.router = router
-        self.score = ScoringPass(compete, config, experts, groups, utility)
-        self.replaces_sparse = compete.utility_gradient == "dense"
+        self.score = score
+        self.replaces_sparse = gradient == "dense"
 
     def routing_weights(self, probs_TE: Tensor) -> Tensor:
         """The router's weights [T, E] for the dispatcher, without their sparse gradient where the dense one replaces

@@ -22,7 +22,7 @@ from megatron_compete.layout.scope import check_scope
 from megatron_compete.layout.sizes import ParallelSizes
 from megatron_compete.moe.baselines import BASELINES, check_baseline
 from megatron_compete.moe.baselines.config import BaselineConfig
-from megatron_compete.moe.competition import Competition, decoder_places, layer_places, moe_layer_numbers
+from megatron_compete.moe.competition import Competition, decoder_stage_chunks, moe_layer_numbers, moe_stage_chunks
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.plan.pretend import pretended_gpu
 from megatron_compete.resilience.resuming.changes import broken_changes
@@ -112,15 +112,15 @@ class Job:
     @cached_property
     def place_of_layer(self) -> tuple[tuple[int, int], ...]:
         """(stage, chunk) of each layer that can compete, in order of depth."""
-        return layer_places(self.transformer) if self.competes else ()
+        return moe_stage_chunks(self.transformer) if self.competes else ()
 
     @cached_property
     def layers_PV(self) -> list[list[tuple[int, ...]]]:
         """Layer numbers, from 1, of each pipeline stage's model chunks."""
-        places = decoder_places(self.transformer)
+        stage_chunks = decoder_stage_chunks(self.transformer)
         return [
             [
-                tuple(number for number, place in enumerate(places, 1) if place == (stage, chunk))
+                tuple(number for number, at in enumerate(stage_chunks, 1) if at == (stage, chunk))
                 for chunk in range(self.sizes.vp)
             ]
             for stage in range(self.sizes.pp)

@@ -132,7 +132,7 @@ def _schedule(
     """The job's schedule under another policy and A_max, or why there is none."""
     try:
         return dataclasses.replace(
-            schedule, policy=policy, max_active=max_active, places=times.place_of_layer if policy == "balanced" else (),
+            schedule, policy=policy, max_active=max_active, stage_chunks=times.place_of_layer if policy == "balanced" else (),
             warmup_steps=0, decay="none", decay_steps=0, floor=0.0,
         )  # fmt: skip
     except CompeteError as error:

@@ -1,8 +1,8 @@
-"""Ranking experts against their own statistic.
+"""Ranking experts against their own mean response (not in the paper).
 
-Plain responses hold a static offset per expert, so that early in training the same experts win nearly every token. A
-centred response says how much stronger than usual an expert answers this token: (s - mean) / std, with the mean and
-standard deviation of that expert's responses over tokens.
+T tokens, E experts. Plain responses hold a static offset per expert, so that early in training the same experts win
+nearly every token. A centred response is an expert's response to this token beside its others: (s - mean) / std, with
+the mean and standard deviation of that expert's responses over tokens.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-6
-"""Added to a standard deviation: an expert that answers all tokens alike scores 0, not noise."""
+"""Added to a standard deviation: an expert with the same response to all tokens scores 0, not noise."""
 
 
 @dataclass(frozen=True)

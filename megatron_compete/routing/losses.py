@@ -1,6 +1,6 @@
-"""The losses of competition routing.
+"""The losses of competition routing (CompeteSMoE, arXiv 2505.13380, section 3).
 
-Each takes a mask of the tokens that count (`valid_T`, None for all: padding counts in no loss) and returns a scalar in
+T tokens, E experts, K winners a token, H hidden size. Each takes a mask of the tokens that count (`valid_T`, None for all: padding counts in no loss) and returns a scalar in
 fp32. Each is a mean over the tokens it is given; how it is scaled when tokens are split over ranks is `moe/`'s affair.
 """
 
@@ -22,11 +22,12 @@ def token_mean(values: Tensor, valid_T: Tensor | None = None) -> Tensor:
 
 
 def distillation_target(scores_TE: Tensor, temperature: float = 1.0, standardize: bool = False) -> Tensor:
-    """q = softmax(scores / temperature), detached: what the router is drawn towards.
+    """q = softmax(s / temperature) over all experts, detached: what L_D draws the router towards.
 
     Args:
-        scores_TE: what the winners were chosen by: responses, or centred responses.
-        standardize: first bring every token's scores to mean 0 and standard deviation 1 over the experts. At
+        scores_TE: s, what the winners were chosen by: responses, as in the paper, or centred responses.
+        temperature: 1 in the paper.
+        standardize: not in the paper: first bring every token's scores to mean 0 and standard deviation 1 over the experts. At
             initialisation plain responses differ so little that their softmax is all but uniform.
     """
     scores_TE = scores_TE.detach()
@@ -39,7 +40,7 @@ def distillation_target(scores_TE: Tensor, temperature: float = 1.0, standardize
 def mse_distillation(
     probs_TE: Tensor, target_TE: Tensor, winners_TK: Tensor, winner_coeff: float, valid_T: Tensor | None = None
 ) -> Tensor:
-    """mse(p, q) + winner_coeff * mse(p[winners], q[winners]) (CompeteSMoE L_D)."""
+    """L_D = mse(p, q) + winner_coeff * mse(p[winners], q[winners]), means over experts and then over tokens (CompeteSMoE)."""
     distance_TE = (probs_TE - target_TE).square()
     over_winners_T = distance_TE.gather(1, winners_TK).mean(dim=-1)
     return token_mean(distance_TE.mean(dim=-1) + winner_coeff * over_winners_T, valid_T)
@@ -48,7 +49,7 @@ def mse_distillation(
 def kl_distillation(
     probs_TE: Tensor, target_TE: Tensor, winners_TK: Tensor, winner_coeff: float, valid_T: Tensor | None = None
 ) -> Tensor:
-    """KL(q || p) + winner_coeff * KL(q_W || p_W), where _W is renormalised over the winners."""
+    """KL(q || p) + winner_coeff * KL(q_W || p_W), where _W is renormalised over the winners; not in the paper."""
     p_TK, q_TK = probs_TE.gather(1, winners_TK), target_TE.gather(1, winners_TK)
     over_winners_T = _kl(q_TK / q_TK.sum(dim=-1, keepdim=True), p_TK / p_TK.sum(dim=-1, keepdim=True))
     return token_mean(_kl(target_TE, probs_TE) + winner_coeff * over_winners_T, valid_T)
@@ -64,9 +65,9 @@ DISTILLATIONS = {"mse": mse_distillation, "kl": kl_distillation}
 
 
 def diversity_loss(outputs_TKH: Tensor, valid_T: Tensor | None = None) -> Tensor:
-    """Mean cosine between the outputs of a token's winners, over tokens and ordered pairs i != j (CompeteSMoE L_div).
+    """L_div = mean over tokens of 1 / (K(K-1)) sum_{i != j} cos(y_i, y_j), over a token's winners (CompeteSMoE).
 
-    The paper's mean over the K(K-1) pairs; the authors' code divides by K^2. With unit vectors u_k the sum over the
+    The paper's mean over pairs; the authors' code divides by K^2. With unit vectors u_k the sum over the
     pairs is |sum_k u_k|^2 - sum_k |u_k|^2, which needs no [T, K, K] tensor.
     """
     num_winners = outputs_TKH.shape[1]
@@ -83,6 +84,9 @@ def entropy_balance_loss(
     mean_over_ranks: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """sum_e m_e log m_e with m the mean over tokens of `probs_TE`: least where all experts are used alike.
+
+    The authors' load balance: of the router's p at normal steps, of softmax(s) at competing ones, where their code applies
+    the softmax twice and this one once.
 
     Args:
         probs_TE: rows that sum to 1.

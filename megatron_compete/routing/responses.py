@@ -1,4 +1,7 @@
-"""How strongly an expert answers a token: one scalar from its output vector."""
+"""How strongly an expert responds to a token: one scalar s from its raw output vector y.
+
+H hidden size; leading axes are any.
+"""
 
 from collections.abc import Callable
 
@@ -13,12 +16,12 @@ Response = Callable[[Tensor], Tensor]
 
 
 def softplus_response(outputs: Tensor) -> Tensor:
-    """mean_h softplus(y_h), the response of CompeteSMoE (arXiv 2505.13380, section 3)."""
+    """s = mean_h log(1 + exp y_h): the response of CompeteSMoE (arXiv 2505.13380, section 3)."""
     return F.softplus(at_least_fp32(outputs)).mean(-1)
 
 
 def l2_response(outputs: Tensor) -> Tensor:
-    """||y||_2, the response of the first CompeteSMoE paper (arXiv 2402.02526)."""
+    """s = ||y||_2: the response of the first CompeteSMoE paper (arXiv 2402.02526)."""
     return torch.linalg.vector_norm(at_least_fp32(outputs), dim=-1)
 
 

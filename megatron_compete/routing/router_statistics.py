@@ -1,4 +1,4 @@
-"""What a router does with a set of tokens, whatever kind of router it is: load, decision, company.
+"""What a router does with a set of tokens, whatever kind of router: decision margin, entropy, co-activation, saturation.
 
 T tokens, E experts, K experts a token. Everything is read off the router's logits and the map of where tokens went.
 """

@@ -1,4 +1,6 @@
-"""Competition by utility: an expert is worth to a token what a larger share of it would change the loss.
+"""Competition by utility (not in the paper): an expert is scored by what a larger share of it would change the loss.
+
+T tokens, E experts, H hidden size.
 
 The output of a token is o = sum_e p_e y_e over its experts, with p the router's softmax. To first order a larger share
 of expert e changes the loss by u_e = y_e . dL/do: the more negative, the better. A normal step knows u for the selected
@@ -24,6 +26,6 @@ def utility(outputs: Tensor, output_gradients: Tensor) -> Tensor:
 
 
 def dense_router_gradient(probs_TE: Tensor, utilities_TE: Tensor) -> Tensor:
-    """dL/dlogits [T, E] of o = sum_e p_e y_e with p = softmax(logits): p_j (u_j - sum_e p_e u_e)."""
+    """dL/dz_j = p_j (u_j - sum_e p_e u_e), [T, E], of o = sum_e p_e y_e with p = softmax(z): the softmax's chain rule."""
     expected_T1 = (probs_TE * utilities_TE).sum(dim=-1, keepdim=True)
     return probs_TE * (utilities_TE - expected_T1)

@@ -1,4 +1,7 @@
-"""Who wins a token, and how much of its output each winner supplies."""
+"""Which experts win a token, and the share of each in the token's output (CompeteSMoE, arXiv 2505.13380, section 3).
+
+T tokens, E experts, K winners a token.
+"""
 
 import torch
 from torch import Tensor
@@ -7,8 +10,9 @@ from megatron_compete.routing.rule import RouterRule
 
 
 def choose_winners(responses_TE: Tensor, rule: RouterRule) -> Tensor:
-    """The K experts with the strongest responses that the router may choose, in ascending order of expert.
+    """The K experts with the largest responses that the router may choose, in ascending order of expert.
 
+    The paper's top-K of the responses; `rule` keeps to the router's expert groups, which the paper does not have.
     Ascending order is that of the rows which Megatron's all-to-all dispatcher brings back for a token.
 
     Returns:
@@ -36,12 +40,13 @@ def competition_weights(responses_TK: Tensor, weight_sum: Tensor | float = 1.0) 
 
 
 def overlap(routing_map_TE: Tensor, winners_TK: Tensor) -> Tensor:
-    """Share of each token's winners that the router would have chosen too, fp32 [T] in [0, 1]."""
+    """Share of each token's winners that the router would have chosen too, fp32 [T] in [0, 1]; a metric."""
     return routing_map_TE.gather(1, winners_TK).float().mean(dim=-1)
 
 
 def same_favourite(probs_TE: Tensor, routing_map_TE: Tensor, scores_TE: Tensor, winners_TK: Tensor) -> Tensor:
-    """Whether the best of a token's winners is the best of the experts that the router chooses, fp32 [T], 0 or 1.
+    """Whether the best of a token's winners is the best of the experts that the router chooses, fp32 [T], 0 or 1; a
+    metric.
 
     Args:
         probs_TE, routing_map_TE: what the router ranks by, and its choice.

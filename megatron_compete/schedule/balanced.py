@@ -36,18 +36,18 @@ class Counts:
 
 
 class BalancedDraw:
-    """Draws windows for one placement of layers.
+    """Draws windows for one pipeline layout.
 
     Args:
         steps: length of a window.
         max_active: most layers at one step.
-        places: stage and chunk of each layer.
+        stage_chunks: of each layer.
     """
 
-    def __init__(self, steps: int, max_active: int, places: tuple[StageChunk, ...]) -> None:
+    def __init__(self, steps: int, max_active: int, stage_chunks: tuple[StageChunk, ...]) -> None:
         self.steps, self.max_active = steps, max_active
-        self.slots = Groups.of([(chunk, stage) for stage, chunk in places])
-        self.stages = Groups.of([stage for stage, _ in places])
+        self.slots = Groups.of([(chunk, stage) for stage, chunk in stage_chunks])
+        self.stages = Groups.of([stage for stage, _ in stage_chunks])
         self.slot_sizes: list[int] = self.slots.sizes.tolist()
         self.stage_of_slot: list[int] = self.stages.of_member[self.slots.first_member].tolist()
         self.counts = functools.lru_cache(maxsize=64)(self._counts)
@@ -66,9 +66,9 @@ class BalancedDraw:
             )
         step, group = steps[shares[0]], shares[1]
         # Members of a group take turns in time, so that those of one step differ; where none meet, at random.
-        layer, place = groups.take_turns(random, group, step if counts.level > 1 else random.random(len(step)), rounds)
+        layer, at = groups.take_turns(random, group, step if counts.level > 1 else random.random(len(step)), rounds)
         table = np.zeros((self.steps, len(groups.of_member)), dtype=bool)
-        table[step[place], layer] = True
+        table[step[at], layer] = True
         return table
 
     def _counts(self, rounds: int) -> Counts:
@@ -118,7 +118,7 @@ class BalancedDraw:
         return flow >= int(wanted.sum())
 
     def _neighbours(self, rounds: int, start: int) -> Ints | None:
-        """Steps (those at the level first) and slots of a window's competitions, [2, places].
+        """Steps (those at the level first) and slots of a window's competitions, [2, competitions].
 
         A step takes slots one after another, in depth from where the last one ended, as many of a stage and in all as
         its level allows. What a slot or stage must give now, because the steps to come could not hold it, is set
@@ -210,19 +210,19 @@ class Groups:
         return cls(of_member.reshape(-1), sizes, first, np.cumsum(sizes) - sizes)
 
     def take_turns(self, random: np.random.Generator, group: Ints, order: NDArray, rounds: int) -> tuple[Ints, Ints]:
-        """Hand each group's places to its members in turn.
+        """Hand each group's competitions to its members in turn.
 
         Args:
-            group: of each place; a group has `rounds` places for each of its members.
-            order: the places' order within a group.
+            group: of each competition; a group has `rounds` of them for each of its members.
+            order: the competitions' order within a group.
         Returns:
-            Members, and the place that each gets, [places] both.
+            Members, and the index of the competition that each gets, [competitions] both.
         """
-        places = np.lexsort((order, group))
-        group = group[places]
+        by_group = np.lexsort((order, group))
+        group = group[by_group]
         shuffled = np.lexsort((random.random(len(self.of_member)), self.of_member))
         turn = np.arange(len(group)) - rounds * self.start[group]
-        return shuffled[self.start[group] + turn % self.sizes[group]], places
+        return shuffled[self.start[group] + turn % self.sizes[group]], by_group
 
 
 def _fill(room: Ints, amount: int) -> Ints:
@@ -232,10 +232,10 @@ def _fill(room: Ints, amount: int) -> Ints:
 
 
 def _wrap_around(steps: Ints, stages: Ints, counts: Ints) -> Ints:
-    """Steps and stages, [2, places], of counts[s] places for each stage.
+    """Steps and stages, [2, competitions], of counts[s] competitions for each stage.
 
-    The stages' places, one stage after the other, go to the steps in turn. A stage then has at most
+    The stages' competitions, one stage after the other, go to the steps in turn. A stage then has at most
     ceil(counts / steps) of them at one step, and a step at most ceil(total / steps) (McNaughton 1959).
     """
-    stage_of_place = np.repeat(stages, counts[stages])
-    return np.stack((steps[np.arange(len(stage_of_place)) % max(len(steps), 1)], stage_of_place))
+    stage_of = np.repeat(stages, counts[stages])
+    return np.stack((steps[np.arange(len(stage_of)) % max(len(steps), 1)], stage_of))

@@ -3,8 +3,8 @@ moves to the nearest step on its left that has room, or else on its right.
 
 Two things differ from the authors' code, which draws the whole run at once: the draw is by window, so that any step is
 reached without the ones before it, and a layer draws how it shares its fixed number of competitions over the window
-rather than that number too. Layers take turns in random order, and a draw that finds no room at all changes places
-with another layer's, so no layer is favoured and none is lost at any load.
+rather than that number too. Layers take turns in random order, and a draw that finds no room at all takes the step of
+another layer, which moves to one with room, so no layer is favoured and no draw is lost at any load.
 
 Sets of steps are Python integers, bit i for step i of the window: moving and counting 256 steps is a few machine words.
 """
@@ -45,15 +45,15 @@ class Load:
 
     def add(self, steps: int) -> None:
         """One more at each of these steps; they had room."""
-        for place, digit in enumerate(self.digits):
-            self.digits[place], steps = digit ^ steps, digit & steps
+        for position, digit in enumerate(self.digits):
+            self.digits[position], steps = digit ^ steps, digit & steps
 
     def room(self) -> int:
         """The steps with fewer than `limit`."""
         every = (1 << self.steps) - 1
         full = every
-        for place, digit in enumerate(self.digits):
-            full &= digit if self.limit >> place & 1 else ~digit
+        for position, digit in enumerate(self.digits):
+            full &= digit if self.limit >> position & 1 else ~digit
         return every & ~full
 
 
@@ -88,7 +88,7 @@ def _exchange(placed: dict[int, int], layer: int, load: Load) -> None:
             placed[layer] |= leaves
             load.add(to)
             return
-    raise AssertionError("more competitions than places")
+    raise AssertionError("more competitions than A_max times the steps")
 
 
 def _draw_steps(random: np.random.Generator, steps: int, num_layers: int, rounds: int) -> list[int]:

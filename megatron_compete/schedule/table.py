@@ -28,6 +28,9 @@ from megatron_compete.schedule.shifted import draw_shifted
 Policy = Literal["balanced", "shifted", "bernoulli"]
 POLICIES: tuple[Policy, ...] = ("balanced", "shifted", "bernoulli")
 
+SAVED_STAGE_CHUNKS = "places"
+"""The name of `stage_chunks` in saved settings, and so in digests: that of the first checkpoints."""
+
 MIN_WINDOW_STEPS = 256
 _DRAWN_WINDOWS, _SEARCHED_WINDOWS = 3, 64
 _CACHE_BYTES = 2**25
@@ -44,7 +47,7 @@ class CompetitionSchedule:
         max_active: most layers that compete at one step (A_max).
         policy: `balanced` over the pipeline stages, `shifted` as the authors do it, or `bernoulli`: every layer by
             itself at every step, without a limit.
-        places: with `balanced`, pipeline stage and model chunk of each layer, in order of depth; none of them means one
+        stage_chunks: with `balanced`, pipeline stage and model chunk of each layer, in order of depth; none means one
             stage. Other policies do not look at it, and it is then left empty.
         seed: any integer; the same arguments always give the same table.
         warmup_steps: first steps at which nothing competes.
@@ -58,7 +61,7 @@ class CompetitionSchedule:
     rate: float
     max_active: int
     policy: Policy = "shifted"
-    places: tuple[StageChunk, ...] = ()
+    stage_chunks: tuple[StageChunk, ...] = ()
     seed: int = 1234
     warmup_steps: int = 0
     decay: Decay = "none"
@@ -69,20 +72,20 @@ class CompetitionSchedule:
     )
 
     @classmethod
-    def of(cls, config: CompeteConfig, places: tuple[StageChunk, ...]) -> "CompetitionSchedule":
-        """The schedule of these settings for layers at these places, in order of depth."""
+    def of(cls, config: CompeteConfig, stage_chunks: tuple[StageChunk, ...]) -> "CompetitionSchedule":
+        """The schedule of these settings for layers on these stages and chunks, in order of depth."""
         rate = config.rate
         if config.cap_rate:
-            rate = min(rate, config.max_active_layers / len(places))
+            rate = min(rate, config.max_active_layers / len(stage_chunks))
         policy = config.policy
         if policy == "auto":
-            policy = "balanced" if len({stage for stage, _ in places}) > 1 else "shifted"
+            policy = "balanced" if len({stage for stage, _ in stage_chunks}) > 1 else "shifted"
         return cls(
-            num_layers=len(places),
+            num_layers=len(stage_chunks),
             rate=rate,
             max_active=config.max_active_layers,
             policy=policy,
-            places=places,
+            stage_chunks=stage_chunks,
             seed=config.seed,
             warmup_steps=config.warmup_steps,
             decay=config.rate_decay,
@@ -93,7 +96,8 @@ class CompetitionSchedule:
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> "CompetitionSchedule":
         """The schedule whose `settings` these are."""
-        return cls(**{**settings, "places": tuple((stage, chunk) for stage, chunk in settings["places"])})
+        values = {name: value for name, value in settings.items() if name != SAVED_STAGE_CHUNKS}
+        return cls(**values, stage_chunks=tuple((stage, chunk) for stage, chunk in settings[SAVED_STAGE_CHUNKS]))
 
     def __post_init__(self) -> None:
         if self.num_layers < 1:
@@ -102,10 +106,12 @@ class CompetitionSchedule:
             raise CompeteError(f"{flag_of('max_active_layers')} {self.max_active} is out of range: give 1 or more")
         if self.policy not in POLICIES:
             raise CompeteError(f"{flag_of('policy')} {self.policy} is unknown: choose from {', '.join(POLICIES)}")
-        places = (self.places or ((0, 0),) * self.num_layers) if self.policy == "balanced" else ()
-        if places and len(places) != self.num_layers:
-            raise CompeteError(f"{len(places)} pipeline places are given for {self.num_layers} layers: give one each")
-        object.__setattr__(self, "places", places)
+        stage_chunks = (self.stage_chunks or ((0, 0),) * self.num_layers) if self.policy == "balanced" else ()
+        if stage_chunks and len(stage_chunks) != self.num_layers:
+            raise CompeteError(
+                f"stage_chunks has {len(stage_chunks)} entries for {self.num_layers} layers: give each layer's stage and chunk"
+            )
+        object.__setattr__(self, "stage_chunks", stage_chunks)
         self.curve  # noqa: B018  a rate out of range is an error here, not at the first step
         if self.rate * self.num_layers > self.max_active * (1 + 1e-9):
             raise CompeteError(self._impossible())
@@ -161,7 +167,7 @@ class CompetitionSchedule:
 
     def describe(self) -> str:
         """The schedule in one line."""
-        stages = len({stage for stage, _ in self.places})
+        stages = len({stage for stage, _ in self.stage_chunks})
         policy = f"balanced over {stages} stages" if stages > 1 else self.policy
         falls = (
             f", falling ({self.decay}) to {self.floor:g} over {self.decay_steps} steps" if self.decay != "none" else ""
@@ -173,9 +179,10 @@ class CompetitionSchedule:
         )
 
     def settings(self) -> dict[str, Any]:
-        """Everything that the table depends on, as plain values."""
-        values = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
-        return {**values, "places": [list(place) for place in self.places]}
+        """Everything that the table depends on, as plain values, as checkpoints hold it."""
+        names = {item.name: item.name for item in fields(self) if item.init} | {"stage_chunks": SAVED_STAGE_CHUNKS}
+        values = {saved: getattr(self, name) for name, saved in names.items()}
+        return {**values, SAVED_STAGE_CHUNKS: [list(stage_chunk) for stage_chunk in self.stage_chunks]}
 
     def digest(self) -> str:
         """SHA-256 of the settings and of what is drawn from them."""
@@ -216,4 +223,4 @@ class CompetitionSchedule:
 
     @cached_property
     def _balanced(self) -> BalancedDraw:
-        return BalancedDraw(self.window_steps, self.max_active, self.places)
+        return BalancedDraw(self.window_steps, self.max_active, self.stage_chunks)

@@ -9,7 +9,7 @@ from megatron.training import get_args
 
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe import specs
-from megatron_compete.moe.competition import Competition, layer_places, moe_layer_numbers
+from megatron_compete.moe.competition import Competition, moe_layer_numbers, moe_stage_chunks
 from megatron_compete.resilience.resuming.schedule import check_agreement, keep_schedule
 from megatron_compete.schedule.balanced import StageChunk
 from megatron_compete.training.metrics import report_metrics
@@ -36,10 +36,10 @@ def trainer_step() -> int:
 
 @functools.cache
 def _trainer_competition(
-    config: CompeteConfig, layer_numbers: tuple[int, ...], places: tuple[StageChunk, ...], num_experts: int
+    config: CompeteConfig, layer_numbers: tuple[int, ...], stage_chunks: tuple[StageChunk, ...], num_experts: int
 ) -> Competition:
     args = get_args()
-    competition = Competition(config, layer_numbers, trainer_step, places)
+    competition = Competition(config, layer_numbers, trainer_step, stage_chunks)
     report_metrics(competition, num_experts, args)
     keep_schedule(competition, args)  # as long as the process lives
     check_agreement([], competition)
@@ -49,4 +49,4 @@ def _trainer_competition(
 def _competition_of_trainer(transformer: TransformerConfig) -> Competition:
     """One competition per process, whatever the number of virtual stages."""
     config, layer_numbers = CompeteConfig.from_arguments(get_args()), moe_layer_numbers(transformer)
-    return _trainer_competition(config, layer_numbers, layer_places(transformer), transformer.num_moe_experts or 0)
+    return _trainer_competition(config, layer_numbers, moe_stage_chunks(transformer), transformer.num_moe_experts or 0)

@@ -12,7 +12,7 @@ import yaml
 
 from benchmarks.scoring import measure_all
 from benchmarks.scoring_shapes import SHAPES, Shape
-from megatron_compete.moe.kernels.form import ExpertForm
+from megatron_compete.moe.kernels.coverage import ExpertForm
 from tests.ranks import run_rank
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ def test_shapes_are_the_recipes(shape: str, name: str) -> None:
 
 def test_operations_are_those_of_the_products() -> None:
     gated, plain = ExpertForm(8, 4, "silu", gated=True), ExpertForm(8, 4, "relu", gated=False)
-    assert gated.operations() == 2 * (8 * 4 * 3) and plain.operations() == 2 * (8 * 4 * 2)
+    assert gated.flops() == 2 * (8 * 4 * 3) and plain.flops() == 2 * (8 * 4 * 2)
 
 
 def candidates() -> list[bool]:

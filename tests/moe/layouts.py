@@ -1,10 +1,11 @@
 """One MoE layer on any layout of ranks, with given weights; what the layout tests compare."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,6 +52,11 @@ def all_layouts(world: int) -> Iterator[Layout]:
     for tp, cp, ep, etp in itertools.product(sizes, repeat=4):
         if tp * cp <= world and ep * etp <= world:
             yield Layout(world=world, tp=tp, cp=cp, ep=ep, etp=etp)
+
+
+def rest_is_slow(layouts: Iterable[Layout], kept: Container[Layout]) -> list[Any]:
+    """All of them as a test's parameters; those that are not `kept` are left to `make test-slow`."""
+    return [layout if layout in kept else pytest.param(layout, marks=pytest.mark.slow) for layout in layouts]
 
 
 def transformer_config(layout: Layout, **overrides: Any) -> Any:
@@ -107,7 +113,7 @@ def build_layer(
 
 
 @dataclass(frozen=True)
-class Place:
+class Shard:
     """Which part of the weights a rank holds."""
 
     experts: tuple[int, ...]
@@ -117,7 +123,7 @@ class Place:
     tp: int
 
     @classmethod
-    def of(cls, layer: Any) -> "Place":
+    def of(cls, layer: Any) -> "Shard":
         dispatcher = layer.token_dispatcher
         return cls(
             tuple(layer.local_expert_indices), dispatcher.tp_rank, dispatcher.tp_size,
@@ -142,7 +148,7 @@ def _sharded(name: str, fc1: Tensor, fc2: Tensor, rank: int, size: int) -> dict[
 
 
 def parameters(layer: Any) -> dict[str, torch.nn.Parameter]:
-    """The layer's parameters under the names of `Place.share`."""
+    """The layer's parameters under the names of `Shard.share`."""
     mlps = {f"expert{local}": expert for local, expert in enumerate(layer.experts.local_experts)}
     if layer.shared_experts is not None:
         mlps["shared"] = layer.shared_experts
@@ -154,6 +160,6 @@ def parameters(layer: Any) -> dict[str, torch.nn.Parameter]:
 
 def load(layer: Any, weights: Weights) -> None:
     """Copy this rank's share of `weights`."""
-    share = Place.of(layer).share(weights)
+    share = Shard.of(layer).share(weights)
     for name, parameter in parameters(layer).items():
         parameter.data.copy_(share[name])

@@ -16,7 +16,7 @@ from megatron_compete.common.comparison import largest_difference
 from megatron_compete.config import CompeteConfig
 from megatron_compete.schedule import CompetitionSchedule
 from tests.moe import layouts, reference
-from tests.moe.layouts import EXPERTS, FFN, HIDDEN, WINNERS, Layout, Place, parameters
+from tests.moe.layouts import EXPERTS, FFN, HIDDEN, WINNERS, Layout, Shard, parameters
 from tests.moe.reference import Weights
 from tests.ranks import run_ranks
 
@@ -66,7 +66,7 @@ class Result:
     token_grads: list[Tensor]
     weight_grads: Any
     """By name of parameter on a rank, `Weights` from the reference."""
-    place: Place | None = None
+    shard: Shard | None = None
 
 
 def random_batch(layout: Layout, sequence: int, batch: int, microbatches: int = 2) -> Batch:
@@ -132,7 +132,7 @@ def train_step(layer: Any, layout: Layout, batch: Batch) -> Result:
         seq_length=1, micro_batch_size=1, forward_only=False,
     )  # fmt: skip
     grads = {name: parameter.main_grad.clone() for name, parameter in parameters(layer).items()}
-    return Result(outputs, [microbatch.tokens.grad for microbatch in mine], grads, Place.of(layer))
+    return Result(outputs, [microbatch.tokens.grad for microbatch in mine], grads, Shard.of(layer))
 
 
 Step = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -187,8 +187,8 @@ def assert_equal_to_reference(
             for ours, theirs in zip(getattr(actual, kind), getattr(expected, kind), strict=True):
                 part = shard_of_rank(Microbatch(theirs, theirs), layout, rank).tokens
                 assert_close(ours, part, theirs.abs().max() if theirs.numel() else 0, tolerance, f"{kind} rank {rank}")
-        assert actual.place is not None
-        for name, part in actual.place.share(expected.weight_grads).items():
+        assert actual.shard is not None
+        for name, part in actual.shard.share(expected.weight_grads).items():
             scale = scales[_whole_name(name)]
             assert_close(actual.weight_grads[name], part, scale, tolerance, f"gradient of {name} rank {rank}")
 

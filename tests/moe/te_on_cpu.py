@@ -178,7 +178,7 @@ def check_scoring_leaves_the_state_of_fp8(recipe: str) -> None:
     from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
     from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 
-    from megatron_compete.moe.precision import scoring_precision
+    from megatron_compete.moe.fp8 import without_fp8
     from tests.moe import layouts
     from tests.moe.layouts import EXPERTS, Layout
 
@@ -201,13 +201,13 @@ def check_scoring_leaves_the_state_of_fp8(recipe: str) -> None:
         assert passes()
         scales, quantizers = linear.fp8_meta["scaling_fwd"], linear.quantizers["scaling_fwd"]
         linear._fp8_workspaces["weight0"] = "cast in this step"
-        with scoring_precision(config, experts):
+        with without_fp8(config, experts):
             assert not passes()
         assert linear.fp8 and linear.fp8_initialized and linear.fp8_meta["fp8_checkpoint"]
         assert passes()
         assert linear.fp8_meta["scaling_fwd"] is scales and linear.quantizers["scaling_fwd"] is quantizers
         assert linear._fp8_workspaces == {"weight0": "cast in this step"}
-    with scoring_precision(config, experts):  # by utility, in the backward pass
+    with without_fp8(config, experts):  # by utility, in the backward pass
         assert not passes()
     assert linear.fp8 and linear.fp8_meta["fp8_checkpoint"]
     assert quantization.FP8GlobalStateManager.AUTOCAST_DEPTH == 0

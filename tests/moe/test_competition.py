@@ -6,7 +6,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from megatron_compete.config import CompeteConfig
-from megatron_compete.moe.competition import Competition, decoder_places, layer_places
+from megatron_compete.moe.competition import Competition, decoder_stage_chunks, moe_stage_chunks
 
 LAYOUTS: dict[str, dict] = {
     "one-stage": dict(num_layers=3, pipeline_model_parallel_size=1),
@@ -44,7 +44,7 @@ def test_places_are_where_megatron_builds_the_layers(name: str) -> None:
             first = get_transformer_layer_offset(config, vp_stage, stage)
             for layer in range(get_num_layers_to_build(config, vp_stage, stage)):
                 expected[first + layer] = (stage, chunk)
-    assert dict(enumerate(decoder_places(config))) == expected
+    assert dict(enumerate(decoder_stage_chunks(config))) == expected
 
 
 def test_a_layout_in_letters() -> None:
@@ -52,12 +52,17 @@ def test_a_layout_in_letters() -> None:
     config = config_of(
         dict(num_layers=5, pipeline_model_parallel_size=2, pipeline_model_parallel_layout="Et|t|tt|tL")
     )  # fmt: skip
-    assert decoder_places(config) == ((0, 0), (1, 0), (0, 1), (0, 1), (1, 1))
+    assert decoder_stage_chunks(config) == ((0, 0), (1, 0), (0, 1), (0, 1), (1, 1))
 
 
 def test_only_layers_with_experts_compete() -> None:
     config = config_of(dict(num_layers=6, pipeline_model_parallel_size=2, moe_layer_freq=[0, 1, 1, 0, 1, 1]))
-    assert layer_places(config) == ((0, 0), (0, 0), (1, 0), (1, 0))
+    assert moe_stage_chunks(config) == ((0, 0), (0, 0), (1, 0), (1, 0))
     competition = Competition.of_model(CompeteConfig(), config, lambda: 0)
     assert competition.layer_numbers == (2, 3, 5, 6)
-    assert competition.schedule.policy == "balanced" and competition.schedule.places == ((0, 0), (0, 0), (1, 0), (1, 0))
+    assert competition.schedule.policy == "balanced" and competition.schedule.stage_chunks == (
+        (0, 0),
+        (0, 0),
+        (1, 0),
+        (1, 0),
+    )

@@ -9,7 +9,7 @@ import torch
 
 from megatron_compete.config import CompeteConfig
 from tests.moe import layouts
-from tests.moe.layouts import BATCH, EXPERTS, FFN, HIDDEN, SEQUENCE, SHARED_FFN, Layout
+from tests.moe.layouts import BATCH, EXPERTS, FFN, HIDDEN, SEQUENCE, SHARED_FFN, Layout, rest_is_slow
 from tests.moe.reference import Weights
 from tests.moe.steps import Batch, Case, Result, check, random_batch, train_step
 from tests.moe.test_layouts import CASES
@@ -25,7 +25,11 @@ DISPATCHED = [
 ]
 
 
-@pytest.mark.parametrize("layout", DISPATCHED, ids=str)
+COVERING = [DISPATCHED[1], DISPATCHED[4], DISPATCHED[5]]
+"""In `make test`: each of DP, TP, CP, EP and ETP above 1."""
+
+
+@pytest.mark.parametrize("layout", rest_is_slow(DISPATCHED, COVERING), ids=str)
 def test_allgather_dispatcher(layout: Layout) -> None:
     layout = dataclasses.replace(layout, dispatcher="allgather")
     check(layout, random_batch(layout, SEQUENCE, BATCH), CASES)
@@ -43,7 +47,9 @@ SHARED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", SHARED)
-@pytest.mark.parametrize("layout", [DISPATCHED[1], DISPATCHED[3], DISPATCHED[4]], ids=str)
+@pytest.mark.parametrize(
+    "layout", rest_is_slow([DISPATCHED[1], DISPATCHED[3], DISPATCHED[4]], [DISPATCHED[4]]), ids=str
+)
 def test_shared_experts(layout: Layout, kind: str) -> None:
     weights = Weights.random(EXPERTS, HIDDEN, FFN, shared_ffn=SHARED_FFN)
     check(layout, random_batch(layout, SEQUENCE, BATCH), CASES, weights, **SHARED[kind])

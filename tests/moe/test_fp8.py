@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from megatron_compete.config import CompeteConfig
-from megatron_compete.moe.precision import scoring_precision
+from megatron_compete.moe.fp8 import without_fp8
 from tests.moe.layouts import Layout, transformer_config
 
 HIDDEN, FFN, EXPERTS, TOKENS = 128, 128, 8, 48
@@ -57,7 +57,7 @@ def states(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 def test_without_fp8_nothing_changes(states: list[bool]) -> None:
     linear = CachingLinear()
-    with scoring_precision(transformer_config(Layout()), linear):
+    with without_fp8(transformer_config(Layout()), linear):
         linear()
         assert states == []
     assert not linear.is_first_microbatch
@@ -70,12 +70,12 @@ def test_scoring_does_not_count_as_the_first_microbatch(states: list[bool], firs
     config.fp8 = "hybrid"
     experts = torch.nn.ModuleList([CachingLinear(), torch.nn.Linear(2, 2)])
     experts[0].is_first_microbatch = first
-    with scoring_precision(config, experts):
+    with without_fp8(config, experts):
         experts[0]()
         assert states == [False]
     assert states == []
     assert experts[0].is_first_microbatch == first
-    with pytest.raises(RuntimeError), scoring_precision(config, experts):
+    with pytest.raises(RuntimeError), without_fp8(config, experts):
         experts[0]()
         raise RuntimeError
     assert experts[0].is_first_microbatch == first
@@ -86,7 +86,7 @@ def test_a_module_stays_one_that_trains_in_fp8(states: list[bool]) -> None:
     config = transformer_config(Layout())
     config.fp8 = "hybrid"
     experts = torch.nn.ModuleList([CachingLinear(), torch.nn.Linear(2, 2)])
-    with scoring_precision(config, experts):
+    with without_fp8(config, experts):
         experts[0]()
         assert not experts[0].fp8
     assert experts[0].fp8 and experts[0].fp8_initialized

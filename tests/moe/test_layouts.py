@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from megatron_compete.config import CompeteConfig
-from tests.moe.layouts import BATCH, SEQUENCE, Layout, all_layouts
+from tests.moe.layouts import BATCH, SEQUENCE, Layout, all_layouts, rest_is_slow
 from tests.moe.steps import Case, check, random_batch
 
 STRONG = CompeteConfig(
@@ -37,8 +37,24 @@ CASES = {
 
 LAYOUTS = [layout for world in (1, 2, 4) for layout in all_layouts(world)]
 
+COVERING = [
+    Layout(),
+    Layout(world=2, tp=2, ep=2),
+    Layout(world=2, cp=2, etp=2),
+    Layout(world=4, ep=4),
+    Layout(world=4, tp=2, etp=4),
+    Layout(world=4, tp=4, ep=2),
+    Layout(world=4, cp=2),
+    Layout(world=4, cp=4, etp=2),
+    Layout(world=4, tp=2, cp=2, ep=2, etp=2),
+]
+"""In `make test`: one rank; two ranks with each way to split tokens and each way to split experts; and at four ranks each
+of the six ways to split tokens (TP x CP) and each of the six to split experts (EP x ETP) once. The two splits use separate
+process groups, so the other 37 layouts only pair the same groups differently. Every layout runs all of `CASES`; the other
+dispatchers are `test_dispatchers.py`'s."""
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+
+@pytest.mark.parametrize("layout", rest_is_slow(LAYOUTS, COVERING), ids=str)
 def test_layer_equals_dense_reference(layout: Layout) -> None:
     check(layout, random_batch(layout, SEQUENCE, BATCH), CASES)
 
@@ -53,7 +69,7 @@ PER_TOKEN = [
 ]
 
 
-@pytest.mark.parametrize("layout", PER_TOKEN, ids=str)
+@pytest.mark.parametrize("layout", rest_is_slow(PER_TOKEN, [PER_TOKEN[1], PER_TOKEN[2], PER_TOKEN[4]]), ids=str)
 def test_gradients_divided_by_tokens_at_the_end(layout: Layout) -> None:
     """--calculate-per-token-loss."""
     layout = dataclasses.replace(layout, per_token=True)

@@ -24,20 +24,20 @@ def test_recomputed_layer_equals_dense_reference(layout: Layout) -> None:
 def winners_chosen(overrides: dict[str, Any], name: str) -> tuple[int, list[Tensor], list[Tensor]]:
     """Scoring passes, winners as routed in order, and all results of a step with three microbatches."""
     from megatron_compete.moe import layer as layer_module
-    from megatron_compete.moe import scoring_pass
+    from megatron_compete.moe import scoring
 
     case = CASES[name]
     layer = layouts.build_layer(
         Layout(), Weights.random(EXPERTS, HIDDEN, FFN), case.config, case.current_step, **overrides
     )
     passes, routed = [], []
-    score, to_map = scoring_pass.score_tokens, layer_module.winners_map
-    scoring_pass.score_tokens = lambda *a, **k: passes.append(1) or score(*a, **k)
+    score, to_map = scoring.score_tokens, layer_module.winners_map
+    scoring.score_tokens = lambda *a, **k: passes.append(1) or score(*a, **k)
     layer_module.winners_map = lambda winners, experts: routed.append(winners) or to_map(winners, experts)
     try:
         result = train_step(layer, Layout(), random_batch(Layout(), SEQUENCE, BATCH, microbatches=3))
     finally:
-        scoring_pass.score_tokens, layer_module.winners_map = score, to_map
+        scoring.score_tokens, layer_module.winners_map = score, to_map
     assert not layer._first_pass
     return len(passes), routed, [*result.outputs, *result.token_grads, *result.weight_grads.values()]
 

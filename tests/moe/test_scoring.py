@@ -5,7 +5,7 @@ import torch
 
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.expert_group import ExpertGroups
-from megatron_compete.moe.scoring import score_tokens
+from megatron_compete.moe.scoring import PlainScorer, padded_chunks, score_tokens
 from megatron_compete.routing.responses import softplus_response
 from tests.moe import layouts
 from tests.moe.layouts import EXPERTS, FFN, HIDDEN, Layout
@@ -27,7 +27,7 @@ def score_on_rank(chunk_tokens: int) -> tuple[torch.Tensor, torch.Tensor, int, i
         outputs_seen.append(outputs.numel())
         return softplus_response(outputs)
 
-    responses = score_tokens(tokens, layer.experts, response, layer.groups, chunk_tokens)
+    responses = score_tokens(tokens, PlainScorer(layer.experts, response, layer.groups), layer.groups, chunk_tokens)
     assert isinstance(layer.groups, ExpertGroups) and not responses.requires_grad
     return tokens, responses, sum(sent), max(outputs_seen)
 
@@ -84,11 +84,14 @@ def overlapped_and_not(layout: Layout) -> None:
         return (outputs * vectors_PH).sum(-1)
 
     started, finished = _count_gatherings()
-    arguments = (tokens, layer.experts, projection, layer.groups, 4, vectors)
-    apart = score_tokens(*arguments, overlap=False)
+    groups, scorer = layer.groups, PlainScorer(layer.experts, projection, layer.groups)
+    apart = torch.cat([
+        groups.send_home(scorer.start()(groups.gather_tokens(chunk), groups.start_gather_position(of_chunk).wait()))
+        for chunk, of_chunk in padded_chunks(groups, 4, tokens, vectors)
+    ])  # fmt: skip
     assert set(under_way) == {0} and started == finished
     under_way.clear()
-    assert torch.equal(score_tokens(*arguments), apart)
+    assert torch.equal(score_tokens(tokens, scorer, groups, 4, vectors), apart[: len(tokens)])
     collectives = 1 + (layer.groups.expert.size() > 1)  # tokens, and vectors if other ranks have any
     of_chunks = [under_way[first] for first in range(0, len(under_way), EXPERTS // layout.ep)]
     assert of_chunks == [collectives, collectives, 0] and started == finished

@@ -205,11 +205,11 @@ def test_recomputation_with_microbatches_in_flight_changes_no_bit() -> None:
 
 
 def passes_without_gradient() -> None:
-    from megatron_compete.moe import scoring_pass
+    from megatron_compete.moe import scoring
 
     layouts.initialize(Layout())
-    scored, score = [], scoring_pass.score_tokens
-    scoring_pass.score_tokens = lambda *a, **k: scored.append(1) or score(*a, **k)
+    scored, score = [], scoring.score_tokens
+    scoring.score_tokens = lambda *a, **k: scored.append(1) or score(*a, **k)
     layer = build(TASK_ALONE)
     tokens = torch.randn(SEQUENCE, BATCH, HIDDEN)
     with torch.no_grad():

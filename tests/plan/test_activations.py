@@ -81,7 +81,7 @@ def kept_by_a_layer(dtype: torch.dtype, kind: str) -> tuple[int, int]:
 def scored(dtype: torch.dtype, kind: str) -> int:
     """Most bytes alive at once in the scoring pass of the layer of `SHAPE`."""
     from benchmarks.memory import LiveStorages
-    from megatron_compete.moe.scoring import score_tokens
+    from megatron_compete.moe.scoring import PlainScorer, score_tokens
     from megatron_compete.routing.utility import utility
     from tests.moe import layouts
 
@@ -89,7 +89,8 @@ def scored(dtype: torch.dtype, kind: str) -> int:
     tokens_TH, gradients_TH = torch.randn(2, 256, layouts.HIDDEN, dtype=dtype)
     reduction, vectors = (layer.response, ()) if kind == "response" else (utility, (gradients_TH,))
     with LiveStorages() as live:
-        score_tokens(tokens_TH, layer.experts, reduction, layer.groups, 128, *vectors)
+        scorer = PlainScorer(layer.experts, reduction, layer.groups)
+        score_tokens(tokens_TH, scorer, layer.groups, 128, *vectors)
     return live.peak
 
 

@@ -32,7 +32,7 @@ def pipeline_times(stages: int, chunks: int, layers: int, microbatches: int) -> 
 
 def job(stages: int, chunks: int, layers: int, rate: float, max_active: int, microbatches: int = 8):  # type: ignore[no-untyped-def]
     times = pipeline_times(stages, chunks, layers, microbatches)
-    schedule = CompetitionSchedule(layers, rate, max_active, "balanced", places=times.place_of_layer)
+    schedule = CompetitionSchedule(layers, rate, max_active, "balanced", stage_chunks=times.place_of_layer)
     return schedule, times, PipelineShape(stages, chunks, microbatches, stages)
 
 
@@ -53,7 +53,7 @@ def test_on_one_stage_the_overhead_is_rate_times_layers() -> None:
 def test_numbers_are_those_of_the_table(chunks: int) -> None:
     schedule, times, shape = job(4, chunks, 16, rate=0.1, max_active=4)
     result = simulate_policies(schedule, times, shape, most_steps=300)
-    shifted = dataclasses.replace(schedule, policy="shifted", places=())
+    shifted = dataclasses.replace(schedule, policy="shifted", stage_chunks=())
     table_NL = shifted.table(0, result.steps)
     forward_NPV = np.repeat(times.forward_PV[None], result.steps, axis=0)
     backward_NPV = np.repeat(times.backward_PV[None], result.steps, axis=0)

@@ -48,7 +48,7 @@ def scored(flags: str, expert: int) -> int:
     from benchmarks.traffic import SentBytes
     from megatron_compete.config import CompeteConfig
     from megatron_compete.moe.response_gradients import AllResponses, Recomputation
-    from megatron_compete.moe.scoring import score_tokens
+    from megatron_compete.moe.scoring import PlainScorer, score_tokens
     from megatron_compete.routing.utility import utility
     from tests.moe import layouts
     from tests.moe.reference import Weights
@@ -61,9 +61,10 @@ def scored(flags: str, expert: int) -> int:
     tokens_TH = torch.randn(32, layouts.HIDDEN)
     with SentBytes() as sent:
         if "utility" in flags:
-            score_tokens(tokens_TH, layer.experts, utility, layer.groups, 16, tokens_TH)
+            score_tokens(tokens_TH, PlainScorer(layer.experts, utility, layer.groups), layer.groups, 16, tokens_TH)
             return sent.total
-        responses_TE = score_tokens(tokens_TH, layer.experts, layer.response, layer.groups, 16)
+        scorer = PlainScorer(layer.experts, layer.response, layer.groups)
+        responses_TE = score_tokens(tokens_TH, scorer, layer.groups, 16)
         if "all" in flags:
             plan = Recomputation(layer.experts, layer.response, layer.groups, 16)
             tokens_TH.requires_grad_()

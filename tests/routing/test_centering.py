@@ -30,7 +30,7 @@ def test_statistics_of_parts_are_those_of_the_whole() -> None:
         torch.testing.assert_close(statistics.variance_E, whole.variance_E)
 
 
-def test_centred_responses_have_no_habit() -> None:
+def test_centred_responses_have_mean_0_and_deviation_1() -> None:
     responses = torch.randn(T, E) * torch.arange(1, E + 1) + 10 * torch.arange(E)
     centred = response_statistics(responses).centre(responses)
     torch.testing.assert_close(centred.mean(0), torch.zeros(E), atol=1e-4, rtol=0)

@@ -8,20 +8,16 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.schedule.table import POLICIES, Policy
-from tests.schedule.draws import copy_of, schedules, slots
-
-thousands = settings(max_examples=2000, deadline=None)
+from tests.schedule.draws import copy_of, of_draws, schedules, slots
 
 
-@thousands
-@given(schedules(), st.integers(0, 5000))
+@of_draws(2000, schedules(), st.integers(0, 5000))
 def test_never_more_than_max_active_and_none_in_warmup(schedule: CompetitionSchedule, start: int) -> None:
     table = schedule.table(start, start + 300)
     assert table.sum(axis=1).max(initial=0) <= schedule.max_active
@@ -34,8 +30,7 @@ def counts_after_warmup(schedule: CompetitionSchedule, windows: int) -> tuple[np
     return schedule.table(schedule.warmup_steps, schedule.warmup_steps + steps).sum(axis=0), steps
 
 
-@thousands
-@given(schedules(decays=False))
+@of_draws(2000, schedules(decays=False))
 def test_layers_compete_equally_often_at_the_rate(schedule: CompetitionSchedule) -> None:
     """At any load, the fullest included; stronger than a tolerance on the long run, which bernoulli needs."""
     counts, steps = counts_after_warmup(schedule, windows=3)
@@ -46,8 +41,7 @@ def test_layers_compete_equally_often_at_the_rate(schedule: CompetitionSchedule)
         assert counts.min() == counts.max() == math.floor(expected + 1e-6)
 
 
-@settings(max_examples=1000, deadline=None)
-@given(schedules(decays=True))
+@of_draws(1000, schedules(decays=True))
 def test_a_falling_rate_is_met_as_well(schedule: CompetitionSchedule) -> None:
     """Against a sum over steps of the rate, written plainly."""
     counts, steps = counts_after_warmup(schedule, windows=3)
@@ -77,8 +71,7 @@ def test_long_run_rates_of_all_policies(policy: str) -> None:
         assert rates.max() / rates.min() <= 1.03
 
 
-@settings(max_examples=1000, deadline=None)
-@given(schedules(), st.integers(0, 20_000), st.integers(0, 900))
+@of_draws(1000, schedules(), st.integers(0, 20_000), st.integers(0, 900))
 def test_any_step_is_the_same_by_any_path(schedule: CompetitionSchedule, start: int, length: int) -> None:
     """A resumed, a longer and a shorter run see the table that an uninterrupted one sees."""
     whole = schedule.table(start, start + length)
@@ -98,9 +91,9 @@ print(json.dumps([CompetitionSchedule.from_settings(one).digest() for one in jso
 
 
 def test_another_process_draws_the_same_table() -> None:
-    places = slots(2, 2, layers=3)
+    stage_chunks = slots(2, 2, layers=3)
     drawn = [
-        CompetitionSchedule(12, 0.2, 12, policy, places, decay=decay, decay_steps=900 * (decay != "none"))
+        CompetitionSchedule(12, 0.2, 12, policy, stage_chunks, decay=decay, decay_steps=900 * (decay != "none"))
         for policy in POLICIES
         for decay in ("none", "linear", "cosine")
     ]
@@ -113,8 +106,7 @@ def test_another_process_draws_the_same_table() -> None:
     assert len(set(digests)) == len(digests)
 
 
-@settings(max_examples=200, deadline=None)
-@given(schedules(decays=False))
+@of_draws(200, schedules(decays=False))
 def test_the_cache_forgets_and_draws_again(schedule: CompetitionSchedule) -> None:
     before = schedule.table(0, 1000)
     schedule._windows.clear()
@@ -151,7 +143,7 @@ def test_other_seeds_give_other_tables(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_all_layers_share_the_places_alike(policy: str) -> None:
+def test_all_pairs_of_layers_compete_together_alike(policy: str) -> None:
     """No pair of layers of a stage meets much more often than another: the order of the layers plays no part."""
     table = CompetitionSchedule(8, 0.2, 8 if policy == "bernoulli" else 3, policy).table(0, 400_000).astype(float)
     together = table.T @ table
@@ -179,7 +171,7 @@ def test_bernoulli_needs_room_for_all_layers() -> None:
         dict(max_active=0),
         dict(num_layers=0),
         dict(policy="fair"),
-        dict(policy="balanced", places=((0, 0), (1, 0))),
+        dict(policy="balanced", stage_chunks=((0, 0), (1, 0))),
         dict(decay="linear"),
         dict(decay="linear", decay_steps=10, floor=0.2),
         dict(decay_steps=10),
@@ -204,9 +196,9 @@ def test_from_the_settings_of_a_job() -> None:
     one_stage, two_stages = slots(1, layers=4), slots(2, layers=2)
     assert CompetitionSchedule.of(config, one_stage).policy == "shifted"
     balanced = CompetitionSchedule.of(config, two_stages)
-    assert (balanced.policy, balanced.places, balanced.floor) == ("balanced", two_stages, 0.1)
+    assert (balanced.policy, balanced.stage_chunks, balanced.floor) == ("balanced", two_stages, 0.1)
     explicit = CompetitionSchedule.of(dataclasses.replace(config, policy="shifted"), two_stages)
-    assert (explicit.policy, explicit.places) == ("shifted", ())
+    assert (explicit.policy, explicit.stage_chunks) == ("shifted", ())
 
 
 def test_every_setting_of_a_job_reaches_the_schedule() -> None:
@@ -214,9 +206,9 @@ def test_every_setting_of_a_job_reaches_the_schedule() -> None:
         rate=0.3, max_active_layers=3, policy="balanced", seed=7, warmup_steps=11, rate_decay="linear",
         rate_decay_steps=90, rate_floor=0.2,
     )  # fmt: skip
-    places = slots(2, 2, layers=1)
-    assert CompetitionSchedule.of(config, places).settings() == dict(
-        num_layers=4, rate=0.3, max_active=3, policy="balanced", places=[list(place) for place in places], seed=7,
+    stage_chunks = slots(2, 2, layers=1)
+    assert CompetitionSchedule.of(config, stage_chunks).settings() == dict(
+        num_layers=4, rate=0.3, max_active=3, policy="balanced", places=[list(stage_chunk) for stage_chunk in stage_chunks], seed=7,
         warmup_steps=11, decay="linear", decay_steps=90, floor=0.2,
     )  # fmt: skip
 

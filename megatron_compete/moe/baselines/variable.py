@@ -17,7 +17,7 @@ from torch import Tensor
 
 from megatron_compete.moe.baselines.config import BaselineConfig
 from megatron_compete.moe.baselines.metrics import record_experts_per_token
-from megatron_compete.moe.router import valid_tokens
+from megatron_compete.moe.router import logits_of_no_tokens, valid_tokens
 
 
 class VariableRouter(TopKRouter):
@@ -77,11 +77,8 @@ class VariableRouter(TopKRouter):
         return (scale * weights_TE).type_as(logits_TE) * routing_map_TE, routing_map_TE
 
     def gating(self, input: Tensor) -> Tensor:
-        """As `TopKRouter.gating`; a rank may hold no tokens, which upstream's reshape does not allow."""
-        if input.numel() > 0:
-            return super().gating(input)
-        dtype = {"fp32": torch.float32, "fp64": torch.float64}.get(self.config.moe_router_dtype, input.dtype)
-        return torch.nn.functional.linear(input.to(dtype), self.weight.to(dtype))
+        """As `TopKRouter.gating`; a rank may hold no tokens."""
+        return super().gating(input) if input.numel() > 0 else logits_of_no_tokens(self, input)
 
     def learns(self) -> bool:
         """Whether the pass in progress trains: evaluation does not, nor the first of a recomputed layer's two passes."""

@@ -1,8 +1,8 @@
-"""Which scorer a layer uses: `--compete-score-kernel`."""
+"""Whether a layer's scoring pass uses the fused kernels: `--compete-score-kernel`."""
 
 import functools
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import flag_of
-from megatron_compete.moe.expert_group import ExpertGroups
 from megatron_compete.moe.kernels.coverage import (
     NotCovered,
     check_device,
@@ -19,7 +18,9 @@ from megatron_compete.moe.kernels.coverage import (
     expert_form,
     response_name,
 )
-from megatron_compete.moe.scoring import PlainScorer, Scorer
+
+if TYPE_CHECKING:
+    from megatron_compete.moe.kernels.scorer import FusedScorer
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +46,10 @@ def check_score_device(choice: str) -> None:
         raise _refusal(choice, reason) from None
 
 
-def make_scorer(
-    choice: str,
-    config: TransformerConfig,
-    experts: torch.nn.Module,
-    reduction: Any,
-    groups: ExpertGroups,
-    tokens_TH: Tensor,
-) -> Scorer:
-    """The scorer of a layer, decided by what it meets at its first pass.
+def choose_fused_scorer(
+    choice: str, config: TransformerConfig, experts: torch.nn.Module, reduction: Any, tokens_TH: Tensor
+) -> "FusedScorer | None":
+    """The fused scorer of a layer, or None for Megatron's own modules; decided by what it meets at its first pass.
 
     Args:
         choice: auto, fused, fused-fp8 or plain.
@@ -61,11 +57,8 @@ def make_scorer(
     Raises:
         CompeteError: fused kernels are asked for and cannot be used, with the reason.
     """
-    plain = PlainScorer(experts, reduction, groups)
-    if choice == "plain":
-        return plain
-    if choice == "auto" and not tokens_TH.is_cuda:
-        return plain
+    if choice == "plain" or (choice == "auto" and not tokens_TH.is_cuda):
+        return None
     try:
         check_device()
         form, response = expert_form(config, fp8=choice == "fused-fp8"), response_name(reduction)
@@ -74,7 +67,7 @@ def make_scorer(
         if choice != "auto":
             raise _refusal(choice, reason) from None
         _say(f"scoring pass: Megatron's expert modules, not the fused kernels: {reason}", logging.WARNING)
-        return plain
+        return None
     from megatron_compete.moe.kernels.scorer import FusedScorer  # needs Triton
 
     _say(f"scoring pass: fused kernels{' in FP8' if choice == 'fused-fp8' else ''}", logging.INFO)

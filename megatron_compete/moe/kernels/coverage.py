@@ -1,5 +1,6 @@
 """What the kernels cover: the experts, the settings and the GPU. Whatever they do not is `NotCovered`, with the reason."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,6 @@ from megatron.core.transformer.moe.experts import SequentialMLP, TEGroupedMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from megatron_compete.moe.kernels.form import ExpertForm
 from megatron_compete.routing.responses import l2_response, softplus_response
 from megatron_compete.routing.utility import utility
 
@@ -27,10 +27,31 @@ ACTIVATIONS = (
     (fast_gelu, "gelu_tanh"),
     (quick_gelu, "quick_gelu"),
 )
-"""Megatron's activation functions by the names of `functions.activate`."""
+"""Megatron's activation functions by the names of `tile_math.activate`."""
 
-RESPONSES: dict[Any, str] = {softplus_response: "softplus", l2_response: "l2", utility: "projection"}
-"""Reductions by the names of `functions.tile_response`."""
+RESPONSE_NAMES: dict[Any, str] = {softplus_response: "softplus", l2_response: "l2", utility: "projection"}
+"""Reductions by the names of `tile_math.tile_response`."""
+
+
+@dataclass(frozen=True)
+class ExpertForm:
+    """What an expert computes: fc2(act(fc1 x)), or with a gate fc2(act(gate x) * (up x)) with gate above up in fc1."""
+
+    hidden: int
+    ffn: int
+    activation: str
+    gated: bool
+    round_gate: bool = True
+    """Whether act(gate x) is rounded to the precision before it is multiplied."""
+
+    @property
+    def fc1_rows(self) -> int:
+        """Output channels of fc1."""
+        return self.ffn * (2 if self.gated else 1)
+
+    def flops(self) -> int:
+        """FLOPs of the matrices for one token."""
+        return 2 * self.hidden * (self.fc1_rows + self.ffn)
 
 
 class NotCovered(Exception):
@@ -93,9 +114,9 @@ def response_name(reduction: Any) -> str:
     Raises:
         NotCovered: they have none.
     """
-    if reduction not in RESPONSES:
+    if reduction not in RESPONSE_NAMES:
         raise NotCovered(f"the kernels do not have the response {getattr(reduction, '__name__', reduction)}")
-    return RESPONSES[reduction]
+    return RESPONSE_NAMES[reduction]
 
 
 def is_interpreted() -> bool:
@@ -126,7 +147,7 @@ def check_device() -> None:
 
 def check_experts(experts: nn.Module, form: ExpertForm, tokens_TH: Tensor) -> None:
     """Raise `NotCovered` for modules, weights or tokens that are not as the settings promise."""
-    from megatron_compete.moe.kernels.weights import expert_parameters
+    from megatron_compete.moe.kernels.weights import expert_parameters  # needs Triton
 
     if type(experts) not in (SequentialMLP, TEGroupedMLP):
         raise NotCovered(f"the experts are a {type(experts).__name__}")

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megatron_compete.moe.kernels.form import ExpertForm
-from megatron_compete.moe.kernels.functions import (
+from megatron_compete.moe.kernels.coverage import ExpertForm
+from megatron_compete.moe.kernels.tile_math import (
     LARGEST_E4M3,
     fc1_tile,
     rounded,

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megatron_compete.moe.kernels.functions import LARGEST_E4M3
+from megatron_compete.moe.kernels.tile_math import LARGEST_E4M3
 from megatron_compete.moe.kernels.weights import triton_dtype
 
 BLOCK_ROWS, BLOCK_COLUMNS = 8, 512

@@ -1,14 +1,15 @@
-"""The fused scorer: a chunk's tokens in, responses of this rank's experts out.
+"""The fused scorer: a chunk's tokens in, scores by this rank's experts out.
 
 G tokens of the chunk over all ranks of the expert group, H hidden size, E this rank's experts.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from megatron_compete.moe.kernels.form import ExpertForm
+from megatron_compete.moe.kernels.coverage import ExpertForm
 from megatron_compete.moe.kernels.narrow import MAX_WIDTH, held_columns, score_narrow
 from megatron_compete.moe.kernels.quantize import quantize_matrices, quantize_rows
 from megatron_compete.moe.kernels.tiles import NarrowTiles, WideTiles, for_projection, narrow_candidates, wide_tiles
@@ -20,11 +21,10 @@ from megatron_compete.moe.kernels.weights import (
     stacked_table,
 )
 from megatron_compete.moe.kernels.wide import score_wide
-from megatron_compete.moe.scoring import ScoreChunk
 
 
 class FusedScorer:
-    """A `moe.scoring.Scorer` by `narrow.py` or `wide.py`.
+    """Runs this rank's experts by `narrow.py` or `wide.py`; a `Scorer` of `moe/scoring.py`.
 
     Args:
         experts: Megatron's module, covered as `coverage.py` says.
@@ -41,7 +41,7 @@ class FusedScorer:
         self._addresses: tuple[int, ...] = ()
         self._weights: ExpertWeights | None = None
 
-    def start(self) -> ScoreChunk:
+    def start(self) -> Callable[..., Tensor]:
         """Begin a pass: the weights are whole, their addresses current and, in FP8, quantised.
 
         FP8 copies live as long as the result: weights change with every step, and keeping the copies of all layers

@@ -12,7 +12,7 @@ import triton.language as tl
 from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor, nn
 
-from megatron_compete.moe.kernels.form import ExpertForm
+from megatron_compete.moe.kernels.coverage import ExpertForm
 
 _TRITON_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 

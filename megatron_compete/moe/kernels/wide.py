@@ -11,15 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megatron_compete.moe.kernels.form import ExpertForm
-from megatron_compete.moe.kernels.functions import (
+from megatron_compete.moe.kernels.coverage import ExpertForm
+from megatron_compete.moe.kernels.quantize import quantize_rows
+from megatron_compete.moe.kernels.tile_math import (
     fc1_tile,
     product,
     rounded,
     tile_of_program,
     tile_response,
 )
-from megatron_compete.moe.kernels.quantize import quantize_rows
 from megatron_compete.moe.kernels.tiles import GemmTiles, WideTiles
 from megatron_compete.moe.kernels.weights import ExpertWeights, triton_dtype
 

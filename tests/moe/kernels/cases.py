@@ -40,7 +40,7 @@ class Case:
         return f"{kind}-{self.activation}-{self.response}-{dtype}-{sizes}"
 
     def form(self) -> Any:
-        from megatron_compete.moe.kernels.form import ExpertForm
+        from megatron_compete.moe.kernels.coverage import ExpertForm
 
         return ExpertForm(self.hidden, self.ffn, self.activation, self.gated, self.round_gate)
 

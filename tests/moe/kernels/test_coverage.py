@@ -10,7 +10,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.kernels import choice, coverage
 from megatron_compete.moe.kernels.coverage import NotCovered, expert_form
-from megatron_compete.moe.scoring import PlainScorer
+from megatron_compete.moe.scoring import PlainScorer, choose_scorer
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.routing.responses import softplus_response
 from tests.moe import layouts
@@ -84,7 +84,7 @@ def test_without_a_gpu_fused_is_refused_and_auto_is_plain(monkeypatch: pytest.Mo
         choice.check_score_device("fused")
     choice.check_score_device("auto")
     experts = torch.nn.Linear(1, 1)
-    scorer = choice.make_scorer("auto", None, experts, softplus_response, None, torch.zeros(1, 1))  # type: ignore[arg-type]
+    scorer = choose_scorer("auto", None, experts, softplus_response, None, torch.zeros(1, 1))  # type: ignore[arg-type]
     assert isinstance(scorer, PlainScorer)
 
 
@@ -97,7 +97,7 @@ def test_an_older_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _OnGpu:
-    """What `make_scorer` asks of tokens, without a GPU."""
+    """What `choose_scorer` asks of tokens, without a GPU."""
 
     is_cuda = True
     dtype = torch.float32
@@ -115,9 +115,7 @@ def chosen() -> dict[str, Any]:
             change(layer.experts.local_experts[1])
         try:
             tokens: Any = _OnGpu()
-            return type(
-                choice.make_scorer(kernel, layer.config, layer.experts, reduction, layer.groups, tokens)
-            ).__name__
+            return type(choose_scorer(kernel, layer.config, layer.experts, reduction, layer.groups, tokens)).__name__
         except CompeteError as error:
             return str(error)
 

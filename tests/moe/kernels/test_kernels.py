@@ -11,6 +11,24 @@ from tests.ranks import run_rank
 ACTIVATIONS = ("relu", "squared_relu", "silu", "gelu", "gelu_tanh", "quick_gelu")
 RESPONSES = ("softplus", "l2", "projection")
 
+FORMS = [
+    case
+    for form in (
+        dict(activation="silu", gated=True, response="softplus"),
+        dict(activation="gelu", gated=True, response="l2", round_gate=False),
+        dict(activation="gelu_tanh", gated=True, response="projection", dtype=torch.float32),
+        dict(activation="relu", gated=False, response="projection", dtype=torch.float16),
+        dict(activation="squared_relu", gated=False, response="softplus", dtype=torch.float32),
+        dict(activation="quick_gelu", gated=False, response="l2", dtype=torch.float32),
+        dict(hidden=64, ffn=32, tokens=32),
+        dict(tokens=0),
+    )
+    for case in every_kind(Case(**form))
+]
+"""One case for each thing that a kernel is compiled for: gated or not with each response, each activation, precision and
+rounding of the gate, sizes that fill their tiles and sizes that do not. The lists below combine these in every way, and
+under the interpreter run the same lines of the kernels again."""
+
 OF_ACTIVATIONS = [
     case
     for activation in ACTIVATIONS
@@ -43,8 +61,9 @@ IN_USE = [
 
 
 @pytest.mark.parametrize(
-    "cases", [OF_ACTIVATIONS, IN_PRECISIONS, ROUNDED, SHAPES, IN_USE],
-    ids=["activations", "precisions", "rounding", "shapes", "tiles-in-use"],
+    "cases",
+    [FORMS, *(pytest.param(cases, marks=pytest.mark.slow) for cases in (OF_ACTIVATIONS, IN_PRECISIONS, ROUNDED, SHAPES, IN_USE))],
+    ids=["forms", "activations", "precisions", "rounding", "shapes", "tiles-in-use"],
 )  # fmt: skip
 def test_scores_are_the_plain_ones_within_rounding(cases: list[Case]) -> None:
     for case, results in zip(cases, run_rank(all_both, cases, "cpu"), strict=True):
@@ -92,7 +111,10 @@ def test_a_broken_token_stays_broken_and_alone() -> None:
 MANY = Case(hidden=64, ffn=32, tokens=1024, experts=8, activation="relu", gated=False, small_tiles=False)
 
 
-@pytest.mark.parametrize("case", [MANY, replace(MANY, activation="silu", gated=True, wide=True)], ids=str)
+WIDE = replace(MANY, activation="silu", gated=True, wide=True)
+
+
+@pytest.mark.parametrize("case", [MANY, pytest.param(WIDE, marks=pytest.mark.slow)], ids=str)
 def test_same_winners(case: Case) -> None:
     by_kernels, by_modules = both_of(case)
     check(case, by_kernels, by_modules)

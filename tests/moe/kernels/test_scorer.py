@@ -18,8 +18,7 @@ BF16 = {"bf16": True, "params_dtype": torch.bfloat16}
 
 def both_scorers(overrides: dict[str, Any], chunk_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores by the kernels and by Megatron's modules, of ranks with different numbers of tokens."""
-    from megatron_compete.moe.kernels.choice import make_scorer
-    from megatron_compete.moe.scoring import score_tokens
+    from megatron_compete.moe.scoring import PlainScorer, choose_scorer, score_tokens
     from tests.moe.kernels.interpreter import repair
 
     repair()
@@ -30,10 +29,11 @@ def both_scorers(overrides: dict[str, Any], chunk_tokens: int) -> tuple[torch.Te
     rank = torch.distributed.get_rank()
     random = torch.Generator().manual_seed(rank)
     tokens = torch.randn(14 if rank else 5, HIDDEN, generator=random).to(layer.config.params_dtype)
-    fused = make_scorer("fused", layer.config, layer.experts, layer.response, layer.groups, tokens)
+    fused = choose_scorer("fused", layer.config, layer.experts, layer.response, layer.groups, tokens)
     assert type(fused).__name__ == "FusedScorer"
-    arguments = (tokens, layer.experts, layer.response, layer.groups, chunk_tokens)
-    return score_tokens(*arguments, scorer=fused), score_tokens(*arguments)
+    plain = PlainScorer(layer.experts, layer.response, layer.groups)
+    by_kernels, by_modules = (score_tokens(tokens, scorer, layer.groups, chunk_tokens) for scorer in (fused, plain))
+    return by_kernels, by_modules
 
 
 @pytest.mark.parametrize("overrides", [{}, BF16, {"activation_func": torch.nn.functional.gelu}], ids=["fp32", "bf16", "geglu"])  # fmt: skip
@@ -73,14 +73,14 @@ def test_a_competing_step_with_it_is_the_plain_one() -> None:
 
 def awaited() -> tuple[int, bool, bool]:
     """Weights that a module's forward pre-hook brings, as under --overlap-param-gather, and then at a new address."""
-    from megatron_compete.moe.kernels.choice import make_scorer
+    from megatron_compete.moe.scoring import choose_scorer
     from tests.moe.kernels.interpreter import repair
 
     repair()
     layouts.initialize(Layout())
     layer = layouts.build_layer(Layout(), Weights.random(EXPERTS, HIDDEN, FFN), CompeteConfig())
     tokens = torch.randn(6, HIDDEN, generator=torch.Generator().manual_seed(0))
-    scorer: Any = make_scorer("fused", layer.config, layer.experts, softplus_response, layer.groups, tokens)
+    scorer: Any = choose_scorer("fused", layer.config, layer.experts, softplus_response, layer.groups, tokens)
     expected = scorer.start()(tokens)
     table = scorer._weights.fc1_table
     linear = layer.experts.local_experts[2].linear_fc1

@@ -1,4 +1,4 @@
-"""The precision of the scoring pass under FP8 training."""
+"""The scoring pass leaves FP8, and leaves nothing behind in FP8 modules."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ META, CHECKPOINT = "fp8_meta", "fp8_checkpoint"
 
 
 @contextlib.contextmanager
-def scoring_precision(config: TransformerConfig, experts: torch.nn.Module) -> Iterator[None]:
+def without_fp8(config: TransformerConfig, experts: torch.nn.Module) -> Iterator[None]:
     """Score in the activations' precision (bf16) where experts train in FP8.
 
-    FP8 modules keep a history of the largest values they saw, from which delayed scaling makes the next scales. Tokens
-    that an expert only answers would enter it beside those that it wins, and the winners' a second time. Outside FP8
-    nothing is recorded.
+    FP8 modules keep a history of the largest values they saw, from which delayed scaling makes the next scales. In FP8
+    a scoring pass would add to it the tokens that an expert does not win, and those that it wins a second time. Outside
+    FP8 nothing is recorded.
 
     They also cast their weights to FP8 once a step, in the first microbatch, and Megatron's wrappers take any pass for
     that one. A scoring pass casts nothing; if it counted, the winners' pass would run on the previous step's weights.
