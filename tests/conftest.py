@@ -1,20 +1,39 @@
 """Shared by all tests."""
 
+import functools
 import os
 
 import pytest
 
 from megatron_compete.launch.launchers import CPU_WARNINGS
+from tests import thorough
+from tests.shared import Shared, once, shared_folder
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PYTHONWARNINGS", ",".join(f"ignore:{message}" for message in CPU_WARNINGS))
 
 
+LONG = ("study", "training", "checkpoint", "moe", "plan", "benchmarks")
+"""Folders whose files take longest. They go first, so that at the end no worker waits long for another."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test is imported, which is when a property test's number of examples is settled."""
+    thorough.everything = "thorough" in config.option.markexpr
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """`shared(make, *args)` is `make(*args)`, made once for all workers."""
+    return functools.partial(once, shared_folder(tmp_path_factory))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` on hosts without CUDA, with the reason."""
+    """Order by folder; skip what is marked `gpu` on hosts without CUDA, with the reason."""
     import torch
 
+    items.sort(key=lambda item: not set(LONG).intersection(item.path.parts))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -10,10 +10,9 @@ import gc
 
 import megatron.core.tokenizers.text  # noqa: F401  transformers with it: most of a short run's time when imported late
 import torch
-import torch.utils.tensorboard  # noqa: F401
+import torch.utils.tensorboard
 
 import megatron_compete.training.pretrain  # noqa: F401  Megatron, its trainer and all of moe/
-
 from tests import docstrings
 
 docstrings.read_once()
