@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 
 import pytest
 
@@ -35,6 +36,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     for name in ("CI", "BUILD_NUMBER"):  # pytest shows whole differences there, which takes minutes for a large table
         os.environ.pop(name, None)
+    if "megatron.training" in sys.modules:
+        from tests import docstrings
+
+        docstrings.read_once()
     items.sort(key=lambda item: not set(LONG).intersection(item.path.parts))
     if torch.cuda.is_available():
         return
