@@ -69,7 +69,7 @@ def config_of(args: argparse.Namespace, variant: str, fp8_recipe: str | None) ->
 
 def _naive_spec(model_config: Any, vp_stage: int | None = None, *, competition: Competition) -> Any:
     """The competing layers' spec with each of them exchanged for the naive one."""
-    block = compete_layer_spec(model_config, vp_stage, competition)
+    block = compete_layer_spec(model_config, vp_stage, competition=competition)
     for layer in block.layer_specs:
         mlp = layer.submodules.mlp
         if isinstance(mlp, functools.partial) and mlp.func is CompeteMoELayer:

@@ -6,7 +6,7 @@ and the response are left out, as Megatron leaves them out.
 
 from dataclasses import dataclass
 
-from megatron.training.training import num_floating_point_flops
+from megatron.training.training import num_floating_point_operations
 
 from megatron_compete.plan.job import Job
 from megatron_compete.training.flops import scoring_flops
@@ -28,7 +28,7 @@ class StepFLOPs:
 
 def step_flops(job: Job) -> StepFLOPs:
     """FLOPs of a global batch, as the trainer's log counts them."""
-    normal = float(num_floating_point_flops(job.args, job.args.global_batch_size))
+    normal = float(num_floating_point_operations(job.args, job.args.global_batch_size))
     if job.schedule is None or job.compete is None:
         return StepFLOPs(normal, 0.0, normal, normal)
     layer = scoring_flops(job.args, job.step_tokens, job.compete.response_gradients)

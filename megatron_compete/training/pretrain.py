@@ -6,9 +6,7 @@ srun and mpirun start it as well. The trainer is `megatron.training.pretrain`, u
 the datasets and the forward step. `megatron-compete pretrain --recipe FILE` runs it from a recipe.
 """
 
-from megatron_compete.config import DEFAULT_PRESET, CompeteConfig
 from megatron_compete.launch.stop_signal import leave_on_stop_signal, rank_from_launcher
-from megatron_compete.moe.baselines.config import BaselineConfig
 
 if __name__ == "__main__":
     leave_on_stop_signal()  # what follows takes longer to import than some batch systems wait
@@ -31,9 +29,11 @@ from megatron.training.models.gpt import GPTModelConfig
 from megatron.training.utils import print_rank_0
 
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.config import DEFAULT_PRESET, CompeteConfig
 from megatron_compete.launch.environment import enter_launch
 from megatron_compete.launch.launchers import environment_defaults
 from megatron_compete.moe.baselines import BASELINES, check_baseline
+from megatron_compete.moe.baselines.config import BaselineConfig
 from megatron_compete.moe.competition import Competition, moe_layer_numbers
 from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.metrics import LogIntervals, install_metrics

@@ -79,7 +79,7 @@ def test_a_file_system_without_sync_of_folders_will_do(tmp_path: Path, monkeypat
 def test_names_are_given_and_files_synced_in_one_place() -> None:
     """What renames or syncs by hand elsewhere forgets the file or the folder; the exceptions say why."""
     allowed = {
-        "files.py": "the place",
+        "common/files.py": "the place",
         "common/staged.py": "several files at once, in an order that readers notice",
         "checkpoint/output.py": "an earlier output steps aside, whole under either name",
         "resilience/save_folder.py": "a lock: who renames it first has it, and nothing of it outlives a host",
