@@ -12,7 +12,7 @@ SHELL_SCRIPTS = .ci/run $(shell find . -path ./.venv -prune -o -path ./runs -pru
 help:
 	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
 	@echo "make test    what this does, in minutes and without a GPU (PYTEST_ARGS: more for pytest)"
-	@echo "make test-slow  every layout and every drawn example, 200 steps, 100 MB of text, launchers, stops, killed studies"
+	@echo "make test-slow  every layout, thousands of draws, 200 steps, 100 MB of text, launchers, stops, killed studies"
 	@echo "make test-mutations  mistakes in routing, layers and schedule, each noticed by its test (part of test-slow)"
 	@echo "make test-faults  kills, full disks, stuck ranks and damage in real runs, and what becomes of them"
 	@echo "make test-slurm  a job's life on a real Slurm of four nodes on this machine (needs root)"
@@ -34,7 +34,7 @@ test: setup
 	@$(PY) -m pytest -q $(WORKERS) $(PYTEST_ARGS)
 
 test-slow: setup
-	@$(PY) -m pytest -q -m "slow or thorough" $(WORKERS) $(PYTEST_ARGS)
+	@$(PY) -m pytest -q -m slow $(WORKERS) $(PYTEST_ARGS)
 
 test-mutations: setup
 	@$(PY) -m pytest -q -m slow tests/mutations $(WORKERS) $(PYTEST_ARGS)

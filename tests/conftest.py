@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from megatron_compete.launch.launchers import CPU_WARNINGS
-from tests import thorough
 from tests.shared import Shared, once, shared_folder
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,11 +16,6 @@ os.environ.setdefault("PYTHONWARNINGS", ",".join(f"ignore:{message}" for message
 
 LONG = ("study", "training", "checkpoint", "moe", "plan", "benchmarks")
 """Folders whose files take longest. They go first, so that at the end no worker waits long for another."""
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Before any test is imported, which is when a property test's number of examples is settled."""
-    thorough.everything = "thorough" in config.option.markexpr
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,12 @@ from itertools import combinations_with_replacement
 import networkx as nx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.schedule.balanced import BalancedDraw, StageChunk
 from tests.schedule.draws import placements, slots
-from tests.thorough import examples
 
 Places = tuple[StageChunk, ...]
 
@@ -31,7 +30,7 @@ def balanced(draw: st.DrawFn) -> CompetitionSchedule:
     return CompetitionSchedule(len(places), rate, max_active, "balanced", places, seed=draw(st.integers(0, 99)))
 
 
-@examples(2000)
+@settings(max_examples=2000, deadline=None)
 @given(balanced())
 def test_stages_share_a_step_whenever_the_draws_allow(schedule: CompetitionSchedule) -> None:
     """At most ceil(A_max / stages) on one, unless some stage's layers cannot compete at the rate that way."""
@@ -64,7 +63,7 @@ def test_slots_that_ask_for_more_than_their_stage_gives() -> None:
     assert most.max() == counts.level == 4 and (most == 4).sum() <= counts.high_steps
 
 
-@examples(1000)
+@settings(max_examples=1000, deadline=None)
 @given(placements(max_stages=4, max_layers=3), st.integers(0, 2**32), st.data())
 def test_level_and_slow_steps_are_the_fewest(places: Places, seed: int, data: st.DataObject) -> None:
     """With one slow step less there is no table, whatever its order; the one drawn has no more."""

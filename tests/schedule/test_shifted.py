@@ -1,19 +1,18 @@
 """What `shifted` keeps of the authors' procedure, against one that is written step by step."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.schedule.shifted import Load, _as_table, _shift, draw_shifted
-from tests.thorough import examples
 
 
 def as_bits(steps: np.ndarray) -> int:
     return sum(1 << int(step) for step in np.flatnonzero(steps))
 
 
-@examples(2000)
+@settings(max_examples=2000, deadline=None)
 @given(st.integers(1, 40), st.data())
 def test_surplus_moves_left_else_right(steps: int, data: st.DataObject) -> None:
     bits = st.lists(st.booleans(), min_size=steps, max_size=steps).map(np.array)
@@ -27,7 +26,7 @@ def test_surplus_moves_left_else_right(steps: int, data: st.DataObject) -> None:
     assert _shift(as_bits(draws), as_bits(room)) == as_bits(taken)
 
 
-@examples(500)
+@settings(max_examples=500, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 30), st.data())
 def test_load_counts_every_step(limit: int, steps: int, data: st.DataObject) -> None:
     load, counts = Load(steps, limit), np.zeros(steps, dtype=int)
@@ -38,7 +37,7 @@ def test_load_counts_every_step(limit: int, steps: int, data: st.DataObject) -> 
         assert load.room() == as_bits(counts < limit)
 
 
-@examples(1000)
+@settings(max_examples=1000, deadline=None)
 @given(st.integers(1, 8), st.integers(1, 30), st.integers(0, 2**32), st.data())
 def test_nothing_is_lost_at_full_load(layers: int, steps: int, seed: int, data: st.DataObject) -> None:
     """Every layer meets its number of competitions even where all places are taken in the end."""

@@ -16,9 +16,8 @@ from megatron_compete.config import CompeteConfig
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.schedule.table import POLICIES, Policy
 from tests.schedule.draws import copy_of, schedules, slots
-from tests.thorough import examples
 
-thousands = examples(2000)
+thousands = settings(max_examples=2000, deadline=None)
 
 
 @thousands
@@ -47,7 +46,7 @@ def test_layers_compete_equally_often_at_the_rate(schedule: CompetitionSchedule)
         assert counts.min() == counts.max() == math.floor(expected + 1e-6)
 
 
-@examples(1000)
+@settings(max_examples=1000, deadline=None)
 @given(schedules(decays=True))
 def test_a_falling_rate_is_met_as_well(schedule: CompetitionSchedule) -> None:
     """Against a sum over steps of the rate, written plainly."""
@@ -78,7 +77,7 @@ def test_long_run_rates_of_all_policies(policy: str) -> None:
         assert rates.max() / rates.min() <= 1.03
 
 
-@examples(1000)
+@settings(max_examples=1000, deadline=None)
 @given(schedules(), st.integers(0, 20_000), st.integers(0, 900))
 def test_any_step_is_the_same_by_any_path(schedule: CompetitionSchedule, start: int, length: int) -> None:
     """A resumed, a longer and a shorter run see the table that an uninterrupted one sees."""
