@@ -1,19 +1,23 @@
 # Two commands on a fresh machine: make demo, make test. Each sets up .venv first.
 PY := .venv/bin/python
 
+# A worker a core, of which each has a process with Megatron imported; files stay whole. PYTEST_ARGS="-n 0" is one process.
+WORKERS := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
 # Every shell script: by its ending, and the one without.
 SHELL_SCRIPTS = .ci/run $(shell find . -path ./.venv -prune -o -path ./runs -prune -o \( -name '*.sh' -o -name '*.sbatch' \) -print)
 
-.PHONY: help setup demo test test-slow test-mutations test-faults test-slurm test-docker benchmark benchmark-gpu benchmark-preprocess lint format clean
+.PHONY: help setup demo test test-slow test-mutations test-faults test-slurm test-docker test-all benchmark benchmark-gpu benchmark-preprocess lint format clean
 
 help:
 	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
-	@echo "make test    all tests that need no GPU"
-	@echo "make test-slow  200 steps against one rank; 100 MB preprocessed in every way; launchers, stops, killed studies"
+	@echo "make test    what this does, in minutes and without a GPU (PYTEST_ARGS: more for pytest)"
+	@echo "make test-slow  every layout, thousands of draws, 200 steps, 100 MB of text, launchers, stops, killed studies"
 	@echo "make test-mutations  mistakes in routing, layers and schedule, each noticed by its test (part of test-slow)"
 	@echo "make test-faults  kills, full disks, stuck ranks and damage in real runs, and what becomes of them"
 	@echo "make test-slurm  a job's life on a real Slurm of four nodes on this machine (needs root)"
 	@echo "make test-docker  the container image built by buildah on a stand-in for NVIDIA's (needs root)"
+	@echo "make test-all  all of these, one after the other"
 	@echo "make benchmark  what a competing step costs"
 	@echo "make benchmark-gpu  everything that one GPU can tell, in nine minutes (runs/gpu)"
 	@echo "make benchmark-preprocess  preprocessing beside Megatron-LM's loop"
@@ -27,13 +31,13 @@ demo: setup
 	@$(PY) examples/demo.py
 
 test: setup
-	@$(PY) -m pytest -q $(PYTEST_ARGS)
+	@$(PY) -m pytest -q $(WORKERS) $(PYTEST_ARGS)
 
 test-slow: setup
-	@$(PY) -m pytest -q -m slow $(PYTEST_ARGS)
+	@$(PY) -m pytest -q -m slow $(WORKERS) $(PYTEST_ARGS)
 
 test-mutations: setup
-	@$(PY) -m pytest -q -m slow tests/mutations $(PYTEST_ARGS)
+	@$(PY) -m pytest -q -m slow tests/mutations $(WORKERS) $(PYTEST_ARGS)
 
 test-faults: setup
 	@$(PY) -m pytest -q -m faults tests/faults $(PYTEST_ARGS)
@@ -43,6 +47,8 @@ test-slurm: setup
 
 test-docker: setup
 	@$(PY) -m pytest -q -m docker tests/docker $(PYTEST_ARGS)
+
+test-all: test test-slow test-faults test-slurm test-docker
 
 benchmark: setup
 	@$(PY) benchmarks/competition_step.py

@@ -4,7 +4,9 @@ What a user's shell sees is the same: arguments, environment, folder, output, ex
 starts an interpreter of its own, for what only that shows: its imports, and what they print.
 """
 
+import functools
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -34,6 +36,19 @@ def run_warm(
             raise AssertionError(f"{' '.join(arguments)} is not done after {timeout:g} s")
         output, errors = (Path(folder, name).read_text(errors="replace") for name in ("1", "2"))
         return subprocess.CompletedProcess(arguments, process.exitcode, output, errors)
+
+
+def run_script(
+    path: Path, *arguments: str | Path, cwd: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """`python path arguments`."""
+    return run_warm(functools.partial(_script, str(path)), *map(str, arguments), cwd=cwd, environment=environment)
+
+
+def _script(path: str) -> None:
+    sys.argv[0] = path
+    sys.path[0] = os.path.dirname(os.path.abspath(path))
+    runpy.run_path(path, run_name="__main__")
 
 
 def _main(main: Callable[[], Any], arguments: tuple[str, ...], cwd: str, environment: dict[str, str], folder: str) -> None:  # fmt: skip

@@ -15,6 +15,7 @@ from benchmarks.traffic import SentBytes
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 from tests.ranks import run_rank, run_ranks
+from tests.warm import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = Case(tokens=24, hidden=16, ffn=24, experts=8, topk=3, ep=2)
@@ -189,8 +190,7 @@ def test_script_writes_its_measurement(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_shapes_are_refused(flags: list[str], message: str) -> None:
-    command = [sys.executable, "benchmarks/competition_step.py", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = run_script(ROOT / "benchmarks/competition_step.py", *flags, cwd=ROOT)
     assert done.returncode == 2
     assert message in done.stderr
 

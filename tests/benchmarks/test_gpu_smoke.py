@@ -10,13 +10,12 @@ import torch
 
 from benchmarks.gpu_smoke import CHECKS, FP8_RECIPES, compare, run_checks
 from benchmarks.train_step import ROOT
+from tests.warm import run_script
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so() -> None:
-    done = subprocess.run(
-        [sys.executable, "benchmarks/gpu_smoke.py"], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+    done = run_script(ROOT / "benchmarks/gpu_smoke.py", cwd=ROOT)
     assert done.returncode == 2 and "needs a CUDA device" in done.stderr
 
 

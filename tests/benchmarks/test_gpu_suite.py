@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import gpu_summary
 from benchmarks.gpu_summary import MISSING, markdown, read_reports, summary, targets
+from tests.warm import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 SUITE = ROOT / "benchmarks/gpu_suite.sh"
@@ -27,6 +28,7 @@ def test_it_parses() -> None:
         subprocess.run(["shellcheck", SUITE], check=True)
 
 
+@pytest.mark.slow  # ten interpreters that say the same; test_parts_that_fail_do_not_stop_the_next has the script's way
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here it would run")
 def test_without_a_gpu_every_part_is_skipped_and_nothing_is_claimed(tmp_path: Path) -> None:
     (tmp_path / "train_step.json").write_text('{"amortised": 1.0}')  # of an earlier run
@@ -63,8 +65,7 @@ def part_commands(quick: bool = False) -> dict[str, list[str]]:
 
 @functools.cache
 def usage(script: str) -> str:
-    command = [sys.executable, script, "--help"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
+    return run_script(ROOT / script, "--help", cwd=ROOT).stdout
 
 
 def test_the_parts_fit_into_nine_minutes_and_their_flags_exist() -> None:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm import run_script
+
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "benchmarks/kernel_resources.py"]
+SCRIPT = ROOT / "benchmarks/kernel_resources.py"
 
 
-def run(*flags: str, interpret: bool = False) -> subprocess.CompletedProcess[str]:
+def run(*flags: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_INTERPRET": "1"} if interpret else {}
-    command = [*COMMAND, *flags]
+    command = [sys.executable, str(SCRIPT), *flags]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
 
 
@@ -41,5 +42,5 @@ def test_kernels_compile_for_hopper_and_fit(tmp_path: Path, response: str) -> No
 
 
 def test_interpreted_kernels_are_refused() -> None:
-    done = run(interpret=True)
+    done = run_script(SCRIPT, cwd=ROOT, environment=os.environ | {"TRITON_INTERPRET": "1"})
     assert done.returncode == 2 and "TRITON_INTERPRET" in done.stderr

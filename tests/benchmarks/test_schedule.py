@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.schedule import PLAIN, plain_procedure
+from tests.warm import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks/schedule.py"
 
 
 def test_the_plain_procedure_moves_and_keeps_the_limit() -> None:
@@ -21,14 +23,13 @@ def test_the_plain_procedure_moves_and_keeps_the_limit() -> None:
 
 
 def test_the_script_measures_all_policies(tmp_path: Path) -> None:
-    script = [sys.executable, "benchmarks/schedule.py", "--steps", "2000", "--layers", "8", "--max-active", "2"]
+    flags = ["--steps", "2000", "--layers", "8", "--max-active", "2"]
     report = tmp_path / "schedule.json"
-    done = subprocess.run(
-        [*script, "--queries", "500", "--json", str(report)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, str(SCRIPT), *flags, "--queries", "500", "--json", str(report)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     rows = json.loads(report.read_text())["rows"]
     assert [row["policy"] for row in rows] == ["balanced", "shifted", "bernoulli", PLAIN]
     assert all(row["table_seconds"] > 0 for row in rows)
     assert "2,000 steps x 8 layers" in done.stdout
-    refused = subprocess.run([*script, "--rate", "0.9"], cwd=ROOT, capture_output=True, text=True)
+    refused = run_script(SCRIPT, *flags, "--rate", "0.9", cwd=ROOT)
     assert refused.returncode == 2 and "raise it to 8" in refused.stderr

@@ -14,6 +14,7 @@ from benchmarks.scoring import measure_all
 from benchmarks.scoring_shapes import SHAPES, Shape
 from megatron_compete.moe.kernels.coverage import ExpertForm
 from tests.ranks import run_rank
+from tests.warm import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,8 +59,7 @@ def test_tuning_starts_from_the_tiles_in_use() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "benchmarks/scoring.py", "--shape", "154m"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = run_script(ROOT / "benchmarks/scoring.py", "--shape", "154m", cwd=ROOT, environment=environment)
     assert done.returncode == 2
     assert "error: benchmarks/scoring.py cannot run here: there is no GPU" in done.stderr
 

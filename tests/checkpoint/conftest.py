@@ -11,15 +11,16 @@ import torch
 
 from tests.checkpoint import gpt
 from tests.ranks import run_rank
+from tests.shared import Shared, shared_folder
 
 Saved = tuple[Path, torch.Tensor]
 
 
 @pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+def saved(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """A `--save` folder written by one rank, and the model's logits on `gpt.tokens()`."""
-    folder = tmp_path_factory.mktemp("saved")
-    return folder, run_rank(gpt.save, str(folder))
+    folder = shared_folder(tmp_path_factory) / "saved"
+    return folder, shared(run_rank, gpt.save, str(folder))
 
 
 @pytest.fixture(scope="session")

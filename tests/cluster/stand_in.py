@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_compete.cli import main
+from tests.warm import run_warm
+
 ROOT = Path(__file__).resolve().parents[2]
 
 COMMANDS = {
@@ -51,9 +54,14 @@ class Desk:
         return path
 
     def submit(self, *words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        """The command, in a process forked from one that has imported Megatron."""
+        return run_warm(main, "submit", *map(str, words), cwd=self.folder, environment=self.environment | environment)
+
+    def submit_afresh(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """The command in an interpreter of its own."""
         return subprocess.run(
             [sys.executable, "-m", "megatron_compete.cli", "submit", *map(str, words)],
-            cwd=self.folder, env=self.environment | environment, capture_output=True, text=True, timeout=300,
+            cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 
     def submitted(self) -> list[str]:

@@ -9,7 +9,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch.recipe import Recipe
 from tests.cluster.stand_in import MODEL
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow  # a process that imports Megatron; test_submit.py has one such check
 
 
 def write(tmp_path: Path, **arguments: object) -> Path:
@@ -18,6 +18,7 @@ def write(tmp_path: Path, **arguments: object) -> Path:
     return path
 
 
+@slow
 def test_what_megatron_would_refuse_is_known_before(tmp_path: Path) -> None:
     with pytest.raises(CompeteError, match=r"^unrecognized arguments: --no-such-flag 3 \(--no-check submits it"):
         check_layout(write(tmp_path, **{"no-such-flag": 3}), 2, 2, [sys.executable])
@@ -26,6 +27,7 @@ def test_what_megatron_would_refuse_is_known_before(tmp_path: Path) -> None:
     assert check_layout(unplanned, 2, 2, [sys.executable]) is None
 
 
+@slow
 def test_a_dense_baseline_can_be_submitted(tmp_path: Path) -> None:
     dense = {"router": "topk", "num-experts": None, "tensor-model-parallel-size": 2}
     assert check_layout(write(tmp_path, **dense), 2, 2, [sys.executable]) is None

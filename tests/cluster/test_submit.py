@@ -27,7 +27,7 @@ def test_it_is_light() -> None:
 
 
 def test_a_run_folder_is_written_and_submitted(desk: Desk) -> None:
-    done = desk.submit(
+    done = desk.submit_afresh(
         "--recipe", "small.yaml", "--nodes", "2", "--time", "2:00:00", "--dependency", "afterok:7", "--lr", "0.5"
     )
     assert done.returncode == 0, done.stderr

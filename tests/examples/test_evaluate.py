@@ -50,6 +50,7 @@ def byte_perplexity(folder: Path, prefix: int) -> float:
     return float(torch.tensor(loss / sum(len(text.encode()) for text in TEXTS)).exp())
 
 
+@pytest.mark.slow  # the harness; test_the_command_keeps_an_untrained_bos_out has what we hand to it
 def test_an_exported_model_is_evaluated(exported: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="needs the extra [eval]")
     done = evaluate(

@@ -1,6 +1,5 @@
 """What Megatron really builds, holds and sends on a rank, for comparison with the plan: on gloo ranks of `tests.ranks`."""
 
-import functools
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +24,8 @@ class Held:
     sent_bytes: int
 
 
-@functools.cache
 def ranks_of(flags: str, ranks: int) -> list[Held]:
-    """Every rank of a short run of `recipe_of(flags)`; tests of several modules look at the same run."""
+    """Every rank of a short run of `recipe_of(flags)`. Call it through `shared`: several modules look at the same run."""
     return run_ranks(ranks, trained, recipe_of(flags))
 
 

@@ -26,6 +26,7 @@ from tests.plan.jobs import (
     recipe_of,
 )
 from tests.ranks import run_ranks
+from tests.shared import Shared
 
 RUNS = {
     "one rank": (1, ""),
@@ -42,9 +43,9 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_state_is_what_the_trainer_holds(name: str) -> None:
+def test_state_is_what_the_trainer_holds(name: str, shared: Shared) -> None:
     ranks, flags = RUNS[name]
-    compare(read_job(recipe_of(f"{WIDER} {flags}"), ranks), ranks_of(f"{WIDER} {flags}", ranks))
+    compare(read_job(recipe_of(f"{WIDER} {flags}"), ranks), shared(ranks_of, f"{WIDER} {flags}", ranks))
 
 
 def test_state_of_the_demo() -> None:

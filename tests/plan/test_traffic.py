@@ -9,6 +9,7 @@ from megatron_compete.plan.traffic import PURPOSES, StepTraffic
 from tests.plan.built import ranks_of
 from tests.plan.jobs import DENSE, DISTRIBUTED, EXPERTS, STAGES, TENSOR, TIED, WIDER, job_of
 from tests.ranks import run_ranks
+from tests.shared import Shared
 
 STEPS = {
     "data": ("", ("dp-cp",), 0.001),
@@ -33,12 +34,12 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_sends_what_is_planned(name: str) -> None:
+def test_a_step_sends_what_is_planned(name: str, shared: Shared) -> None:
     flags, purposes, tolerance = STEPS[name]
     job = job_of(f"{WIDER} {flags}", 2)
     planned = StepTraffic(job, count_parameters(job)).all()
     assert tuple(kind.purpose for kind in planned) == purposes
-    for held in ranks_of(f"{WIDER} {flags}", 2):
+    for held in shared(ranks_of, f"{WIDER} {flags}", 2):
         sent = sum(kind.sent_P[held.pipeline_rank] for kind in planned)
         assert sent == pytest.approx(held.sent_bytes, rel=tolerance)
 

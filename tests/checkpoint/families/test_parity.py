@@ -21,6 +21,9 @@ LAYOUTS: dict[str, dict[str, int]] = {
     "pp2-vpp2": {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
     "tp2-ep2": {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 2, "expert_tensor_parallel_size": 1},
 }
+SLOW = ("pp2", "tp2-ep2")
+"""Repeated by others here (stages in chunks) and by tests/checkpoint/test_export.py (experts on several ranks)."""
+
 WITH_EXPERTS = {name: changes for name, changes in gpt.FAMILIES.items() if changes.get("num_experts", 4)}
 MODELS = gpt.FAMILIES | {name: changes for name, (_, changes) in gpt.VARIANTS.items()}
 
@@ -67,7 +70,11 @@ def check(checkpoint: Path, output: Path, family: str, wanted: torch.Tensor) -> 
 
 @pytest.mark.parametrize(
     ("family", "layout"),
-    [(family, layout) for layout in LAYOUTS for family in (WITH_EXPERTS if "ep" in layout else FAMILIES)],
+    [
+        pytest.param(family, layout, marks=[pytest.mark.slow] * (layout in SLOW))
+        for layout in LAYOUTS
+        for family in (WITH_EXPERTS if "ep" in layout else FAMILIES)
+    ],
 )
 def test_logits_are_megatrons(
     logits: tuple[Path, dict[str, torch.Tensor]], saved: Saved, tmp_path: Path, family: str, layout: str
