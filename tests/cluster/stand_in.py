@@ -52,7 +52,7 @@ class Desk:
 
     def submit(self, *words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "megatron_compete.cli", "submit", *map(str, words)],
+            [sys.executable, "-m", "megatron_compete", "submit", *map(str, words)],
             cwd=self.folder, env=self.environment | environment, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 

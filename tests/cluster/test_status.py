@@ -200,7 +200,7 @@ def test_a_chain_shows_its_jobs_in_order(tmp_path: Path, run: Path) -> None:
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "megatron_compete.cli", "status", *arguments],
+        [sys.executable, "-m", "megatron_compete", "status", *arguments],
         capture_output=True, text=True, cwd=ROOT, timeout=120, env=os.environ | {"COLUMNS": "160", "PATH": "/usr/local/empty"},
     )  # fmt: skip
 
@@ -246,7 +246,7 @@ def test_bad_arguments(arguments: list[str], message: str) -> None:
 
 def test_watch_shows_changes(run: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "megatron_compete.cli", "status", str(run), "--json", "--watch", "0.1"],
+        [sys.executable, "-m", "megatron_compete", "status", str(run), "--json", "--watch", "0.1"],
         stdout=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     assert process.stdout is not None

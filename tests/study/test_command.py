@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_compete.study.__main__ import main
+from megatron_compete.study.command import main
 from megatron_compete.study.folder import RunFolder
 from tests.warm import run_warm
 
@@ -24,7 +24,7 @@ RUNS = ("topk/seed-1", "paper/seed-1")
 
 
 def command(config: Path, out: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "megatron_compete.study", "--config", str(config), "--out", str(out), *flags]
+    return [sys.executable, "-m", "megatron_compete", "study", "--config", str(config), "--out", str(out), *flags]
 
 
 def study(*arguments: Any, timeout: float = 500.0, **environment: str) -> str:
