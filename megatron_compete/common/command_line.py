@@ -152,7 +152,7 @@ def _shown(help: str, field: "dataclasses.Field[Any]", described: Option) -> str
     default = described.shown if described.shown is not None else field.default
     text = " ".join(help.replace("`", "").split()).removesuffix(".").replace("%", "%%")
     first = text.partition(" ")[0]
-    if described.help is None and first[1:].islower():  # a sentence becomes a note
+    if described.help is None and text and first[1:] == first[1:].lower():  # a sentence becomes a note
         text = text[0].lower() + text[1:]
     if "default" in text or default in (None, MISSING, "") or isinstance(default, bool | tuple):
         return text
@@ -180,7 +180,9 @@ class HelpFormatter(argparse.HelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = text.strip("\n").split("\n\n")
-        return "\n\n".join(one if one.startswith(" ") else textwrap.fill(one, width, break_on_hyphens=False) for one in paragraphs)
+        return "\n\n".join(
+            one if one.startswith(" ") else textwrap.fill(one, width, break_on_hyphens=False) for one in paragraphs
+        )
 
 
 def _needed(actions: Iterable[argparse.Action]) -> Iterator[str]:
@@ -234,7 +236,7 @@ class Command:
     def fill(self, parser: argparse.ArgumentParser) -> None:
         """Add flags and help to a parser."""
         parser.description, parser.formatter_class = inspect.cleandoc(self.description), HelpFormatter
-        example = textwrap.indent(inspect.cleandoc(f"{PROGRAM} {self.name} {self.example}"), "    ")
+        example = textwrap.indent(f"{PROGRAM} {self.name} {self.example}", "    ")
         parser.epilog = f"{inspect.cleandoc(self.epilog)}\n\nexample:\n\n{example}".strip()
         parser.allow_abbrev = not self.takes_overrides
         parser.add_argument(

@@ -142,8 +142,8 @@ main = Command(
     srun, the ranks share the work.""",
     epilog="""A run that was killed, or stopped by SIGTERM or SIGUSR1 (exit code 75), is continued by the same command.
     Older output is replaced when the new one is complete. Progress goes to stdout.""",
-    example="""--input corpus --output-prefix data/corpus --append-eod \\
-            --tokenizer-type SentencePieceTokenizer --tokenizer-model data/tokenizer.model""",
+    example="--input corpus --output-prefix data/corpus --append-eod \\\n"
+    "    --tokenizer-type SentencePieceTokenizer --tokenizer-model data/tokenizer.model",
     add_arguments=add_arguments,
     run=run,
 )
