@@ -15,5 +15,5 @@ model_card.py          the README.md of an exported model
 custom_code/           modeling files for what no stock architecture computes
 output.py              all of a folder or nothing
 export.py              Megatron to Hugging Face
-convert.py             the command line of both directions
+options.py             what both directions are told, apart from what imports torch
 """
