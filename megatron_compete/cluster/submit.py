@@ -89,9 +89,9 @@ def run_submit(options: SubmitOptions) -> None:
         check_sbatch()
     settings = cluster_settings(options)
     if options.chain is not None:
-        _submit_chain(options, settings)
-    else:
-        _submit_recipe(options, settings)
+        _submit_chain(options.chain, options, settings)
+    elif options.recipe is not None:
+        _submit_recipe(options.recipe, options, settings)
 
 
 def note_on_code(snapshot: Snapshot) -> None:
@@ -140,12 +140,12 @@ def run_path(given: Path | None, source: Path) -> Path:
     return (given or Path("runs") / source.stem).expanduser().absolute()
 
 
-def _submit_recipe(options: SubmitOptions, values: dict[str, str]) -> None:
+def _submit_recipe(file: Path, options: SubmitOptions, values: dict[str, str]) -> None:
     if options.nodes is None or options.nodes < 1:
         raise CompeteError(f"--nodes {'is missing' if options.nodes is None else options.nodes}: give 1 or more")
-    recipe = read_recipe(options.recipe)
+    recipe = read_recipe(file)
     recipe.override(options.overrides)
-    run = RunFolder(run_path(options.run, options.recipe))
+    run = RunFolder(run_path(options.run, file))
     part = pretrain_part(recipe, run, options.nodes, Settings.of(values), take_snapshot())
     check_files(recipe)
     if _is_over(part):
@@ -163,21 +163,21 @@ def _submit_recipe(options: SubmitOptions, values: dict[str, str]) -> None:
     _say(part, job_id)
 
 
-def _submit_chain(options: SubmitOptions, values: dict[str, str]) -> None:
+def _submit_chain(file: Path, options: SubmitOptions, values: dict[str, str]) -> None:
     for name in OF_ONE_JOB:
         if getattr(options, name) is not None:
             flag = name.replace("_", "-")
-            raise CompeteError(f"--{flag} is one job's: write {flag} into the sections of --chain {options.chain}")
-    folder = run_path(options.run, options.chain)
+            raise CompeteError(f"--{flag} is one job's: write {flag} into the sections of --chain {file}")
+    folder = run_path(options.run, file)
     RunFolder(folder)  # its path is fit for Slurm
     snapshot = take_snapshot()
-    parts = plan_chain(read_chain(options.chain, folder), folder, values, options.overrides, snapshot)
+    parts = plan_chain(read_chain(file, folder), folder, values, list(options.overrides), snapshot)
     if not options.no_check:
         for part in parts:
             if part.recipe is not None and not part.folder.is_finished:
                 _check_layout(part)
     queued = queued_jobs(parts)
-    write_chain(parts, queued, folder, options.chain, options.update)
+    write_chain(parts, queued, folder, file, options.update)
     note_on_code(snapshot)
     if options.dry_run:
         for part in parts:

@@ -140,7 +140,7 @@ class TrainedTokenizer:
 
     model_path: str
     vocab_path: str
-    vocab_size: int = option()
+    vocab_size: int
     documents: int
     """Documents that were trained on, wholly or in part."""
     text_bytes: int

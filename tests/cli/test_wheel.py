@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -44,9 +43,11 @@ class Installed:
         (wheel,) = folder.glob("*.whl")
         self._run(sys.executable, "-m", "pip", "--python", f"{self.venv}/bin/python", "install", "-q", "--no-deps", "--no-index", str(wheel))  # fmt: skip
         shutil.rmtree(source)
-        # A plain path: the .pth files in it, an editable install's for one, are not read.
+        # Plain paths: the .pth files in it, an editable install's for one, are not read.
         (packages,) = self.venv.glob("lib/python*/site-packages")
-        (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        (packages / "dependencies.pth").write_text(
+            "".join(f"{path}\n" for path in sys.path if path.endswith("-packages"))
+        )
 
     def __call__(self, *words: str) -> str:
         """`megatron-compete WORDS`; what it printed."""
