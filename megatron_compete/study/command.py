@@ -13,7 +13,7 @@ from megatron_compete.common.errors import CompeteError
 class StudyOptions:
     """What to do with a study."""
 
-    config: Path = option(metavar="FILE", help="the study, see examples/studies/ and docs/study.md")
+    config: Path = option(metavar="FILE", help="the study, see examples/studies/")
     out: Path | None = option(None, metavar="DIR", help="its folder (default: runs/studies/NAME)")
     jobs: int | None = option(None, help="runs at a time (default: the study's jobs, else 1)")
     only: tuple[str, ...] = option(
