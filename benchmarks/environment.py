@@ -87,7 +87,7 @@ def _nvidia_smi() -> str | None:
 
 def _doctor(seconds: float) -> dict[str, Any] | str:
     """`megatron-compete doctor`'s report, which says what Megatron's fused kernels are, or why there is none."""
-    command = [sys.executable, "-m", "megatron_compete.cli", "doctor", "--json"]
+    command = [sys.executable, "-m", "megatron_compete", "doctor", "--json"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, seconds))
         report: dict[str, Any] = json.loads(done.stdout)

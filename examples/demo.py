@@ -80,12 +80,12 @@ def prepare_data(demo: Run) -> None:
     )
     python = sys.executable
     run("train the tokenizer", [
-        python, "tools/train_tokenizer.py", "--input", f"{demo.corpus}/train.jsonl",
+        python, "-m", "megatron_compete", "tokenizer", "--input", f"{demo.corpus}/train.jsonl",
         "--output-prefix", f"{demo.tokenizer}/tokenizer", "--vocab-size", str(VOCAB_SIZE),
         "--sample-bytes", "4000000",
     ], demo.logs / "1-tokenizer.log")  # fmt: skip
     run("preprocess", [
-        python, "tools/preprocess_data.py", "--input", f"{demo.corpus}/train.jsonl",
+        python, "-m", "megatron_compete", "preprocess", "--input", f"{demo.corpus}/train.jsonl",
         "--output-prefix", f"{demo.data}/stdlib", "--tokenizer-type", "SentencePieceTokenizer",
         "--tokenizer-model", f"{demo.tokenizer}/tokenizer.model", "--append-eod", "--workers", "2",
     ], demo.logs / "2-preprocess.log")  # fmt: skip
@@ -94,7 +94,7 @@ def prepare_data(demo: Run) -> None:
 def pretrain(demo: Run) -> None:
     """Train to the middle, stop, and resume from the checkpoint."""
     command = [
-        sys.executable, "-m", "megatron_compete.cli", "pretrain", "--recipe", str(RECIPE),
+        sys.executable, "-m", "megatron_compete", "pretrain", "--recipe", str(RECIPE),
         "--train-iters", str(STEPS), "--compete-max-active-layers", str(A_MAX), "--save-interval", str(MIDDLE),
         "--data-path", f"{demo.data}/stdlib_text_document", "--data-cache-path", f"{demo.data}/cache",
         "--tokenizer-model", f"{demo.tokenizer}/tokenizer.model", "--save", str(demo.checkpoints),
@@ -108,11 +108,11 @@ def export(demo: Run) -> dict[str, float]:
     """Hugging Face folder, and how it compares with the Megatron model on held-out text."""
     checkpoint = ["--checkpoint", str(demo.checkpoints)]
     run("export to Hugging Face", [
-        sys.executable, "tools/convert_checkpoint.py", "--to", "hf", *checkpoint, "--output", str(demo.hf),
+        sys.executable, "-m", "megatron_compete", "convert", "--to", "hf", *checkpoint, "--output", str(demo.hf),
         "--verify-text", f"{demo.corpus}/heldout.jsonl",
     ], demo.logs / "5-export.log")  # fmt: skip
     run("compare Megatron and Hugging Face", [
-        sys.executable, "tools/verify_checkpoint.py", *checkpoint, "--hf", str(demo.hf),
+        sys.executable, "-m", "megatron_compete", "verify", *checkpoint, "--hf", str(demo.hf),
         "--text", f"{demo.corpus}/heldout.jsonl", "--json", f"{demo.folder}/comparison.json",
     ], demo.logs / "6-compare.log")  # fmt: skip
     return json.loads((demo.folder / "comparison.json").read_text())

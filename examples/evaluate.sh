@@ -17,7 +17,7 @@ if [ $# -lt 1 ] || [ $# -gt 2 ]; then
     exit 2
 fi
 if [ ! -f "$1/config.json" ]; then
-    echo "error: $1 is not a Hugging Face folder (config.json is missing): export one with tools/convert_checkpoint.py --to hf" >&2
+    echo "error: $1 is not a Hugging Face folder (config.json is missing): export one with megatron-compete convert --to hf" >&2
     exit 2
 fi
 model=$(realpath "$1")

@@ -48,7 +48,7 @@ container_variables() {
 training_command() {
     local recipe=$1 trainer
     shift
-    trainer=("$python" -m megatron_compete.cli pretrain --recipe "$recipe" "$@")
+    trainer=("$python" -m megatron_compete pretrain --recipe "$recipe" "$@")
     [ "$COMPETE_LAUNCHER" = torchrun ] || trainer+=(--launcher "$COMPETE_LAUNCHER")
     case $COMPETE_LAUNCHER in
     torchrun)

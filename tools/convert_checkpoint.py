@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Convert checkpoints between Megatron and Hugging Face; `--help` lists the flags."""
+"""Convert checkpoints between Megatron and Hugging Face; `megatron-compete convert` under the name that Megatron-LM's users look for."""
 
-from megatron_compete.cli.convert import main
-from megatron_compete.common.errors import run_command
+from megatron_compete.cli import main
 
 if __name__ == "__main__":
-    run_command(main)
+    main("convert")

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Check a dataset and show what it holds; `--help` lists the flags."""
+"""Check a dataset and show what it holds; `megatron-compete inspect` under the name that Megatron-LM's users look for."""
 
-from megatron_compete.common.errors import run_command
-from megatron_compete.data.inspect_dataset import main
+from megatron_compete.cli import main
 
 if __name__ == "__main__":
-    run_command(main)
+    main("inspect")

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Turn datasets and weights into a --data-path; `--help` lists the flags."""
+"""Turn datasets and weights into a --data-path; `megatron-compete blend` under the name that Megatron-LM's users look for."""
 
-from megatron_compete.common.errors import run_command
-from megatron_compete.data.blend import main
+from megatron_compete.cli import main
 
 if __name__ == "__main__":
-    run_command(main)
+    main("blend")

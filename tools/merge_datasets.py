@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Merge datasets into one; `--help` lists the flags."""
+"""Merge datasets into one; `megatron-compete merge` under the name that Megatron-LM's users look for."""
 
-from megatron_compete.common.errors import run_command
-from megatron_compete.data.merge import main
+from megatron_compete.cli import main
 
 if __name__ == "__main__":
-    run_command(main)
+    main("merge")

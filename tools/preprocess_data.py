@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Tokenise a corpus into Megatron's .bin/.idx; `--help` lists the flags."""
+"""Tokenise a corpus into Megatron's .bin/.idx; `megatron-compete preprocess` under the name that Megatron-LM's users look for."""
 
-from megatron_compete.common.errors import run_command
-from megatron_compete.data.preprocess import main
+from megatron_compete.cli import main
 
 if __name__ == "__main__":
-    run_command(main)
+    main("preprocess")

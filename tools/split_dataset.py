@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Split a dataset by documents; `--help` lists the flags."""
+"""Split a dataset by documents; `megatron-compete split` under the name that Megatron-LM's users look for."""
 
-from megatron_compete.common.errors import run_command
-from megatron_compete.data.split import main
+from megatron_compete.cli import main
 
 if __name__ == "__main__":
-    run_command(main)
+    main("split")

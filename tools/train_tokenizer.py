@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Train a SentencePiece tokenizer on a corpus; `--help` lists the flags."""
+"""Train a SentencePiece tokenizer on a corpus; `megatron-compete tokenizer` under the name that Megatron-LM's users look for."""
 
-from megatron_compete.common.errors import run_command
-from megatron_compete.data.tokenizer import main
+from megatron_compete.cli import main
 
 if __name__ == "__main__":
-    run_command(main)
+    main("tokenizer")

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Is a checkpoint whole, and the same model as its Hugging Face folder? `--help` lists the flags."""
+"""Is a checkpoint whole, and the same model as its Hugging Face folder? `megatron-compete verify` under the name that Megatron-LM's users look for."""
 
-from megatron_compete.common.errors import run_command
-from megatron_compete.verify.conversion import main
+from megatron_compete.cli import main
 
 if __name__ == "__main__":
-    run_command(main)
+    main("verify")

@@ -19,4 +19,5 @@ model_card.py          the README.md of an exported model
 custom_code/           modeling files for what no stock architecture computes
 output.py              all of a folder or nothing
 texts.py               texts to check a conversion on
+options.py             what both directions are told, apart from what imports torch
 """

@@ -1,8 +1,6 @@
-"""`tools/convert_checkpoint.py --to hf`: a Megatron checkpoint as a Hugging Face folder."""
+"""`megatron-compete convert --to hf`: a Megatron checkpoint as a Hugging Face folder."""
 
-import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -15,44 +13,18 @@ from torch import Tensor
 
 from megatron_compete.checkpoint.custom_code import auto_map, write_code
 from megatron_compete.checkpoint.export_tokenizer import ExportTokenizer, export_tokenizer
-from megatron_compete.checkpoint.families import FAMILIES, Dimensions, Family, choose_family
+from megatron_compete.checkpoint.families import Dimensions, Family, choose_family
 from megatron_compete.checkpoint.hf_tokenizer import GENERATION, Ids
 from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.model_card import model_card
+from megatron_compete.checkpoint.options import Export
 from megatron_compete.checkpoint.output import check_output, is_done, made_from, whole_or_nothing
 from megatron_compete.checkpoint.plan import ExportPlan, embedding
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.checkpoint.safetensors_writer import nbytes, write_safetensors
 from megatron_compete.common.errors import CompeteError
 
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Export:
-    """What to convert, and where to."""
-
-    checkpoint: Path
-    """A `--save` folder, or one iteration's folder in it."""
-    output: Path
-    """Folder to write; its parent is made where missing."""
-    iteration: int | None = None
-    """Which iteration of a `--save` folder; None is the latest."""
-    force: bool = False
-    """Replace an earlier export."""
-    family: str | None = None
-    """Architecture to write; None is the first that expresses the model exactly."""
-    dtype: str | None = None
-    """Of the weights, a name in `DTYPES`; None is the checkpoint's."""
-    tokenizer_model: Path | None = None
-    """SentencePiece model or Hugging Face folder; None takes the path in the training arguments."""
-    no_tokenizer: bool = False
-    """Write weights and configuration alone."""
-    verify_text: Path | None = None
-    """Text on which to compare the tokenizers, beside the built-in strings."""
-    max_shard_bytes: int = 5 * 10**9
-    """Size of a safetensors file at most."""
 
 
 @dataclass(frozen=True)
@@ -162,42 +134,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def parse_size(text: str) -> int:
-    """Bytes of `5GB`, `500MB`, `2GiB` or a plain number.
-
-    Raises:
-        CompeteError: not a size.
-    """
-    found = re.fullmatch(r"(\d+)\s*([a-zA-Z]*)", text.strip())
-    if not found or found[2].upper() not in UNITS or int(found[1]) == 0:
-        raise CompeteError(f"--max-shard-size {text} is not a size: give 5GB, 500MB or bytes")
-    return int(found[1]) * UNITS[found[2].upper()]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `--to hf` beside those of every conversion."""
-    flag = parser.add_argument_group("to Hugging Face").add_argument
-    flag(
-        "--family",
-        choices=tuple(FAMILIES),
-        help="architecture to write (default: the first that expresses the model exactly)",
-    )
-    flag("--dtype", choices=tuple(DTYPES), help="of the weights (default: the checkpoint's)")
-    flag(
-        "--tokenizer-model",
-        type=Path,
-        metavar="PATH",
-        help="SentencePiece model or folder of a Hugging Face tokenizer (default: the one trained with)",
-    )
-    flag("--no-tokenizer", action="store_true", help="weights and configuration alone")
-    flag("--verify-text", type=Path, metavar="FILE", help=".jsonl or plain text on which the tokenizers must agree too")
-    flag("--max-shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (default: 5GB)")
-
-
-def run(options: argparse.Namespace) -> None:
-    """Convert as the command line says."""
-    names = Export.__dataclass_fields__.keys() - {"max_shard_bytes"}
-    given = {name: getattr(options, name) for name in names}
-    export = Export(**given, max_shard_bytes=parse_size(options.max_shard_size))
+def run(export: Export) -> None:
+    """Convert and say so, unless it is done."""
     if export.force or not is_done(export.output, _made_from(export)):
         print(export_to_hf(export))

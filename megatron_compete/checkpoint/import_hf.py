@@ -1,17 +1,16 @@
-"""`tools/convert_checkpoint.py --to megatron`: a Hugging Face folder, or a dense Megatron checkpoint to upcycle, as a
+"""`megatron-compete convert --to megatron`: a Hugging Face folder, or a dense Megatron checkpoint to upcycle, as a
 `torch_dist` checkpoint that a trainer of any parallel layout loads.
 
 Tensors go over one at a time, along the rules by which an export splits them, so that a folder that is imported and
 exported again is the same bit for bit.
 """
 
-import argparse
 import re
 import shlex
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,12 @@ from megatron_compete.checkpoint.hf_tokenizer import (
 )
 from megatron_compete.checkpoint.import_recipe import RECIPE, model_arguments, write_recipe
 from megatron_compete.checkpoint.location import find_checkpoint
-from megatron_compete.checkpoint.megatron_writer import FILE_BYTES, Chunk, write_release
+from megatron_compete.checkpoint.megatron_writer import Chunk, write_release
+from megatron_compete.checkpoint.options import Import, Upcycling
 from megatron_compete.checkpoint.output import check_output, is_done, made_from, whole_or_nothing
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.checkpoint.restricted import Opaque
-from megatron_compete.checkpoint.upcycle import LAYER, ROUTER_INITS, Upcycling, upcycle
+from megatron_compete.checkpoint.upcycle import LAYER, upcycle
 from megatron_compete.common.errors import CompeteError
 
 MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.", "encoder.", "mtp.")
@@ -47,26 +47,6 @@ VOCAB_MULTIPLE = 128
 
 BUFFERS = ("rotary_emb.inv_freq",)
 """Tensors of old transformers' checkpoints that follow from the configuration."""
-
-
-@dataclass(frozen=True)
-class Import:
-    """What to convert, and where to."""
-
-    checkpoint: Path
-    """A Hugging Face folder; with `source` "megatron" a --save folder, or one iteration's folder in it."""
-    output: Path
-    """Folder to write: what a trainer is given as --load or --pretrained-checkpoint."""
-    source: str = "hf"
-    iteration: int | None = None
-    """Which iteration of a --save folder; None is the latest."""
-    force: bool = False
-    """Replace an earlier import."""
-    upcycling: Upcycling | None = None
-    """Make a mixture of experts of a dense model."""
-    drop_mtp: bool = False
-    """Leave out a model's layers for multi-token prediction."""
-    file_bytes: int = FILE_BYTES
 
 
 @dataclass(frozen=True)
@@ -336,60 +316,7 @@ def _copy_tokenizer(source: Path, target: Path, arguments: Mapping[str, Any]) ->
     write_generation(source, target, {name: arguments[f"hf_{name}"] for name in ID_NAMES})
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `--to megatron`."""
-    flag = parser.add_argument_group("to megatron").add_argument
-    flag("--from", dest="source", choices=("hf", "megatron"), default="hf", help="what --checkpoint is (default: hf)")
-    flag(
-        "--upcycle-experts",
-        type=int,
-        metavar="E",
-        help="make a mixture of E experts of a dense model (Llama, Qwen2, Qwen3)",
-    )
-    flag("--top-k", type=int, metavar="K", help="experts a token takes (default: 2 * granularity)")
-    flag(
-        "--granularity",
-        type=int,
-        default=1,
-        metavar="G",
-        help="cut each MLP into G slices, an expert holds one (default: 1)",
-    )
-    flag(
-        "--noise",
-        type=float,
-        default=0.0,
-        metavar="STD",
-        help="noise on all copies but the first, as a share of a matrix's standard deviation; the function is then not kept (default: 0)",
-    )
-    flag("--router-init", choices=ROUTER_INITS, default="normal", help="how the router starts (default: normal)")
-    flag("--router-std", type=float, default=0.02, metavar="STD", help="of the router's weights (default: 0.02)")
-    flag("--seed", type=int, default=1234, help="of router and noise (default: 1234)")
-    flag("--inexact", action="store_true", help="allow numbers with which the dense model's function is not kept")
-    flag("--drop-mtp", action="store_true", help="leave out layers for multi-token prediction, as transformers does")
-    flag("--max-file-size", default="4GB", metavar="SIZE", help="of a file of the checkpoint (default: 4GB)")
-
-
-def run(options: argparse.Namespace) -> None:
-    """`tools/convert_checkpoint.py --to megatron`."""
-    from megatron_compete.checkpoint.export import parse_size
-
-    upcycling = None
-    if options.upcycle_experts is not None:
-        given = {field.name: getattr(options, field.name) for field in fields(Upcycling) if field.name != "experts"}
-        upcycling = Upcycling(experts=options.upcycle_experts, **given)
-    if options.drop_mtp and options.source != "hf":
-        raise CompeteError("--drop-mtp is of a Hugging Face folder: it goes with --from hf")
-    if options.verify and options.source != "hf":
-        raise CompeteError("--verify compares with a Hugging Face folder: it goes with --from hf")
-    what = Import(
-        options.checkpoint,
-        options.output,
-        source=options.source,
-        iteration=options.iteration,
-        force=options.force,
-        upcycling=upcycling,
-        drop_mtp=options.drop_mtp,
-        file_bytes=parse_size(options.max_file_size),
-    )
+def run(what: Import) -> None:
+    """Convert and say so, unless it is done."""
     if what.force or not is_done(what.output, _made_from(what)):
         print(import_checkpoint(what))

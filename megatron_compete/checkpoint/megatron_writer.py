@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from megatron_compete.checkpoint.location import CONFIG, RELEASE, TRACKER
+from megatron_compete.checkpoint.options import Import
 from megatron_compete.checkpoint.reader import COMMON_STATE
 
 BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch",
@@ -36,8 +37,6 @@ CHECKPOINT_VERSION = 3.0
 
 PROJECTION, ATTENTION = "linear_proj", "core_attention"
 """The attention proper has an extra state, and no weight by which it is known."""
-
-FILE_BYTES = 4 * 10**9
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Chunk:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def write_release(folder: Path, arguments: Mapping[str, Any], chunks: Sequence[Chunk], file_bytes: int = FILE_BYTES) -> int:  # fmt: skip
+def write_release(folder: Path, arguments: Mapping[str, Any], chunks: Sequence[Chunk], file_bytes: int = Import.file_bytes) -> int:  # fmt: skip
     """Write a `--load` folder from which training starts at iteration 0, without optimizer state.
 
     Args:

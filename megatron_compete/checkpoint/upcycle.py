@@ -20,7 +20,7 @@ proportional to that, so for G > 1 its function changes.)
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from megatron_compete.checkpoint.megatron_writer import Chunk
+from megatron_compete.checkpoint.options import Upcycling
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 
-ROUTER_INITS = ("normal", "orthogonal", "zeros")
 LAYER = "decoder.layers."
 NORM_NAMES = {
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
@@ -39,67 +39,6 @@ NORM_NAMES = {
 }
 """Keys of the MLP's norm in a dense layer (in a MoE layer without Transformer Engine too), and in a MoE layer with it."""
 GATED = ("swiglu", "quick_geglu")
-LEAST_TOP_K = 2
-
-
-@dataclass(frozen=True)
-class Upcycling:
-    """What becomes of every MLP."""
-
-    experts: int
-    """E: --num-experts of the mixture."""
-    top_k: int | None = None
-    """K: --moe-router-topk; None takes 2 copies of the dense MLP, 2 * granularity, or all if there is but one."""
-    granularity: int = 1
-    """G: slices of the MLP; its width is divided by it."""
-    noise: float = 0.0
-    """Standard deviation of what is added to all copies but the first, as a share of each matrix's own."""
-    router_init: str = "normal"
-    """How the router's rows start: `normal`, `orthogonal` (directions that share nothing) or `zeros`."""
-    router_std: float = 0.02
-    """Standard deviation of the router's weights."""
-    seed: int = 1234
-    inexact: bool = False
-    """Also do what does not keep the dense model's function."""
-
-    @property
-    def k(self) -> int:
-        """The number of experts a token takes."""
-        return self.top_k or min(2 * self.granularity, self.experts)
-
-    @property
-    def exact(self) -> bool:
-        """Whether the mixture computes what the dense model does."""
-        return not self.noise and not self.k % self.granularity
-
-    def check(self) -> None:
-        """Raise a `CompeteError` for numbers of which no mixture can be made, or none with the dense model's function."""
-        experts, k, granularity = self.experts, self.k, self.granularity
-        if granularity < 1 or experts < granularity or experts % granularity:
-            raise CompeteError(
-                f"--upcycle-experts {experts} cannot hold --granularity {granularity} slices equally often: "
-                "make the first a multiple of the second"
-            )
-        if not LEAST_TOP_K <= k <= experts:
-            raise CompeteError(
-                f"--top-k {k} has to be {LEAST_TOP_K} to --upcycle-experts {experts}: a single expert's weight is always 1"
-            )
-        if self.router_init not in ROUTER_INITS:
-            raise CompeteError(f"--router-init {self.router_init} is unknown: choose from {', '.join(ROUTER_INITS)}")
-        if self.noise < 0 or self.router_std <= 0:
-            raise CompeteError(f"--noise {self.noise} and --router-std {self.router_std} cannot be negative")
-        if self.inexact:
-            return
-        if k % granularity:
-            raise CompeteError(
-                f"--top-k {k} is no multiple of --granularity {granularity}: a token would get some slices more often "
-                "than others, and the function would change. Give a multiple, or --inexact"
-            )
-        if granularity > 1 and self.router_init == "zeros":
-            raise CompeteError(
-                f"--router-init zeros with --granularity {granularity}: all experts tie, and which slices a token gets "
-                "is chance. Take normal or orthogonal, or give --inexact"
-            )
 
 
 def upcycle(arguments: Mapping[str, Any], chunks: Sequence[Chunk], how: Upcycling) -> tuple[dict[str, Any], list[Chunk]]:  # fmt: skip

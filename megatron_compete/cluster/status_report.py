@@ -1,10 +1,10 @@
 """`megatron-compete status RUN [RUN ...]`."""
 
-import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -15,10 +15,8 @@ from rich.text import Text
 from megatron_compete.cluster.queue import ask_queue
 from megatron_compete.cluster.run_folder import RunFolder
 from megatron_compete.cluster.status import RunStatus, read_status, runs_in
+from megatron_compete.common.command_line import Command, check_options, option
 from megatron_compete.common.errors import CompeteError
-
-HELP = """How runs are getting on: state, step, loss, speed, last checkpoint, restarts and failures with their reasons,
-time left. A folder of a chain shows all its jobs. Works without Slurm too, from the files alone."""
 
 COLOURS = {
     "running": "green", "finished": "bold green", "starting": "cyan", "pending": "yellow", "requeued": "yellow",
@@ -27,45 +25,48 @@ COLOURS = {
 UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
-def add_status_arguments(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True)
+class StatusOptions:
     """The verb's flags."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, or the folder of a chain")
-    parser.add_argument("--json", action="store_true", help="a JSON list of all that is known, in seconds and tokens")
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="show it again every so many seconds")
+
+    runs: tuple[Path, ...] = option(MISSING, "runs", metavar="RUN", help="run folder, or the folder of a chain")
+    json: bool = option(False, help="a JSON list of all that is known, in seconds and tokens")
+    watch: float | None = option(None, metavar="SECONDS", help="show it again every so many seconds")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.watch is not None and self.watch <= 0:
+            raise CompeteError(f"--watch {self.watch:g} is out of range: give seconds above 0")
 
 
-def run_status(arguments: argparse.Namespace, rest: list[str]) -> None:
+def run_status(options: StatusOptions) -> None:
     """Show the state of runs, once or again and again.
 
     Raises:
-        CompeteError: an unknown argument, or a folder that is no run.
+        CompeteError: a folder that is no run.
     """
-    if rest:
-        raise CompeteError(f"status takes no argument {rest[0]}: see megatron-compete status --help")
-    if arguments.watch is not None and arguments.watch <= 0:
-        raise CompeteError(f"--watch {arguments.watch:g} is out of range: give seconds above 0")
-    if arguments.json:
-        for statuses in _again(arguments):
+    if options.json:
+        for statuses in _again(options):
             print(json.dumps([dataclasses.asdict(status) for status in statuses], indent=2), flush=True)
         return
     console = Console()
-    if arguments.watch is None:
-        console.print(report(read_all(arguments.runs)))
+    if options.watch is None:
+        console.print(report(read_all(options.runs)))
         return
     with Live(console=console, auto_refresh=False) as live:
-        for statuses in _again(arguments):
+        for statuses in _again(options):
             live.update(report(statuses), refresh=True)
 
 
-def _again(arguments: argparse.Namespace) -> Iterator[list[RunStatus]]:
+def _again(options: StatusOptions) -> Iterator[list[RunStatus]]:
     while True:
-        yield read_all(arguments.runs)
-        if arguments.watch is None:
+        yield read_all(options.runs)
+        if options.watch is None:
             return
-        time.sleep(arguments.watch)
+        time.sleep(options.watch)
 
 
-def read_all(paths: list[Path]) -> list[RunStatus]:
+def read_all(paths: Iterable[Path]) -> list[RunStatus]:
     """Status of every run that these paths mean; Slurm is asked once."""
     folders = [run for path in paths for run in runs_in(path)]
     queue = ask_queue(job_id for run in folders if (job_id := RunFolder(run).job_id) is not None)
@@ -168,3 +169,13 @@ def duration(seconds: float | None) -> str:
             rest = (left % size) // small[1] if small else 0
             return f"{left // size} {unit}" + (f" {rest} {small[0]}" if small and rest else "")
     raise AssertionError("seconds are a unit")
+
+
+main = Command(
+    name="status",
+    description="""How runs are getting on: state, step, loss, speed, last checkpoint, restarts and failures with their
+    reasons, time left. A folder of a chain shows all its jobs. Works without Slurm too, from the files alone.""",
+    example="runs/competesmoe_154m --watch 60",
+    options=StatusOptions,
+    run=run_status,
+)

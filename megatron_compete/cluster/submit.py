@@ -1,11 +1,12 @@
 """`megatron-compete submit`: a recipe, or a chain of jobs, as a run folder that Slurm runs."""
 
-import argparse
 import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from megatron_compete.cluster.chain import plan_chain, submit_chain, write_chain
 from megatron_compete.cluster.chain_file import read_chain
@@ -14,17 +15,12 @@ from megatron_compete.cluster.parts import Part, pretrain_part, queued_jobs
 from megatron_compete.cluster.pretrain_job import check_files
 from megatron_compete.cluster.run_folder import COMMAND, RECIPE, SCRIPT, RunFolder
 from megatron_compete.cluster.sbatch import check_sbatch, submit
-from megatron_compete.cluster.settings import LAUNCHERS, Settings, find_settings, settings_to_keep
+from megatron_compete.cluster.settings import Settings, find_settings, settings_to_keep
 from megatron_compete.cluster.snapshot import Snapshot, take_snapshot
+from megatron_compete.common.command_line import Command, check_options, option
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.local_paths import check_local
 from megatron_compete.launch.recipe import read_recipe
-
-HELP = """Write a run folder (resolved recipe, command, settings, git revision, code, batch script) and submit it to
-Slurm. What can be refused is refused here and not in the queue. Settings of the cluster come from --cluster, else
-$COMPETE_CLUSTER, else ./cluster.env, else ~/.config/megatron-compete/cluster.env (slurm/cluster.env.example explains
-them); flags go over the file. Anything else overrides the recipe by name, as with pretrain. The same command again
-submits the same folder again, or the parts of a chain that are not finished."""
 
 SETTING_FLAGS = {
     "time": "COMPETE_TIME",
@@ -43,45 +39,59 @@ OF_ONE_JOB = ("nodes", "time", "gpus_per_node", "tasks_per_node")
 """Flags that a chain's sections have, each for its part."""
 
 
-def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True)
+class SubmitOptions:
     """The verb's own flags."""
-    flag = parser.add_argument
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--recipe", type=Path, metavar="FILE", help="train this recipe, see examples/")
-    what.add_argument("--chain", type=Path, metavar="FILE", help="submit the jobs of this file, see examples/chain_demo.yaml")  # fmt: skip
-    flag("--nodes", type=int, metavar="N", help="nodes of the job")
-    flag("--run", type=Path, metavar="DIR", help="run folder, or a chain's folder (default: runs/NAME_OF_THE_FILE)")
-    flag("--cluster", type=Path, metavar="FILE", help="settings of the cluster")
-    flag("--time", metavar="LIMIT", help="time limit as Slurm takes it; the job is requeued until it is finished")
-    flag("--container", metavar="IMAGE", help="run in this image: a .sif by Apptainer, any other by Pyxis")
-    flag("--launcher", choices=LAUNCHERS, help="what starts the ranks (default: torchrun)")
-    flag("--gpus-per-node", metavar="N", help="0 on nodes without GPUs")
-    flag("--tasks-per-node", metavar="N", help="ranks of a node (default: one a GPU)")
-    flag("--account", metavar="NAME")
-    flag("--partition", metavar="NAME")
-    flag("--qos", metavar="NAME")
-    flag("--dependency", metavar="WHAT", help="as sbatch takes it, e.g. afterok:123")
-    flag("--max-failures", metavar="N", help="failed attempts in a row after which the job gives up (default: 3)")
-    flag(
-        "--update", action="store_true", help="go on in a run folder with other settings; what it had goes to earlier/"
+
+    recipe: Path | None = option(None, metavar="FILE", help="train this recipe, see examples/")
+    chain: Path | None = option(None, metavar="FILE", help="submit the jobs of this file, see examples/chain_demo.yaml")
+    nodes: int | None = option(None, help="nodes of the job")
+    run: Path | None = option(
+        None, metavar="DIR", help="run folder, or a chain's folder (default: runs/NAME_OF_THE_FILE)"
     )
-    flag("--no-check", action="store_true", help="do not ask Megatron whether it would take the job")
-    flag("--dry-run", action="store_true", help="write the run folder and show its script, but submit nothing")
+    cluster: Path | None = option(None, metavar="FILE", help="settings of the cluster")
+    time: str | None = option(
+        None, metavar="LIMIT", help="time limit as Slurm takes it; the job is requeued until it is finished"
+    )
+    container: str | None = option(
+        None, metavar="IMAGE", help="run in this image: a .sif by Apptainer, any other by Pyxis"
+    )
+    launcher: Literal["torchrun", "srun", "mpirun"] | None = option(
+        None, help="what starts the ranks (default: torchrun)"
+    )
+    gpus_per_node: str | None = option(None, metavar="N", help="0 on nodes without GPUs")
+    tasks_per_node: str | None = option(None, metavar="N", help="ranks of a node (default: one a GPU)")
+    account: str | None = option(None, metavar="NAME", help="as sbatch takes it")
+    partition: str | None = option(None, metavar="NAME", help="as sbatch takes it")
+    qos: str | None = option(None, metavar="NAME", help="as sbatch takes it")
+    dependency: str | None = option(None, metavar="WHAT", help="as sbatch takes it, e.g. afterok:123")
+    max_failures: str | None = option(
+        None, metavar="N", help="failed attempts in a row after which the job gives up (default: 3)"
+    )
+    update: bool = option(False, help="go on in a run folder with other settings; what it had goes to earlier/")
+    no_check: bool = option(False, help="do not ask Megatron whether it would take the job")
+    dry_run: bool = option(False, help="write the run folder and show its script, but submit nothing")
+    overrides: tuple[str, ...] = option((), hidden=True)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if (self.recipe is None) == (self.chain is None):
+            raise CompeteError("submit takes one of --recipe FILE and --chain FILE")
 
 
-def run_submit(arguments: argparse.Namespace, overrides: list[str]) -> None:
+def run_submit(options: SubmitOptions) -> None:
     """Check, write, submit, and say where to look.
 
     Raises:
         CompeteError: what keeps the job from being submitted; nothing was written then, unless Slurm itself refused.
     """
-    if not arguments.dry_run:
+    if not options.dry_run:
         check_sbatch()
-    settings = cluster_settings(arguments)
-    if arguments.chain is not None:
-        _submit_chain(arguments, overrides, settings)
-    else:
-        _submit_recipe(arguments, overrides, settings)
+    settings = cluster_settings(options)
+    if options.chain is not None:
+        _submit_chain(options.chain, options, settings)
+    elif options.recipe is not None:
+        _submit_recipe(options.recipe, options, settings)
 
 
 def note_on_code(snapshot: Snapshot) -> None:
@@ -91,13 +101,13 @@ def note_on_code(snapshot: Snapshot) -> None:
         print(f"note: not in the job's code, because git does not track them: {', '.join(missing)}", file=sys.stderr)
 
 
-def cluster_settings(arguments: argparse.Namespace) -> dict[str, str]:
+def cluster_settings(options: SubmitOptions) -> dict[str, str]:
     """Settings from the file, with the command line's over them."""
-    path = find_settings(arguments.cluster)
+    path = find_settings(options.cluster)
     values = {} if path is None else settings_to_keep(path)
-    given = {key: str(getattr(arguments, flag)) for flag, key in SETTING_FLAGS.items() if getattr(arguments, flag) is not None}  # fmt: skip
-    if arguments.container is not None and values.get("COMPETE_SOFTWARE", "venv") == "venv":
-        given["COMPETE_SOFTWARE"] = "apptainer" if arguments.container.endswith(".sif") else "pyxis"
+    given = {key: str(getattr(options, flag)) for flag, key in SETTING_FLAGS.items() if getattr(options, flag) is not None}  # fmt: skip
+    if options.container is not None and values.get("COMPETE_SOFTWARE", "venv") == "venv":
+        given["COMPETE_SOFTWARE"] = "apptainer" if options.container.endswith(".sif") else "pyxis"
     return with_software(values | given)
 
 
@@ -130,50 +140,50 @@ def run_path(given: Path | None, source: Path) -> Path:
     return (given or Path("runs") / source.stem).expanduser().absolute()
 
 
-def _submit_recipe(arguments: argparse.Namespace, overrides: list[str], values: dict[str, str]) -> None:
-    if arguments.nodes is None or arguments.nodes < 1:
-        raise CompeteError(f"--nodes {'is missing' if arguments.nodes is None else arguments.nodes}: give 1 or more")
-    recipe = read_recipe(arguments.recipe)
-    recipe.override(overrides)
-    run = RunFolder(run_path(arguments.run, arguments.recipe))
-    part = pretrain_part(recipe, run, arguments.nodes, Settings.of(values), take_snapshot())
+def _submit_recipe(file: Path, options: SubmitOptions, values: dict[str, str]) -> None:
+    if options.nodes is None or options.nodes < 1:
+        raise CompeteError(f"--nodes {'is missing' if options.nodes is None else options.nodes}: give 1 or more")
+    recipe = read_recipe(file)
+    recipe.override(options.overrides)
+    run = RunFolder(run_path(options.run, file))
+    part = pretrain_part(recipe, run, options.nodes, Settings.of(values), take_snapshot())
     check_files(recipe)
     if _is_over(part):
         return
-    run.check(part.contents, arguments.update)
-    if not arguments.no_check:
+    run.check(part.contents, options.update)
+    if not options.no_check:
         _check_layout(part)
-    run.write(part.contents, arguments.update)
+    run.write(part.contents, options.update)
     note_on_code(part.contents.snapshot)
-    if arguments.dry_run:
+    if options.dry_run:
         _show(part)
         return
-    job_id = submit(run / SCRIPT, arguments.dependency)
+    job_id = submit(run / SCRIPT, options.dependency)
     run.record_submission(job_id, part.job.kind)
     _say(part, job_id)
 
 
-def _submit_chain(arguments: argparse.Namespace, overrides: list[str], values: dict[str, str]) -> None:
+def _submit_chain(file: Path, options: SubmitOptions, values: dict[str, str]) -> None:
     for name in OF_ONE_JOB:
-        if getattr(arguments, name) is not None:
+        if getattr(options, name) is not None:
             flag = name.replace("_", "-")
-            raise CompeteError(f"--{flag} is one job's: write {flag} into the sections of --chain {arguments.chain}")
-    folder = run_path(arguments.run, arguments.chain)
+            raise CompeteError(f"--{flag} is one job's: write {flag} into the sections of --chain {file}")
+    folder = run_path(options.run, file)
     RunFolder(folder)  # its path is fit for Slurm
     snapshot = take_snapshot()
-    parts = plan_chain(read_chain(arguments.chain, folder), folder, values, overrides, snapshot)
-    if not arguments.no_check:
+    parts = plan_chain(read_chain(file, folder), folder, values, list(options.overrides), snapshot)
+    if not options.no_check:
         for part in parts:
             if part.recipe is not None and not part.folder.is_finished:
                 _check_layout(part)
     queued = queued_jobs(parts)
-    write_chain(parts, queued, folder, arguments.chain, arguments.update)
+    write_chain(parts, queued, folder, file, options.update)
     note_on_code(snapshot)
-    if arguments.dry_run:
+    if options.dry_run:
         for part in parts:
             _show(part)
         return
-    submit_chain(parts, queued, arguments.dependency, print)
+    submit_chain(parts, queued, options.dependency, print)
     print(f"chain    {folder}\nlook     megatron-compete status {folder}")
 
 
@@ -225,3 +235,17 @@ def _say(part: Part, job_id: str) -> None:
         "again": f"sbatch {run / SCRIPT}",
     }.items():
         print(f"{name:<8} {value}")
+
+
+main = Command(
+    name="submit",
+    description="""Write a run folder (resolved recipe, command, settings, git revision, code, batch script) and submit it
+    to Slurm. What can be refused is refused here and not in the queue. Settings of the cluster come from --cluster, else
+    $COMPETE_CLUSTER, else ./cluster.env, else ~/.config/megatron-compete/cluster.env (slurm/cluster.env.example explains
+    them); flags go over the file. Anything else overrides the recipe by name, as with pretrain. The same command again
+    submits the same folder again, or the parts of a chain that are not finished.""",
+    example="--recipe examples/competesmoe_154m.yaml --nodes 2 --time 24:00:00 --data-path /shared/data/train",
+    options=SubmitOptions,
+    run=run_submit,
+    takes_overrides=True,
+)

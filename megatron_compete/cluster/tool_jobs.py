@@ -58,7 +58,7 @@ def preprocess_arguments(arguments: Arguments, tokenizer: Arguments | None, run:
 
 
 def _tokenizer_words(tokenizer: Arguments, arguments: Arguments, run: Path) -> list[str]:
-    """Arguments of tools/train_tokenizer.py; the corpus's own become those that use its model."""
+    """Flags of `megatron-compete tokenizer`; the corpus's own become those that use its model."""
     if "vocab-size" not in tokenizer:
         raise CompeteError("preprocess: tokenizer: vocab-size is missing: 32000 for example")
     given = [name for name in ("tokenizer-type", "tokenizer-model") if name in arguments]

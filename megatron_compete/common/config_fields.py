@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import fields
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from megatron_compete.common.errors import CompeteError
@@ -28,6 +29,9 @@ def check_fields(config: Any, flag_of: Callable[[str], str]) -> None:
 
 def _wanted(hint: Any, value: Any) -> str | None:
     """What a value should have been, None where it is right."""
+    if NoneType in get_args(hint):  # X | None
+        others = [one for one in get_args(hint) if one is not NoneType]
+        return None if value is None or len(others) > 1 else _wanted(others[0], value)
     if get_origin(hint) is Literal:
         return None if value in get_args(hint) else f"choose from {', '.join(map(str, get_args(hint)))}"
     if hint is bool:

@@ -6,12 +6,11 @@ there, naming file and line, or counts it and lets the run go on.
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from megatron_compete.common.errors import CompeteError
 
 OnError = Literal["fail", "skip"]
-ON_ERROR_CHOICES: tuple[str, ...] = get_args(OnError)
 
 KINDS = {
     "not_utf8": "bytes that are not UTF-8",

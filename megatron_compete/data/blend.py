@@ -1,19 +1,19 @@
 """Datasets and weights to what Megatron's --data-path takes, and what a run makes of them: epochs of every source.
 
-    python tools/make_blend.py --input data/tokenised --temperature 2 --tokens 100e9 --output data/blend.args
+    megatron-compete blend --input data/tokenised --temperature 2 --tokens 100e9 --output data/blend.args
 
 A weight is the share of the run's samples that come from a source. Without weights it is the source's share of the
 tokens, to the power 1 / temperature: 1 reads every source equally often, a higher temperature reads small ones more
 often, up to equal weights.
 """
 
-import argparse
 import fnmatch
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_compete.common.command_line import Command, option
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.staged import StagedFiles
 from megatron_compete.data.dataset import Dataset, check_same_kind, find_prefixes, open_dataset
@@ -162,62 +162,74 @@ def write_arguments(blend: Blend, path: str) -> None:
         raise CompeteError(f"--output {path}: {error.strerror or error}") from None
 
 
-def token_budget(args: argparse.Namespace) -> float | None:
+@dataclass(frozen=True)
+class BlendOptions:
+    """The command's flags."""
+
+    input: tuple[str, ...] = option(metavar="PATH", help="prefixes, folders or glob patterns")
+    weights: tuple[str, ...] = option((), metavar="NAME=WEIGHT", help="for every source; NAME may be a pattern")
+    temperature: float | None = option(
+        None, metavar="T", help="weights are tokens^(1/T), scaled to 1 (default: 1, without --weights)"
+    )
+    output: str | None = option(
+        None, metavar="FILE", help="write the arguments for --data-args-path instead of printing them"
+    )
+    tokens: float | None = option(None, metavar="N", help="of the whole run, 100e9 for example")
+    train_iters: int | None = option(None, help="length of the run, in place of --tokens, with the two below")
+    global_batch_size: int | None = option(None, help="as the run has it")
+    seq_length: int | None = option(None, help="as the run has it")
+
+    def __post_init__(self) -> None:
+        if self.weights and self.temperature is not None:
+            raise CompeteError("--weights and --temperature both say how sources are weighed: give one of them")
+
+
+def token_budget(options: BlendOptions) -> float | None:
     """Tokens of the run: --tokens, or iterations x batch x sequence length; None without either.
 
     Raises:
         CompeteError: both, or a part of the second.
     """
     run = {
-        "--train-iters": args.train_iters,
-        "--global-batch-size": args.global_batch_size,
-        "--seq-length": args.seq_length,
+        "--train-iters": options.train_iters,
+        "--global-batch-size": options.global_batch_size,
+        "--seq-length": options.seq_length,
     }
-    given = [flag for flag, value in run.items() if value is not None]
-    if args.tokens is not None and given:
-        raise CompeteError(f"--tokens and {given[0]} both say how long the run is: give one of them")
-    for flag, value in {"--tokens": args.tokens, **run}.items():
+    given = {flag: value for flag, value in run.items() if value is not None}
+    if options.tokens is not None and given:
+        raise CompeteError(f"--tokens and {next(iter(given))} both say how long the run is: give one of them")
+    for flag, value in {"--tokens": options.tokens, **run}.items():
         if value is not None and not 0 < value < math.inf:
             raise CompeteError(f"{flag} {value:g}: give a number above 0")
     if not given:
-        return args.tokens
+        return options.tokens
     if len(given) < len(run):
         missing = next(flag for flag in run if flag not in given)
-        raise CompeteError(f"{given[0]} without {missing}: the run's tokens are iterations x batch x sequence length")
-    return float(args.train_iters * args.global_batch_size * args.seq_length)
+        raise CompeteError(
+            f"{next(iter(given))} without {missing}: the run's tokens are iterations x batch x sequence length"
+        )
+    return float(math.prod(given.values()))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`tools/make_blend.py`."""
-    args = _parser().parse_args(argv)
-    budget = token_budget(args)
-    blend = make_blend(args.input, args.weights or (), args.temperature)
+def run(options: BlendOptions) -> None:
+    """Weigh the sources and show what a run makes of them."""
+    budget = token_budget(options)
+    blend = make_blend(options.input, options.weights, 1.0 if options.temperature is None else options.temperature)
     print("\n".join(table_lines(blend, budget)))
     if blend.without_manifest:
         print(f"without a manifest, tokenizer not compared: {', '.join(blend.without_manifest)}")
-    if args.output is not None:
-        write_arguments(blend, args.output)
-        print(f"--data-args-path {args.output}")
+    if options.output is not None:
+        write_arguments(blend, options.output)
+        print(f"--data-args-path {options.output}")
     else:
         print(f"--data-path {' '.join(blend.arguments())}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Weigh datasets for --data-path, and see how often a run reads each.",
-        epilog="Epochs are over the whole source: with --split 99,1,0, training reads its 99%% 1.01 times as often.",
-    )
-    flag = parser.add_argument
-    flag("--input", nargs="+", required=True, metavar="PATH", help="prefixes, folders or glob patterns")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--weights", nargs="+", metavar="NAME=WEIGHT", help="for every source; NAME may be a pattern")
-    how.add_argument(
-        "--temperature", type=float, default=1.0, metavar="T", help="weights are tokens^(1/T), scaled to 1 (default: 1)"
-    )
-    flag("--output", metavar="FILE", help="write the arguments for --data-args-path instead of printing them")
-    run = parser.add_argument_group("length of the run")
-    run.add_argument("--tokens", type=float, metavar="N", help="of the whole run, 100e9 for example")
-    run.add_argument("--train-iters", type=int, metavar="N")
-    run.add_argument("--global-batch-size", type=int, metavar="N")
-    run.add_argument("--seq-length", type=int, metavar="N")
-    return parser
+main = Command(
+    name="blend",
+    description="Weigh datasets for --data-path, and see how often a run reads each.",
+    epilog="Epochs are over the whole source: with --split 99,1,0, training reads its 99% 1.01 times as often.",
+    example="--input data/tokenised --temperature 2 --tokens 100e9 --output data/blend.args",
+    options=BlendOptions,
+    run=run,
+)

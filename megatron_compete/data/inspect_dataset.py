@@ -1,6 +1,6 @@
 """What a dataset holds, and whether it is whole.
 
-    python tools/inspect_dataset.py data/corpus_text_document --show 0 5 -1 --figure lengths.png
+    megatron-compete inspect data/corpus_text_document --show 0 5 -1 --figure lengths.png
 
 prints documents, tokens, what it was made with and how long documents are, and decodes chosen documents. It exits with
 1 if the dataset is damaged; each finding is one line that begins with `damaged:`.
@@ -9,10 +9,12 @@ prints documents, tokens, what it was made with and how long documents are, and 
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
 from typing import Any
 
 import numpy as np
 
+from megatron_compete.common.command_line import Command, add_options, option, take_options
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.progress import MEGABYTE
 from megatron_compete.data.dataset import Dataset, describe_tokenizer, tokenizer_of, without_suffix
@@ -109,31 +111,48 @@ def _tokenizer_of_manifest(manifest: DatasetManifest | None) -> Any:
         return None
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`tools/inspect_dataset.py`."""
-    options = vars(_parser().parse_args(argv))
-    size = options.pop("vocab_size", None) if "tokenizer_type" not in options else None
-    choice = take_tokenizer_choice(options)
+@dataclass(frozen=True)
+class InspectOptions:
+    """The command's flags besides the tokenizer's."""
+
+    prefix: str = option(MISSING, "prefix", metavar="PREFIX", help="path of the dataset without .bin")
+    show: tuple[int, ...] = option((), metavar="N", help="documents to decode, from 0; -1 is the last")
+    show_characters: int = option(400, help="of each document at most; 0 is all")
+    figure: str | None = option(None, metavar="FILE.png", help="write the histogram of lengths as a figure")
+    eod_id: int | None = option(None, metavar="ID", help="end-of-document id; the tokenizer's if its flags are given")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags and the tokenizer's."""
+    add_options(parser, InspectOptions)
+    add_tokenizer_flags(parser.add_argument_group("tokenizer"), required=False)
+
+
+def run(namespace: argparse.Namespace) -> None:
+    """Check the dataset and show it."""
+    given = vars(namespace)
+    size = given.pop("vocab_size", None) if "tokenizer_type" not in given else None
+    choice, options = take_tokenizer_choice(given), take_options(InspectOptions, given)
     tokenizer = None if choice is None else choice.build()
     vocabulary = Vocabulary(
         size=size if tokenizer is None else int(tokenizer.vocab_size),
-        eod=options["eod_id"] if options["eod_id"] is not None else getattr(tokenizer, "eod", None),
+        eod=options.eod_id if options.eod_id is not None else getattr(tokenizer, "eod", None),
     )
-    inspection = inspect(without_suffix(options["prefix"]), vocabulary)
-    if options["show"] and tokenizer is None and not inspection.damage:
+    inspection = inspect(without_suffix(options.prefix), vocabulary)
+    if options.show and tokenizer is None and not inspection.damage:
         tokenizer = _tokenizer_of_manifest(inspection.manifest)
     if tokenizer is not None and inspection.index is not None and not inspection.damage:
         dataset = Dataset(inspection.prefix, inspection.index, inspection.manifest)
         inspection.notes += literal_notes(inspection.index, dataset.ids(), tokenizer)
     print("\n".join(summary_lines(inspection)))
-    if inspection.index is not None and options["figure"]:
-        write_figure(measure_lengths(inspection.index), os.path.basename(inspection.prefix), options["figure"])
+    if inspection.index is not None and options.figure:
+        write_figure(measure_lengths(inspection.index), os.path.basename(inspection.prefix), options.figure)
     for finding in inspection.damage:
         print(f"damaged: {finding}")
     if inspection.damage:
         raise SystemExit(DAMAGED_EXIT_CODE)
-    if options["show"]:
-        _show(inspection, options["show"], tokenizer, options["show_characters"])
+    if options.show:
+        _show(inspection, options.show, tokenizer, options.show_characters)
 
 
 def _show(inspection: Inspection, documents: Sequence[int], tokenizer: Any, characters: int) -> None:
@@ -144,17 +163,12 @@ def _show(inspection: Inspection, documents: Sequence[int], tokenizer: Any, char
     print("\n".join(decode_documents(dataset, documents, tokenizer, characters)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Check a dataset (.bin/.idx) and show what it holds; exit code 1 if it is damaged.",
-        epilog="Vocabulary and tokenizer are the manifest's unless given. With the tokenizer's flags or --show, documents "
-        "are also decoded to look for marks of their end that are spelled out in text.",
-    )
-    flag = parser.add_argument
-    flag("prefix", metavar="PREFIX", help="path of the dataset without .bin")
-    flag("--show", type=int, nargs="+", metavar="N", help="documents to decode, from 0; -1 is the last")
-    flag("--show-characters", type=int, default=400, metavar="N", help="of each document at most (400); 0 is all")
-    flag("--figure", metavar="FILE.png", help="write the histogram of lengths as a figure")
-    flag("--eod-id", type=int, metavar="ID", help="end-of-document id; the tokenizer's if its flags are given")
-    add_tokenizer_flags(parser.add_argument_group("tokenizer"), required=False)
-    return parser
+main = Command(
+    name="inspect",
+    description="Check a dataset (.bin/.idx) and show what it holds; exit code 1 if it is damaged.",
+    epilog="""Vocabulary and tokenizer are the manifest's unless given. With the tokenizer's flags or --show, documents are
+    also decoded to look for marks of their end that are spelled out in text.""",
+    example="data/corpus_text_document --show 0 5 -1 --figure lengths.png",
+    add_arguments=add_arguments,
+    run=run,
+)

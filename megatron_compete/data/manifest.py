@@ -47,7 +47,7 @@ class EngineRecord(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class DatasetManifest:
-    """What `tools/preprocess_data.py` writes down about one `.bin/.idx` pair; the fields are the JSON's keys."""
+    """What `megatron-compete preprocess` writes down about one `.bin/.idx` pair; the fields are the JSON's keys."""
 
     tokenizer_type: str
     tokenizer_model: str | None

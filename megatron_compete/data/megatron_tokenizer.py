@@ -6,8 +6,9 @@ import os
 import warnings
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+from megatron_compete.common.command_line import option
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.manifest import TokenizerOptions
 
@@ -43,47 +44,52 @@ _OTHER_DEFAULTS: dict[str, Any] = {
 class TokenizerChoice:
     """Megatron's tokenizer flags, under Megatron's names."""
 
-    tokenizer_type: str
-    """`--tokenizer-type`: anything `megatron.core.tokenizers` builds."""
+    tokenizer_type: str = option(
+        metavar="TYPE",
+        help="SentencePieceTokenizer, HuggingFaceTokenizer, GPT2BPETokenizer, TikTokenizer, NullTokenizer, or any other "
+        "that Megatron builds",
+    )
 
-    tokenizer_model: str | None = None
-    """`--tokenizer-model`: a SentencePiece or tiktoken file, a Hugging Face folder or hub name."""
+    tokenizer_model: str | None = option(None, metavar="PATH")
+    """A SentencePiece or tiktoken file, a Hugging Face folder or hub name."""
 
     vocab_size: int | None = None
-    """`--vocab-size`: what NullTokenizer and TikTokenizer need to be told; the others know it."""
+    """What NullTokenizer and TikTokenizer need to be told; the others know it."""
 
-    vocab_file: str | None = None
-    """`--vocab-file`."""
+    vocab_file: str | None = option(None, metavar="FILE", help="of GPT2BPETokenizer and Bert's")
 
-    merge_file: str | None = None
-    """`--merge-file`."""
+    merge_file: str | None = option(None, metavar="FILE", help="of GPT2BPETokenizer")
 
-    special_tokens: tuple[str, ...] | None = None
-    """`--tokenizer-special-tokens`."""
+    special_tokens: tuple[str, ...] | None = option(
+        None, "--tokenizer-special-tokens", metavar="TOKEN", help="as Megatron takes them"
+    )
 
-    tiktoken_pattern: str | None = None
-    """`--tiktoken-pattern`: `v1` or `v2`; None is Megatron's default, v2."""
+    tiktoken_pattern: Literal["v1", "v2"] | None = None
+    """How TikTokenizer splits text into words (default: Megatron's, v2)."""
 
     tiktoken_num_special_tokens: int = 1000
-    """`--tiktoken-num-special-tokens`."""
+    """Ids that TikTokenizer reserves in front."""
 
     tokenizer_sentencepiece_legacy: bool = False
-    """`--tokenizer-sentencepiece-legacy`."""
+    """Special tokens on top of a SentencePiece model."""
 
-    tokenizer_sentencepiece_ignore_extra_whitespaces: bool = True
-    """Off with `--no-tokenizer-sentencepiece-ignore-extra-whitespaces`."""
+    tokenizer_sentencepiece_ignore_extra_whitespaces: bool = option(
+        True,
+        "--no-tokenizer-sentencepiece-ignore-extra-whitespaces",
+        "--disable-tokenizer-sentencepiece-ignore-extra-whitespaces",
+        help="keep runs of spaces with a model that was trained to drop them",
+    )
 
     tokenizer_hf_no_use_fast: bool = False
-    """`--tokenizer-hf-no-use-fast`."""
+    """The Hugging Face tokenizer in Python."""
 
     tokenizer_hf_no_include_special_tokens: bool = False
-    """`--tokenizer-hf-no-include-special-tokens`: without it Megatron puts a tokenizer's <s> before every document."""
+    """No <s> or [CLS] around documents of a Hugging Face tokenizer: Megatron puts them there otherwise."""
 
     trust_remote_code: bool = False
-    """`--trust-remote-code`."""
+    """Let a Hugging Face tokenizer run code of its own."""
 
-    null_tokenizer_eod_id: int | None = None
-    """`--null-tokenizer-eod-id`."""
+    null_tokenizer_eod_id: int | None = option(None, metavar="ID", help="end of document of NullTokenizer")
 
     @classmethod
     def from_arguments(cls, args: Any) -> "TokenizerChoice":
@@ -145,7 +151,7 @@ class TokenizerChoice:
                 raise CompeteError(f"--tokenizer-type {self.tokenizer_type} needs --tokenizer-model FILE.model")
             if not os.path.isfile(self.tokenizer_model):
                 raise CompeteError(
-                    f"--tokenizer-model {self.tokenizer_model}: no such file; tools/train_tokenizer.py makes one"
+                    f"--tokenizer-model {self.tokenizer_model}: no such file; megatron-compete tokenizer makes one"
                 )
 
     def build(self) -> Any:

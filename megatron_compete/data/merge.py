@@ -1,17 +1,17 @@
 """Several datasets to one, without encoding anything again: byte for byte what Megatron's `add_index` gives.
 
-    python tools/merge_datasets.py --input data/parts --output-prefix data/corpus_text_document
+    megatron-compete merge --input data/parts --output-prefix data/corpus_text_document
 
 What differs from Megatron-LM's tool: several prefixes may be named instead of a folder, indices stream, the manifests
 are merged too, and datasets of different tokenizers are refused.
 """
 
-import argparse
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from megatron_compete.common.command_line import Command, option
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.progress import Progress
 from megatron_compete.common.staged import StagedFiles
@@ -132,26 +132,33 @@ def _copy_bins(datasets: Sequence[Dataset], path: str) -> None:
             progress.advance(dataset.index.documents, size)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`tools/merge_datasets.py`."""
-    parser = argparse.ArgumentParser(description="Merge datasets (.bin/.idx and manifest) into one.")
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
+@dataclass(frozen=True)
+class MergeOptions:
+    """The command's flags."""
+
+    input: tuple[str, ...] = option(
         metavar="PATH",
         help="prefixes in the order they are to have, folders or glob patterns; a folder's datasets in sorted order",
     )
-    parser.add_argument("--output-prefix", required=True, metavar="PREFIX", help="of the .bin, .idx and .json")
-    parser.add_argument(
-        "--ignore-manifests",
-        action="store_true",
-        help="merge datasets whose tokenizers cannot be compared; the result has no manifest",
-    )
-    args = parser.parse_args(argv)
-    merged = merge_datasets(args.input, args.output_prefix, args.ignore_manifests)
+    output_prefix: str = option(metavar="PREFIX", help="of the .bin, .idx and .json")
+    ignore_manifests: bool = False
+    """Merge datasets whose tokenizers cannot be compared; the result has no manifest."""
+
+
+def run(options: MergeOptions) -> None:
+    """Merge and say what came of it."""
+    merged = merge_datasets(options.input, options.output_prefix, options.ignore_manifests)
     note = "" if merged.has_manifest else "; without a manifest, as they have none"
     print(
         f"wrote {merged.prefix}: {merged.documents} documents, {merged.tokens} tokens from {len(merged.sources)} "
         f"datasets{note}"
     )
+
+
+main = Command(
+    name="merge",
+    description="Merge datasets (.bin/.idx and manifest) into one.",
+    example="--input data/parts --output-prefix data/corpus_text_document",
+    options=MergeOptions,
+    run=run,
+)

@@ -1,13 +1,12 @@
 """One dataset to several by documents, without encoding anything again.
 
-    python tools/split_dataset.py --input data/corpus_text_document --output-prefix data/corpus \\
+    megatron-compete split --input data/corpus_text_document --output-prefix data/corpus \\
         --parts train=rest valid=0.01 test=2000
 
 writes `data/corpus_train.bin`, `.idx` and `.json` and so on. Every document goes to one part, drawn by `--seed`, and
 keeps its place among those of its part. The same dataset, parts and seed give the same bytes.
 """
 
-import argparse
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megatron_compete.common.command_line import Command, option
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.progress import Progress
 from megatron_compete.common.staged import StagedFiles
@@ -213,33 +213,34 @@ def _part_manifest(
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`tools/split_dataset.py`."""
-    parser = argparse.ArgumentParser(
-        description="Split a dataset (.bin/.idx and manifest) by documents.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+@dataclass(frozen=True)
+class SplitOptions:
+    """The command's flags."""
+
+    input: str = option(metavar="PREFIX", help="the dataset")
+    output_prefix: str = option(metavar="PREFIX", help="writes PREFIX_NAME.bin and so on")
+    parts: tuple[str, ...] = option(
+        metavar="NAME=SIZE", help="SIZE is a share with a point (0.01), a number of documents (2000), or rest"
     )
-    none = argparse.SUPPRESS
-    parser.add_argument("--input", required=True, metavar="PREFIX", default=none, help="the dataset")
-    parser.add_argument(
-        "--output-prefix", required=True, metavar="PREFIX", default=none, help="writes PREFIX_NAME.bin and so on"
-    )
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        required=True,
-        metavar="NAME=SIZE",
-        default=none,
-        help="SIZE is a share with a point (0.01), a number of documents (2000), or rest",
-    )
-    parser.add_argument("--seed", type=int, default=1234, help="decides which documents a part gets")
-    parser.add_argument(
-        "--contiguous", action="store_true", help="give the parts the documents in order instead of drawing them"
-    )
-    args = parser.parse_args(argv)
-    parts = [Part.parse(text) for text in args.parts]
-    written, left_out = split_dataset(args.input, args.output_prefix, parts, args.seed, args.contiguous)
+    seed: int = option(1234, help="decides which documents a part gets")
+    contiguous: bool = False
+    """Give the parts the documents in order instead of drawing them."""
+
+
+def run(options: SplitOptions) -> None:
+    """Split and say what came of it."""
+    parts = [Part.parse(text) for text in options.parts]
+    written, left_out = split_dataset(options.input, options.output_prefix, parts, options.seed, options.contiguous)
     for part in written:
         print(f"wrote {part.prefix}: {part.documents} documents, {part.tokens} tokens")
     if left_out:
         print(f"{left_out} documents are in no part")
+
+
+main = Command(
+    name="split",
+    description="Split a dataset (.bin/.idx and manifest) by documents.",
+    example="--input data/corpus_text_document --output-prefix data/corpus --parts train=rest valid=0.01 test=2000",
+    options=SplitOptions,
+    run=run,
+)

@@ -17,13 +17,14 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import MISSING, dataclass, field
+from typing import Any, Literal
 
+from megatron_compete.common.command_line import Command, add_options, check_options, option, take_options
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.progress import MEGABYTE
 from megatron_compete.common.staged import StagedFiles
-from megatron_compete.data.bad_documents import ON_ERROR_CHOICES, OnError, SkipLog
+from megatron_compete.data.bad_documents import OnError, SkipLog
 from megatron_compete.data.clock import running_clock
 from megatron_compete.data.inputs import (
     InputOptions,
@@ -35,7 +36,6 @@ from megatron_compete.data.inputs import (
 )
 from megatron_compete.data.sample import CHUNK_CHARACTERS, Sample, read_sample
 
-MODEL_TYPES = ("bpe", "unigram")
 DEFAULT_SAMPLE_BYTES = {"bpe": 20 * MEGABYTE, "unigram": 2 * MEGABYTE}
 """Text that is trained on unless told otherwise, so that either type is done in some ten seconds on one core."""
 
@@ -53,50 +53,54 @@ class TokenizerTraining:
         CompeteError: a value that cannot be used.
     """
 
-    inputs: tuple[str, ...]
+    inputs: tuple[str, ...] = option(hidden=True)
     """Files, folders or glob patterns."""
 
-    output: str
+    output: str = option(
+        MISSING, "--output-prefix", "--output", metavar="PREFIX", help="writes PREFIX.model and PREFIX.vocab"
+    )
     """Prefix of `.model` and `.vocab`; a trailing `.model` is taken off."""
 
-    vocab_size: int
+    vocab_size: int = option()
     """Number of ids, the three special ones and the 256 bytes among them."""
 
-    model_type: str = "bpe"
-    """`bpe` or `unigram`."""
+    model_type: Literal["bpe", "unigram"] = option(
+        "bpe",
+        help="unigram takes some 15 times as long, and no Hugging Face fast tokenizer is equal to it: it cannot be exported",
+    )
 
-    json_key: str = "text"
+    json_key: str = option("text", metavar="KEY")
     """Where a line or row holds its text."""
 
     byte_fallback: bool = True
     """Spell what no piece covers as bytes; without it such characters are lost."""
 
-    split_digits: bool = False
+    split_digits: bool = option(False, negatable=True)
     """Every digit a piece of its own."""
 
-    user_defined_symbols: tuple[str, ...] = ()
-    """Pieces in any case, each always one token; a space in them is one of the text."""
+    user_defined_symbols: tuple[str, ...] = option((), metavar="SYMBOL")
+    """Pieces in any case, each always one token: markers of chats or tools, for example; a space in them is one of the
+    text."""
 
     character_coverage: float = 0.9995
     """Share of the text's characters that get a piece; the rare rest goes through bytes."""
 
-    sample_bytes: int | None = None
-    """Bytes of text to train on at most, from all over the corpus; 0 is all of it, None the type's default."""
+    sample_bytes: int | None = option(None, metavar="BYTES")
+    """Text to train on at most, sampled from the whole corpus; 0 is all of it (default: 20 MB for bpe, 2 MB for
+    unigram)."""
 
     threads: int = 1
     """SentencePiece's threads. Unigram's pieces depend on their number, BPE's do not."""
 
-    on_error: OnError = "fail"
-    """What to do about malformed documents."""
+    on_error: OnError = option("fail", help="at a malformed document: stop, or count it and go on")
 
     input_options: InputOptions = field(default_factory=InputOptions)
     """How the inputs are read."""
 
     def __post_init__(self) -> None:
+        check_options(self)
         if self.vocab_size < 1:
             raise CompeteError(f"--vocab-size {self.vocab_size}: a vocabulary needs a positive size, 8000 for example")
-        if self.model_type not in MODEL_TYPES:
-            raise CompeteError(f"--model-type {self.model_type}: choose one of {', '.join(MODEL_TYPES)}")
         if not 0.9 <= self.character_coverage <= 1.0:
             raise CompeteError(f"--character-coverage {self.character_coverage}: give a share from 0.9 to 1")
         if self.threads < 1:
@@ -259,12 +263,17 @@ def _escape(piece: str) -> str:
     return piece.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """`tools/train_tokenizer.py`."""
-    options = vars(_parser().parse_args(argv))
-    options["inputs"], options["input_options"] = take_input_options(options)
-    options["user_defined_symbols"] = tuple(options["user_defined_symbols"])
-    trained = train_tokenizer(TokenizerTraining(**options))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of a training and of its input."""
+    add_input_flags(parser.add_argument_group("input"))
+    add_options(parser, TokenizerTraining)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train and say what came of it."""
+    given = vars(options)
+    inputs, reading = take_input_options(given)
+    trained = train_tokenizer(take_options(TokenizerTraining, given, inputs=inputs, input_options=reading))
     for line in trained.skips.report():
         print(line, file=sys.stderr)
     print(
@@ -274,65 +283,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Train a lossless SentencePiece tokenizer on a corpus: JSON Lines, Parquet or plain text.",
-        epilog="The model serves Megatron's --tokenizer-type SentencePieceTokenizer, its eos as the end of document.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add_input_flags(parser.add_argument_group("input"))
-    flag, no_default = parser.add_argument, argparse.SUPPRESS
-    flag(
-        "--output-prefix",
-        "--output",
-        dest="output",
-        required=True,
-        metavar="PREFIX",
-        default=no_default,
-        help="writes PREFIX.model and PREFIX.vocab",
-    )
-    flag(
-        "--vocab-size",
-        type=int,
-        required=True,
-        default=no_default,
-        help="number of ids, special ones and bytes included",
-    )
-    flag(
-        "--model-type",
-        choices=MODEL_TYPES,
-        default="bpe",
-        help="unigram takes some 15 times as long, and no Hugging Face fast tokenizer is equal to it: it cannot be exported",
-    )
-    flag("--json-key", default="text", help="where a line or row holds its text")
-    flag(
-        "--byte-fallback",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="spell what no piece covers as bytes; without it such characters are lost",
-    )
-    flag("--split-digits", action=argparse.BooleanOptionalAction, default=False, help="every digit a piece of its own")
-    flag(
-        "--user-defined-symbols",
-        nargs="+",
-        default=[],
-        metavar="SYMBOL",
-        help="pieces in any case, each always one token: markers of chats or tools, for example",
-    )
-    flag("--character-coverage", type=float, default=0.9995, help="share of the characters that get a piece")
-    flag(
-        "--sample-bytes",
-        type=int,
-        metavar="BYTES",
-        default=no_default,
-        help="text to train on at most, sampled from the whole corpus; 0 is all of it (default: 20 MB for bpe, 2 MB "
-        "for unigram)",
-    )
-    flag("--threads", type=int, default=1, help="of the trainer; unigram's pieces depend on their number")
-    flag(
-        "--on-error",
-        choices=ON_ERROR_CHOICES,
-        default="fail",
-        help="at a malformed document: stop, or count it and go on",
-    )
-    return parser
+main = Command(
+    name="tokenizer",
+    description="Train a lossless SentencePiece tokenizer on a corpus: JSON Lines, Parquet or plain text.",
+    epilog="The model serves Megatron's --tokenizer-type SentencePieceTokenizer, its eos as the end of document.",
+    example="--input corpus --output-prefix data/tokenizer --vocab-size 32000",
+    add_arguments=add_arguments,
+    run=run,
+)

@@ -17,7 +17,7 @@ SAMPLED_SEQUENCES = 2000
 SAMPLED_TOKENS = 8192
 """Tokens looked at in each of them, from its beginning."""
 
-_AGAIN = "preprocess the corpus again with this tokenizer (tools/preprocess_data.py)"
+_AGAIN = "preprocess the corpus again with this tokenizer (megatron-compete preprocess)"
 
 
 def check_tokenizer_matches(prefix: str, choice: TokenizerChoice, vocab_size: int) -> Dataset:
@@ -61,7 +61,7 @@ def _open(prefix: str) -> Dataset:
 
 
 def _how_to_make(prefix: str) -> str:
-    return f"make it with tools/preprocess_data.py --output-prefix {prefix.removesuffix('_text_document')}"
+    return f"make it with megatron-compete preprocess --output-prefix {prefix.removesuffix('_text_document')}"
 
 
 def _check_same_tokenizer(prefix: str, manifest: DatasetManifest, choice: TokenizerChoice) -> None:

@@ -1,25 +1,22 @@
 """`megatron-compete plan`: price a recipe for any number of GPUs, on a machine that has none."""
 
-import argparse
 import contextlib
 import json
 import logging
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_compete.common.command_line import Command, option
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch.recipe import Recipe, read_recipe
 
 if TYPE_CHECKING:
     from megatron_compete.plan.job_plan import JobPlan
     from megatron_compete.plan.overhead import Overhead
-
-HELP = """Count a job's parameters, memory, traffic and flops, and simulate its steps, without a GPU.
-Whatever Megatron would refuse minutes into the job is an error here. Anything after the recipe overrides it by name,
-as with pretrain; the short forms below stand for Megatron's flags. Times are estimates; the report says what of."""
 
 SHORT_FORMS = {
     "tp": "tensor-model-parallel-size",
@@ -30,41 +27,50 @@ SHORT_FORMS = {
     "etp": "expert-tensor-parallel-size",
 }
 
+SHORT_FOR = {short: f"short for --{name}" for short, name in SHORT_FORMS.items()}
+
 OTHER_VIRTUAL_STAGES = ("num-layers-per-virtual-pipeline-stage", "pipeline-model-parallel-layout")
 """Megatron's other ways to say how many virtual stages there are; it takes one of the three."""
 
 
-def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True)
+class PlanOptions:
     """The verb's own flags."""
-    parser.add_argument("--recipe", type=Path, required=True, help="YAML file, see examples/")
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of the job (default: the recipe's)")
-    parser.add_argument("--gpu", default="h100", metavar="NAME", help="kind of GPU (default: %(default)s)")
-    for short, name in SHORT_FORMS.items():
-        parser.add_argument(f"--{short}", type=int, metavar="N", help=f"short for --{name}")
-    parser.add_argument("--json", action="store_true", help="print everything as one JSON document instead of tables")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw it, e.g. plan.png")
+
+    recipe: Path = option(metavar="RECIPE", help="YAML file, see examples/")
+    gpus: int | None = option(None, help="GPUs of the job (default: the recipe's)")
+    gpu: str = option("h100", metavar="NAME", help="kind of GPU")
+    tp: int | None = option(None, help=SHORT_FOR["tp"])
+    pp: int | None = option(None, help=SHORT_FOR["pp"])
+    vp: int | None = option(None, help=SHORT_FOR["vp"])
+    ep: int | None = option(None, help=SHORT_FOR["ep"])
+    cp: int | None = option(None, help=SHORT_FOR["cp"])
+    etp: int | None = option(None, help=SHORT_FOR["etp"])
+    json: bool = option(False, help="print everything as one JSON document instead of tables")
+    figure: Path | None = option(None, metavar="FILE", help="also draw it, e.g. plan.png")
+    overrides: tuple[str, ...] = option((), hidden=True)
 
 
-def run_plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
+def run_plan(options: PlanOptions) -> None:
     """Plan a job and print it.
 
     Raises:
         CompeteError: arguments that cannot be used, or a job that Megatron would refuse.
     """
-    if arguments.gpus is not None and arguments.gpus < 1:
-        raise CompeteError(f"--gpus {arguments.gpus} is no number of GPUs: give 1 or more")
-    recipe = read_recipe(arguments.recipe)
-    override_layout(recipe, {short: getattr(arguments, short) for short in SHORT_FORMS})
-    recipe.override(overrides)
+    if options.gpus is not None and options.gpus < 1:
+        raise CompeteError(f"--gpus {options.gpus} is no number of GPUs: give 1 or more")
+    recipe = read_recipe(options.recipe)
+    override_layout(recipe, {short: getattr(options, short) for short in SHORT_FORMS})
+    recipe.override(options.overrides)
     with _only_the_plan_on_stdout():
-        if arguments.figure is not None:
+        if options.figure is not None:
             from megatron_compete.plan.figure import check_figure_path
 
-            check_figure_path(arguments.figure)
-        plan, overhead = _simulate(recipe, arguments.gpus, arguments.gpu)
-        if arguments.figure is not None:
-            _draw(plan, overhead, arguments.recipe, arguments.figure)
-    _print(plan, overhead, str(arguments.recipe), as_json=arguments.json)
+            check_figure_path(options.figure)
+        plan, overhead = _simulate(recipe, options.gpus, options.gpu)
+        if options.figure is not None:
+            _draw(plan, overhead, options.recipe, options.figure)
+    _print(plan, overhead, str(options.recipe), as_json=options.json)
 
 
 def override_layout(recipe: Recipe, sizes: dict[str, int | None]) -> None:
@@ -129,3 +135,15 @@ def _only_the_plan_on_stdout() -> Iterator[None]:
             yield
         finally:
             logging.disable(disabled)
+
+
+main = Command(
+    name="plan",
+    description="""Count a job's parameters, memory, traffic and flops, and simulate its steps, without a GPU.
+    Whatever Megatron would refuse minutes into the job is an error here. Anything after the recipe overrides it by name,
+    as with pretrain; the short forms below stand for Megatron's flags. Times are estimates; the report says what of.""",
+    example="--recipe examples/moe_30b_a3b.yaml --gpus 64 --gpu h200 --pp 4",
+    options=PlanOptions,
+    run=run_plan,
+    takes_overrides=True,
+)

@@ -44,7 +44,7 @@ class Command:
     def __init__(self, recipe: Path, log: Path, lock: int) -> None:
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "megatron_compete.cli", "pretrain", "--recipe", str(recipe)],
+                [sys.executable, "-m", "megatron_compete", "pretrain", "--recipe", str(recipe)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

@@ -1,6 +1,5 @@
 """A study as Slurm job arrays: a task trains one run; what others start from comes first; the report comes last."""
 
-import argparse
 import os
 import shlex
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch.recipe import Value
+from megatron_compete.study.command import StudyOptions
 from megatron_compete.study.config import Slurm, Study
 from megatron_compete.study.grid import Run
 
@@ -16,7 +16,7 @@ PASSED_ON = ("any_code", "keep_checkpoints", "cold")
 """Flags that a job gets as they were given."""
 
 SCRIPT = """#!/usr/bin/env bash
-# Trains line SLURM_ARRAY_TASK_ID of {list}; written by megatron_compete.study.
+# Trains line SLURM_ARRAY_TASK_ID of {list}; written by megatron-compete study.
 set -euo pipefail
 cd {repository}
 run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {list})
@@ -24,7 +24,7 @@ exec {command} --only "$run" --jobs 1 --no-report
 """
 
 
-def submit(study: Study, runs: list[Run], config: Path, folder: Path, flags: argparse.Namespace) -> None:
+def submit(study: Study, runs: list[Run], config: Path, folder: Path, flags: StudyOptions) -> None:
     """Write the arrays' scripts and hand them to sbatch; DRY_RUN=1 prints the commands instead.
 
     Corpus and environment must lie where all nodes see them. Every job gets the study's options of sbatch.
@@ -40,7 +40,7 @@ def submit(study: Study, runs: list[Run], config: Path, folder: Path, flags: arg
         )
     place = folder / "slurm"
     place.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "megatron_compete.study", "--config", str(config.absolute()), "--out", str(folder.absolute())]  # fmt: skip
+    command = [sys.executable, "-m", "megatron_compete", "study", "--config", str(config.absolute()), "--out", str(folder.absolute())]  # fmt: skip
     command += [f"--{name.replace('_', '-')}" for name in PASSED_ON if getattr(flags, name)]
     own = sbatch_options(study.slurm)
     previous = None

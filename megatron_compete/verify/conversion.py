@@ -1,9 +1,7 @@
 """Is a checkpoint whole, and a conversion the same model? Files against their index; logits, perplexity and token ids of
 Megatron and Hugging Face on the same text."""
 
-import argparse
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,13 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_compete.checkpoint.texts import read_documents
 from megatron_compete.common.comparison import check_finite, largest_difference
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.files import write_whole
-
-LENGTH = 512
-"""Tokens of a compared window at most: enough to see every position's effect, and cheap for models of long context."""
+from megatron_compete.verify.command import VerifyOptions
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ def windows(ids: list[list[int]], length: int, limit: int) -> Tensor:
 
 def compare(
     checkpoint: Path, hf: Path, texts: list[str], limit: int = 32, tokenizer_model: str | None = None,
-    length: int = LENGTH, trust_remote_code: bool = False,
+    length: int = VerifyOptions.length, trust_remote_code: bool = False,
 ) -> Comparison:  # fmt: skip
     """Run both models over windows of `texts`; Megatron's with one rank in this process, in fp32.
 
@@ -163,46 +158,8 @@ def inspect(checkpoint: Path | None, hf: Path | None, read: bool) -> None:
         raise CompeteError(f"{damaged[0].folder} is damaged: {damaged[0].problems[0]}. Copy or convert it again")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Check that a Megatron checkpoint or a Hugging Face folder is whole; with both and --text, that they "
-        "are the same model."
-    )
-    flag = parser.add_argument
-    flag("--checkpoint", type=Path, metavar="DIR", help="Megatron's --save folder, or an iter_ folder")
-    flag("--hf", type=Path, metavar="DIR", help="Hugging Face folder: an export, or what was imported")
-    flag("--text", type=Path, metavar="FILE", help="JSON Lines with a text key, or plain text, to compare logits on")
-    flag("--read", action="store_true", help="read all tensors too, and look for values that are no numbers")
-    flag("--tokenizer-model", help="the training tokenizer, where it has moved")
-    flag("--windows", type=int, default=32, help="sequences compared (default: %(default)s)")
-    flag("--length", type=int, default=LENGTH, help="tokens of a sequence at most (default: %(default)s)")
-    flag("--tolerance", type=float, default=1e-3, help="largest logit difference that passes (default: %(default)s)")
-    flag("--trust-remote-code", action="store_true", help="run code in the Hugging Face folder or of the tokenizer")
-    flag("--json", type=Path, help="write the numbers of the comparison there too")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Inspect, then compare; damage or another model is an error."""
-    options = _parser().parse_args(argv)
-    if options.checkpoint is None and options.hf is None:
-        raise CompeteError("nothing to verify: give --checkpoint, --hf, or both")
-    if options.text is not None and (options.checkpoint is None or options.hf is None):
-        raise CompeteError("--text compares two models: give both --checkpoint and --hf")
-    for flag in ("windows", "length"):
-        if getattr(options, flag) < 1:
-            raise CompeteError(f"--{flag} {getattr(options, flag)}: nothing would be compared, give 1 or more")
-    if not 0 <= options.tolerance < math.inf:
-        raise CompeteError(f"--tolerance {options.tolerance}: give a number from 0, such as 1e-3")
-    if options.json and options.text is None:
-        raise CompeteError(f"--json {options.json} holds what --text finds: give --text too")
-    texts = read_documents(options.text, "--text") if options.text else []
-    inspect(options.checkpoint, options.hf, options.read)
-    if options.text:
-        _compare_and_judge(options, texts)
-
-
-def _compare_and_judge(options: argparse.Namespace, texts: list[str]) -> None:
+def compare_and_judge(options: VerifyOptions, checkpoint: Path, hf: Path, texts: list[str]) -> None:
+    """Compare and print; another model is an error."""
     from megatron_compete.launch import cpu_backend as cpu
     from megatron_compete.launch.launchers import silence_cpu_warnings
 
@@ -212,14 +169,13 @@ def _compare_and_judge(options: argparse.Namespace, texts: list[str]) -> None:
     if options.json:
         options.json.unlink(missing_ok=True)  # an earlier comparison's numbers are not this one's
     found = compare(
-        options.checkpoint, options.hf, texts, options.windows, options.tokenizer_model, options.length,
-        options.trust_remote_code,
-    )  # fmt: skip
+        checkpoint, hf, texts, options.windows, options.tokenizer_model, options.length, options.trust_remote_code
+    )
     for name, value in _rows(found):
         print(f"{name:<26}{value}")
     if options.json:
         write_whole(options.json, json.dumps(asdict(found), indent=2) + "\n")
-    _judge(found, options.tolerance, options.hf)
+    _judge(found, options.tolerance, hf)
 
 
 def _judge(found: Comparison, tolerance: float, hf: Path) -> None:

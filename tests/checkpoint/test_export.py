@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_compete.checkpoint import export as export_module
-from megatron_compete.checkpoint.export import Export, export_to_hf, parse_size
+from megatron_compete.checkpoint.export import Export, export_to_hf
 from megatron_compete.checkpoint.output import SENTINEL
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.cli.convert import main
@@ -246,14 +246,3 @@ def test_the_output_is_readable_as_the_umask_says(saved: Saved, tmp_path: Path) 
         os.umask(old)
     assert (tmp_path / "hf").stat().st_mode & 0o777 == 0o750
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "hf").iterdir()} == {0o640}
-
-
-@pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("2GiB", 2**31), ("100", 100), ("3 mb", 3 * 10**6)])
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "1.5GB", "-1", "0", "5 apples"])
-def test_no_sizes(text: str) -> None:
-    with pytest.raises(CompeteError, match="--max-shard-size"):
-        parse_size(text)

@@ -15,9 +15,11 @@ from megatron_compete.common.errors import CompeteError
         ("megatron", ["--no-tokenizer"], "--no-tokenizer belongs to --to hf"),
         ("hf", ["--upcycle-experts", "8"], "--upcycle-experts belongs to --to megatron"),
         ("hf", ["--from", "megatron"], "--from belongs to --to megatron"),
+        ("megatron", ["--top-k", "2"], "--top-k says how to upcycle: it goes with --upcycle-experts"),
+        ("megatron", ["--max-file-size", "4XB"], "--max-file-size 4XB is not a size"),
     ],
 )
-def test_a_flag_of_the_other_direction_is_an_error(to: str, flags: list[str], message: str, tmp_path: Path) -> None:
+def test_a_flag_that_has_nothing_to_do_is_an_error(to: str, flags: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(CompeteError, match=message):
         main(["--to", to, "--checkpoint", str(tmp_path), "--output", str(tmp_path / "out"), *flags])
 

@@ -60,7 +60,7 @@ class Desk:
     def submit_afresh(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         """The command in an interpreter of its own."""
         return subprocess.run(
-            [sys.executable, "-m", "megatron_compete.cli", "submit", *map(str, words)],
+            [sys.executable, "-m", "megatron_compete", "submit", *map(str, words)],
             cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 

@@ -200,7 +200,7 @@ def test_a_chain_shows_its_jobs_in_order(tmp_path: Path, run: Path) -> None:
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "megatron_compete.cli", "status", *arguments],
+        [sys.executable, "-m", "megatron_compete", "status", *arguments],
         capture_output=True, text=True, cwd=ROOT, timeout=120, env=os.environ | {"COLUMNS": "160", "PATH": "/usr/local/empty"},
     )  # fmt: skip
 
@@ -236,7 +236,7 @@ def test_command(run: Path, tmp_path: Path) -> None:
     [
         (["/nowhere"], "error: /nowhere is no run folder, and holds none: give one that `megatron-compete submit` wrote"),
         (["--watch", "0", "."], "error: --watch 0 is out of range: give seconds above 0"),
-        ([".", "--wat", "3"], "error: status takes no argument --wat: see megatron-compete status --help"),
+        ([".", "--wacht", "3"], "error: status takes no argument --wacht, did you mean --watch? see megatron-compete status --help"),
     ],
 )  # fmt: skip
 def test_bad_arguments(arguments: list[str], message: str) -> None:
@@ -246,7 +246,7 @@ def test_bad_arguments(arguments: list[str], message: str) -> None:
 
 def test_watch_shows_changes(run: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "megatron_compete.cli", "status", str(run), "--json", "--watch", "0.1"],
+        [sys.executable, "-m", "megatron_compete", "status", str(run), "--json", "--watch", "0.1"],
         stdout=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     assert process.stdout is not None

@@ -2,19 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.data.datasets import random_documents, write_dataset
 from tests.data.test_commands import run_tool
-
-
-@pytest.mark.parametrize(
-    "name", ["inspect_dataset.py", "merge_datasets.py", "split_dataset.py", "make_blend.py", "train_tokenizer.py"]
-)
-def test_help(name: str, tmp_path: Path) -> None:
-    done = run_tool(name, "--help", folder=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "usage: " + name in done.stdout and "None" not in done.stdout
 
 
 def test_one_line_for_a_fault_and_nothing_but_results_otherwise(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.engines import EngineChoice, EngineDiffers
 from megatron_compete.data.inputs import InputOptions
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
-from megatron_compete.data.preprocess import Preprocessed, Preprocessing, _parser, main, preprocess
+from megatron_compete.data.preprocess import Preprocessed, Preprocessing, main, preprocess
 from megatron_compete.data.preprocessing import folder as folder_module
 from megatron_compete.data.preprocessing import run as run_module
 from megatron_compete.data.preprocessing import workers as workers_module
@@ -588,13 +588,13 @@ def test_every_flag_of_megatrons_tool_is_taken_or_refused_with_a_reason() -> Non
     tokenizer = argparse.ArgumentParser(add_help=False)
     _add_tokenizer_args(tokenizer)
     flags = MEGATRON_LM_FLAGS + [name for action in tokenizer._actions for name in action.option_strings]
-    taken = _parser()._option_string_actions
+    taken = main.parser()._option_string_actions
     assert len(flags) > 30 and set(flags) <= taken.keys()
     refused = [name for name in flags if taken[name].metavar == ""]
     assert {"--lang", "--max-documents", "--chat-template", "--padded-vocab-size"} < set(refused)
     for name in refused:
         with pytest.raises(CompeteError, match=rf"^{name} is not for this tool: \w"):
-            _parser().parse_args([name, "1"])
+            main.parse([name, "1"])
 
 
 def test_no_eod_to_append(write_corpus: WriteCorpus, tmp_path: Path, stdlib_corpus: StdlibCorpus) -> None:

@@ -53,7 +53,7 @@ def test_another_tokenizer(prefix: str, tokenizer_model: str, stdlib_corpus: Std
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])
 def test_a_missing_file(prefix: str, tokenizer_model: str, suffix: str) -> None:
     Path(prefix + suffix).unlink()
-    with pytest.raises(CompeteError, match=rf"{suffix} is missing; make it with tools/preprocess_data\.py") as caught:
+    with pytest.raises(CompeteError, match=rf"{suffix} is missing; make it with megatron-compete preprocess") as caught:
         check(prefix, tokenizer_model)
     assert f"--output-prefix {prefix.removesuffix('_text_document')}" in str(caught.value)
 

@@ -72,22 +72,32 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert rest[0] in targets, f"{command}: no such target"
     elif program == "megatron-compete":
         check_verb(rest)
+    elif program == "python" and rest[:2] == ["-m", "megatron_compete"]:
+        check_verb(rest[2:])
     elif program == "python" and rest[0] == "-m":
         assert importlib.util.find_spec(rest[1].partition(".")[0]), command
         takes(f"{rest[1]}.__main__" if (ROOT / rest[1].replace(".", "/")).is_dir() else rest[1], rest[2:], monkeypatch)
     elif program == "python" and rest[0].endswith(".py"):
         script = ROOT / rest[0]
-        found = re.search(r"^from (megatron_compete[\w.]*) import main", script.read_text(), re.MULTILINE)
-        takes(found[1] if found else rest[0].removesuffix(".py").replace("/", "."), rest[1:], monkeypatch)
+        found = re.search(r'^    main\("(\w+)"\)$', script.read_text(), re.MULTILINE)
+        if found:
+            check_verb([found[1], *rest[1:]])
+        else:
+            takes(rest[0].removesuffix(".py").replace("/", "."), rest[1:], monkeypatch)
 
 
 def check_verb(words: list[str]) -> None:
     """A verb's own flags by its parser; what overrides a recipe is a recipe's to refuse, and Megatron's."""
-    from megatron_compete.cli import build_parser
+    from megatron_compete.cli.verbs import find_verb
     from megatron_compete.launch.recipe import read_recipe
 
-    arguments, overrides = build_parser()[0].parse_known_args(words)
-    path = getattr(arguments, "recipe", None)
+    if words[0] in ("--help", "--version"):
+        return
+    verb = find_verb(words[0]).load()
+    if words[1:] == ["--help"]:
+        return
+    arguments = verb.parse(words[1:])
+    path, overrides = getattr(arguments, "recipe", None), getattr(arguments, "overrides", [])
     if path is None:
         assert not overrides, f"{words}: {overrides[0]} is not known"
     elif (ROOT / path).exists():

@@ -16,7 +16,7 @@ from tests.training.runs import MODEL
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-PRETRAIN = [sys.executable, "-m", "megatron_compete.cli", "pretrain"]
+PRETRAIN = [sys.executable, "-m", "megatron_compete", "pretrain"]
 
 
 @pytest.fixture

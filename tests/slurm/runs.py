@@ -1,6 +1,6 @@
 """Run folders whose trainer is a stand-in: a few lines of Python that a test writes.
 
-The batch scripts are the real ones; `python -m megatron_compete.cli pretrain` finds the stand-in, because a run folder's
+The batch scripts are the real ones; `python -m megatron_compete pretrain` finds the stand-in, because a run folder's
 code goes before what is installed.
 """
 
@@ -143,8 +143,8 @@ def stand_in_run(folder: Path, trainer: str, header: str = "--nodes=2 --ntasks-p
 
 
 def write_trainer(code: Path, trainer: str) -> None:
-    """The stand-in as `megatron_compete.cli` in this folder."""
+    """The stand-in as `python -m megatron_compete` in this folder."""
     package = code / "megatron_compete"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    (package / "cli.py").write_text(PRELUDE + textwrap.dedent(trainer))
+    (package / "__main__.py").write_text(PRELUDE + textwrap.dedent(trainer))

@@ -64,7 +64,7 @@ class Desk:
     def submit(self, chain: dict, *words: str) -> subprocess.CompletedProcess[str]:
         (self.folder / "chain.yaml").write_text(yaml.safe_dump(chain, sort_keys=False))
         return subprocess.run(
-            [sys.executable, "-m", "megatron_compete.cli", "submit", "--chain", "chain.yaml", *words],
+            [sys.executable, "-m", "megatron_compete", "submit", "--chain", "chain.yaml", *words],
             cwd=self.folder, env=self.cluster.environment | {"PYTHONPATH": str(ROOT)},
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip

@@ -34,7 +34,7 @@ def test_agents_meet_at_the_first_node(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "41"
     assert command(tmp_path, "recipe.yaml", "--train-iters", "5") == (
         "srun --ntasks=2 --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=1 "
-        f"{sys.prefix}/bin/python -m megatron_compete.cli pretrain --recipe recipe.yaml "
+        f"{sys.prefix}/bin/python -m megatron_compete pretrain --recipe recipe.yaml "
         f"--save {run}/checkpoints --load {run}/checkpoints --tensorboard-dir {run}/tensorboard --exit-signal-handler "
         "--train-iters 5 --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-id 41-0 --rdzv-endpoint node7:20656"
     )
@@ -62,7 +62,7 @@ def test_a_run_folder_has_its_own_recipe_and_settings(tmp_path: Path) -> None:
 def test_one_task_a_rank(tmp_path: Path, launcher: str, begin: str) -> None:
     said = command(tmp_path, "recipe.yaml", COMPETE_LAUNCHER=launcher, COMPETE_MPI="pmix", COMPETE_CPUS_PER_TASK="12")
     begin = begin if Path(sys.prefix, "bin", "mpirun").exists() else begin.replace(f"{sys.prefix}/bin/mpirun", "mpirun")
-    assert said.startswith(begin + f"{sys.prefix}/bin/python -m megatron_compete.cli pretrain ")
+    assert said.startswith(begin + f"{sys.prefix}/bin/python -m megatron_compete pretrain ")
     assert said.endswith(f"--launcher {launcher}") and "rdzv" not in said
 
 
@@ -73,7 +73,7 @@ def test_pyxis(tmp_path: Path) -> None:
     said = command(tmp_path, "recipe.yaml", SLURM_SUBMIT_DIR=str(tmp_path))
     mounts = rf"/data:/data\,/s\,{tmp_path}/runs/41:{tmp_path}/runs/41\,{tmp_path}:{tmp_path}"
     assert f"--container-image=/images/compete.sqsh --container-mounts={mounts} --container-workdir={tmp_path}" in said
-    assert r"--container-env=PYTHONPATH\,PYTHONSAFEPATH\,NCCL_IB_HCA python3 -m megatron_compete.cli pretrain" in said
+    assert r"--container-env=PYTHONPATH\,PYTHONSAFEPATH\,NCCL_IB_HCA python3 -m megatron_compete pretrain" in said
 
 
 def test_apptainer(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_apptainer(tmp_path: Path) -> None:
         tmp_path, "recipe.yaml", COMPETE_SOFTWARE="apptainer", COMPETE_IMAGE="compete.sif", COMPETE_LAUNCHER="mpirun"
     )
     assert "mpi_rank.sh apptainer exec --nv --bind" in said
-    assert " compete.sif python3 -m megatron_compete.cli pretrain" in said
+    assert " compete.sif python3 -m megatron_compete pretrain" in said
 
 
 @pytest.mark.parametrize(

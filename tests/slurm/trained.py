@@ -148,7 +148,7 @@ def write_run(cluster: Cluster, folder: Path, corpus: Corpus, *flags: object, **
     env_file = folder.with_suffix(".env")
     env_file.write_text("".join(f"COMPETE_{name}={value}\n" for name, value in values.items()))
     _run(
-        [sys.executable, "-m", "megatron_compete.cli", "submit", "--recipe", REPOSITORY / "examples" / "demo.yaml",
+        [sys.executable, "-m", "megatron_compete", "submit", "--recipe", REPOSITORY / "examples" / "demo.yaml",
          "--nodes", 2, "--run", folder, "--cluster", env_file, "--no-check", "--dry-run",
          *SHORT, *corpus.arguments(), *flags],
         cluster.environment | {"PYTHONPATH": str(REPOSITORY)},

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_compete.study.__main__ import main
+from megatron_compete.cli import main
 from megatron_compete.study.folder import RunFolder
 from tests.warm import run_warm
 
@@ -24,7 +24,7 @@ RUNS = ("topk/seed-1", "paper/seed-1")
 
 
 def command(config: Path, out: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "megatron_compete.study", "--config", str(config), "--out", str(out), *flags]
+    return [sys.executable, "-m", "megatron_compete", "study", "--config", str(config), "--out", str(out), *flags]
 
 
 def study(*arguments: Any, timeout: float = 500.0, **environment: str) -> str:
@@ -37,7 +37,7 @@ def study(*arguments: Any, timeout: float = 500.0, **environment: str) -> str:
 def without_training(config: Path, out: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The same of a command that trains nothing."""
     flags = ("--config", str(config), "--out", str(out), *flags)
-    return run_warm(main, *flags, cwd=ROOT, environment=os.environ | environment)
+    return run_warm(main, "study", *flags, cwd=ROOT, environment=os.environ | environment)
 
 
 @pytest.fixture(scope="module")

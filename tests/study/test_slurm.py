@@ -1,22 +1,22 @@
 """The job arrays, with sbatch stood in for."""
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from megatron_compete.common.command_line import take_options
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.study.__main__ import parser
+from megatron_compete.study.command import StudyOptions, main
 from megatron_compete.study.config import Study
 from megatron_compete.study.grid import runs_of
 from megatron_compete.study.slurm import submit, write_array
 from tests.study.fabricated import CONTENT, study_of
 
 
-def flags(*words: str) -> argparse.Namespace:
-    return parser().parse_args(["--config", "study.yaml", "--slurm", *words])
+def flags(*words: str) -> StudyOptions:
+    return take_options(StudyOptions, vars(main.parse(["--config", "study.yaml", "--slurm", *words])))
 
 
 @pytest.fixture

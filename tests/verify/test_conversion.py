@@ -16,7 +16,8 @@ from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.restricted import load_metadata
 from megatron_compete.cli.convert import main as convert
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.verify.conversion import _Totals, main, windows
+from megatron_compete.verify.command import main
+from megatron_compete.verify.conversion import _Totals, windows
 from megatron_compete.verify.single import refuse_code
 from tests.checkpoint import hf_models
 from tests.checkpoint.conftest import saved, train_model  # noqa: F401  fixtures

@@ -6,13 +6,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from megatron_compete.common.command_line import add_options, check_options, option, take_options
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.inputs.sources import (
-    FORMATS,
     STDIN,
-    TEXT_DOCUMENTS,
+    Format,
     Source,
     TextDocuments,
     known_form,
@@ -31,36 +31,39 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class InputOptions:
-    """How input files are read."""
+    """How input files are read.
 
-    format: str = "auto"
+    Raises:
+        CompeteError: a value that cannot be used.
+    """
+
+    format: Literal["auto", Format] = option(
+        "auto", "--input-format", help="auto goes by each file's content and suffix"
+    )
     """`auto` goes by each file's content and suffix; otherwise one of `FORMATS` for all."""
 
-    text_documents: TextDocuments = "file"
+    text_documents: TextDocuments = option(
+        "file", help="a document of plain text: the whole file, or what lies between blank lines"
+    )
     """What a document of a plain text file is."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
 
 def add_input_flags(group: argparse._ArgumentGroup) -> None:
     """`--input`, `--input-list`, `--input-format` and `--text-documents`."""
-    flag, no_default = group.add_argument, argparse.SUPPRESS
-    flag(
+    none = argparse.SUPPRESS
+    group.add_argument(
         "--input",
         nargs="+",
         metavar="PATH",
-        default=no_default,
+        default=none,
         help="files, folders or glob patterns of JSON Lines, Parquet (.parquet) or plain text (.txt), also .gz, .zst, "
         ".bz2, .xz and .lz4; named pipes; - is standard input",
     )
-    flag("--input-list", metavar="FILE", default=no_default, help="a file that names an input a line")
-    flag(
-        "--input-format", choices=("auto", *FORMATS), default="auto", help="auto goes by each file's content and suffix"
-    )
-    flag(
-        "--text-documents",
-        choices=TEXT_DOCUMENTS,
-        default="file",
-        help="a document of plain text: the whole file, or what lies between blank lines",
-    )
+    group.add_argument("--input-list", metavar="FILE", default=none, help="a file that names an input a line")
+    add_options(group, InputOptions)
 
 
 def take_input_options(options: dict[str, Any]) -> tuple[tuple[str, ...], InputOptions]:
@@ -74,7 +77,7 @@ def take_input_options(options: dict[str, Any]) -> tuple[tuple[str, ...], InputO
         inputs.append(_LIST_MARK + options.pop("input_list"))
     if not inputs:
         raise CompeteError("no input: name files, folders or patterns with --input, or a list with --input-list")
-    return tuple(inputs), InputOptions(options.pop("input_format"), options.pop("text_documents"))
+    return tuple(inputs), take_options(InputOptions, options)
 
 
 def find_sources(inputs: Sequence[str], options: InputOptions | None = None) -> list[Source]:

@@ -27,7 +27,7 @@ def compare_nodes(require: str, timeout_seconds: float) -> dict[str, Report]:
     if nodes is None:
         raise CompeteError("--nodes needs a Slurm allocation: salloc --nodes 4 megatron-compete doctor --nodes")
     command = ["srun", "--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node", "1", "--overlap", "--quiet"]
-    doctor = [sys.executable, "-m", "megatron_compete.cli", "doctor", "--json", "--require", require]
+    doctor = [sys.executable, "-m", "megatron_compete", "doctor", "--json", "--require", require]
     try:
         result = subprocess.run(
             [*command, *doctor, "--timeout", f"{timeout_seconds:g}"], stdin=subprocess.DEVNULL, capture_output=True,

@@ -20,7 +20,7 @@ def doctor(*arguments: str, path: Path | None = None) -> subprocess.CompletedPro
     environment.pop("PYTHONWARNINGS", None)
     environment["PYTHONPATH"] = os.pathsep.join(map(str, filter(None, (path, ROOT))))
     return subprocess.run(
-        [sys.executable, "-m", "megatron_compete.cli", "doctor", *arguments],
+        [sys.executable, "-m", "megatron_compete", "doctor", *arguments],
         capture_output=True, text=True, env=environment, cwd=ROOT, timeout=500,
     )  # fmt: skip
 

@@ -1,17 +1,10 @@
-"""`python -m megatron_compete.study --config FILE`: train a study's runs and write its report.
+"""A study from its file to its report: the corpus, the runs, what steps cost, tables and figures."""
 
-The same command again skips what is finished and goes on with what was killed. DRY_RUN=1 prints the runs and the time
-they are expected to take.
-"""
-
-import argparse
 import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from megatron_compete.common.errors import run_command
+from megatron_compete.study.command import StudyOptions
 from megatron_compete.study.config import Study, read_study
 from megatron_compete.study.corpus import PreparedCorpus, is_prepared, prepare_corpus
 from megatron_compete.study.grid import Run, chosen, runs_of
@@ -22,31 +15,7 @@ from megatron_compete.study.timing import measure
 from megatron_compete.study.train import Trainer
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's flags."""
-    parser = argparse.ArgumentParser(prog="python -m megatron_compete.study", description=__doc__, allow_abbrev=False)
-    flag = parser.add_argument
-    flag(
-        "--config", type=Path, required=True, metavar="FILE", help="the study, see examples/studies/ and docs/study.md"
-    )
-    flag("--out", type=Path, metavar="DIR", help="its folder (default: runs/studies/NAME)")
-    flag("--jobs", type=int, metavar="N", help="runs at a time (default: the study's jobs, else 1)")
-    flag("--only", action="append", default=[], metavar="NAME", help="a variant, or VARIANT/seed-N; may be repeated")
-    flag("--any-code", action="store_true", help="keep finished runs that other code of this package trained")
-    flag("--keep-checkpoints", action="store_true", help="do not delete the checkpoints of finished runs")
-    flag("--cold", action="store_true", help="start every run as a command of its own, never from the warm process")
-    flag("--no-report", action="store_true", help="train only")
-    flag("--report-only", action="store_true", help="make tables and figures of the raw logs, and train nothing")
-    flag(
-        "--timing-only",
-        action="store_true",
-        help="measure what steps cost, with nothing beside them, and train nothing",
-    )
-    flag("--slurm", action="store_true", help="submit the runs as job arrays instead of training here")
-    return parser
-
-
-def run(options: argparse.Namespace) -> None:
+def run_study(options: StudyOptions) -> None:
     """Do what the flags say."""
     study = read_study(options.config)
     folder = options.out or Path("runs/studies") / study.name
@@ -99,21 +68,3 @@ def show_grid(study: Study, runs: Sequence[Run], folder: Path, jobs: int) -> Non
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-def _stopped(number: int, frame: object) -> NoReturn:
-    """SIGTERM ends the runs under way, which go on with the next command."""
-    raise SystemExit(128 + number)
-
-
-def main() -> None:
-    """Entry of the command."""
-    signal.signal(signal.SIGTERM, _stopped)
-    options = parser().parse_args()
-    if options.jobs is not None and options.jobs < 1:
-        parser().error(f"--jobs {options.jobs}: give 1 or more")
-    run_command(lambda: run(options))
-
-
-if __name__ == "__main__":
-    main()
