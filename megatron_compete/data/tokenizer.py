@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.files import StagedFiles
 from megatron_compete.common.progress import MEGABYTE
-from megatron_compete.common.staged import StagedFiles
 from megatron_compete.data.clock import running_clock
 from megatron_compete.data.faults import ON_ERROR_CHOICES, OnError, SkipLog
 from megatron_compete.data.inputs import (

@@ -6,7 +6,8 @@
       num-layers: 4
       swiglu: true               # true: the bare flag; false or null: not given
       data-path: [0.5, a, 0.5, b]  # a list: several values
-    base: ../demo.yaml           # optional: a recipe beside this one, whose values stand where this one says nothing
+    base: ../demo.yaml           # optional: a recipe beside this one, whose values stand where this one says nothing,
+                                 # or the name of a preset, as --compete-preset takes it
 
 What follows the recipe on a command line overrides it by name.
 """
@@ -34,6 +35,10 @@ trainer. A login node may have no torch to ask; a test compares them with torchr
 
 OF_THIS_ENTRY = ("module", "no-python", "run-path", "signals-to-handle")
 """Options of torchrun that say what runs and how it is stopped, which is not a recipe's to say."""
+
+PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+"""Recipes of competition that come with the package, by name. `base: NAME` and `--compete-preset NAME` are the same thing;
+what they mean for a job is in `training/presets.py`."""
 
 MEETING = ("rdzv-backend", "rdzv-endpoint", "rdzv-id", "node-rank", "master-addr", "master-port")
 """Options that say where the nodes meet."""
@@ -91,11 +96,20 @@ def _read(path: Path, above: tuple[Path, ...]) -> Recipe:
         file.fail(f"is empty: a recipe has the sections {' and '.join(SECTIONS)}")
     base = content.get(BASE)
     if base is not None and not isinstance(base, str):
-        file.fail(f"{BASE} is {kind_of(base)}, not a recipe's file beside this one", BASE)
-    recipe = _read(path.parent / base, (*above, path.resolve())) if base else Recipe()
+        file.fail(f"{BASE} is {kind_of(base)}, not a recipe's file beside this one or a preset's name", BASE)
+    recipe = _base(file, base, (*above, path.resolve())) if base else Recipe()
     recipe.launch.update(read_launch(file, content.get("launch"), "launch"))
     recipe.arguments.update(read_arguments(file, content.get("arguments"), "arguments"))
     return recipe
+
+
+def _base(file: YamlFile, base: str, above: tuple[Path, ...]) -> Recipe:
+    if base in PRESETS:  # as defaults and not as its values, of which some are no settings of the other kind
+        return Recipe(arguments={"compete-preset": base})
+    path = file.path.parent / base
+    if not path.suffix and not path.exists():
+        file.fail(f"{BASE} {base} is neither a file beside this one nor a preset: they are {', '.join(PRESETS)}", BASE)
+    return _read(path, above)
 
 
 def read_launch(file: YamlFile, content: Any, *keys: str) -> dict[str, Value]:

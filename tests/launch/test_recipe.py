@@ -63,6 +63,19 @@ def test_a_recipe_stands_over_its_base(path: Path) -> None:
     assert recipe.arguments == base.arguments | {"lr": 1.0, "bf16": True}
 
 
+def test_a_preset_is_a_base_by_its_name(path: Path) -> None:
+    path.write_text("base: recommended\narguments: {compete-rate: 0.5}\n")
+    over = path.with_name("over.yaml")
+    over.write_text("base: recipe.yaml\n")
+    assert read_recipe(path) == read_recipe(over)
+    assert read_recipe(over).arguments == {"compete-preset": "recommended", "compete-rate": 0.5}
+    path.write_text("\nbase: recomended\n")
+    with pytest.raises(
+        CompeteError, match=r"recipe\.yaml:2: base recomended is neither .* preset: they are paper, recommended"
+    ):
+        read_recipe(path)
+
+
 def test_a_recipe_that_is_its_own_base_or_has_none_is_refused(path: Path) -> None:
     path.write_text("base: other.yaml")
     with pytest.raises(CompeteError, match=r"other\.yaml cannot be read"):
