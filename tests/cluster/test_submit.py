@@ -43,7 +43,7 @@ def test_a_run_folder_is_written_and_submitted(desk: Desk) -> None:
     assert "COMPETE_TIME=2:00:00" in settings and f"COMPETE_VENV={sys.prefix}" in settings
     assert "#SBATCH --time=2:00:00" in (run / "submit.sbatch").read_text()
     assert (run / "command.txt").read_text().startswith("torchrun ") and (run / "git.txt").is_file()
-    assert (run / "code/slurm/job.sh").is_file() and (run / "code/megatron_compete/cli.py").is_file()
+    assert (run / "code/slurm/job.sh").is_file() and (run / "code/megatron_compete/cli/__init__.py").is_file()
 
 
 def test_tokens_stay_in_the_users_file(desk: Desk) -> None:

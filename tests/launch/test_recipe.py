@@ -71,7 +71,8 @@ def test_a_preset_is_a_base_by_its_name(path: Path) -> None:
     assert read_recipe(over).arguments == {"compete-preset": "recommended", "compete-rate": 0.5}
     path.write_text("\nbase: recomended\n")
     with pytest.raises(
-        CompeteError, match=r"recipe\.yaml:2: base recomended is neither .* preset: they are paper, recommended"
+        CompeteError,
+        match=r"recipe\.yaml:2: base recomended is neither .* preset .did you mean recommended..: they are paper, recommended",
     ):
         read_recipe(path)
 
@@ -94,7 +95,7 @@ def test_negative_numbers_are_values() -> None:
     [
         ("[1]", 1, "the file is a list, not a mapping"),
         ("", 1, "is empty: a recipe has the sections launch and arguments"),
-        ("launch: {}\nother: {}", 2, "other is no section of a recipe"),
+        ("launch: {}\nother: {}", 2, "other is no key here: known are base, launch, arguments"),
         ("a: [", 1, "is not YAML"),
         ("launch:\n  gpus: 1", 2, "launch option 'gpus' is none of nnodes"),
         ("launch: {nproc-per-node: 1,\n nproc_per_node: 2}", 2, "launch option nproc_per_node is given twice"),
@@ -108,7 +109,7 @@ def test_negative_numbers_are_values() -> None:
         ("launch: [1]", 1, "launch is a list, not a mapping"),
         ("launch: false", 1, "launch is false, not a mapping"),
         ("arguments:\n  lr: 1\n  lr: 2", 3, "lr is given twice"),
-        ("base: [a]", 1, "base is a list, not a recipe's file"),
+        ("base: [a]", 1, "base is ['a']: give a valid string"),
     ],
 )  # fmt: skip
 def test_bad_recipes_are_refused(tmp_path: Path, content: str, line: int, says: str) -> None:
