@@ -64,7 +64,8 @@ first_failure() {
         }' "${files[@]}"
 }
 
-# A scalar of a flat JSON object, without a parser on the host.
+# A scalar of a flat JSON object that we wrote ourselves, without a parser on the host. A second, plain copy of every such
+# file would be more code than these lines, and older run folders have only the JSON.
 json_field() { # file, name
     [ -f "$1" ] || return 0
     tr '\n' ' ' <"$1" 2>/dev/null | sed -nE 's/.*"'"$2"'" *: *("(([^"\\]|\\.)*)"|([^",} ]+)).*/\2\4/p' | sed 's/\\"/"/g'

@@ -20,7 +20,13 @@ where the command is run; `{chain}` in a value is the chain's folder.
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from megatron_compete.cluster.chain_file import Section, nodes_of, section_settings
+from megatron_compete.cluster.chain_file import (
+    PartSection,
+    PreprocessSection,
+    PretrainSection,
+    nodes_of,
+    section_settings,
+)
 from megatron_compete.cluster.parts import Part, pretrain_part, tool_part
 from megatron_compete.cluster.pretrain_job import check_files, checkpoint_folder
 from megatron_compete.cluster.queue import QueuedJob
@@ -44,7 +50,11 @@ CHAIN = "chain.yaml"
 
 
 def plan_chain(
-    sections: Mapping[str, Section], folder: Path, settings: Mapping[str, str], overrides: list[str], snapshot: Snapshot
+    sections: Mapping[str, PartSection],
+    folder: Path,
+    settings: Mapping[str, str],
+    overrides: list[str],
+    snapshot: Snapshot,
 ) -> list[Part]:
     """The jobs of a chain.
 
@@ -60,7 +70,7 @@ def plan_chain(
     for kind, section in sections.items():
         run = RunFolder(folder / f"{KINDS.index(kind) + 1}-{kind}")
         own, nodes = section_settings(kind, section, settings), nodes_of(kind, section)
-        if kind == "pretrain":
+        if isinstance(section, PretrainSection):
             part = _pretrain(section, run, nodes, own, flow, overrides, snapshot)
         else:
             check_mpi(kind, nodes, own)
@@ -70,12 +80,12 @@ def plan_chain(
 
 
 def _pretrain(
-    section: Section, run: RunFolder, nodes: int, settings: Settings, flow: Flow, overrides: list[str], snapshot: Snapshot
+    section: PretrainSection, run: RunFolder, nodes: int, settings: Settings, flow: Flow, overrides: list[str], snapshot: Snapshot
 ) -> Part:  # fmt: skip
-    if "recipe" not in section:
+    if section.recipe is None:
         raise CompeteError("pretrain: recipe is missing: name a recipe's file, see examples/")
-    recipe = read_recipe(Path(str(section["recipe"])))
-    recipe.arguments.update(section.get("arguments", {}))
+    recipe = read_recipe(Path(section.recipe))
+    recipe.arguments.update(section.arguments)
     recipe.override(overrides)
     made = bool(flow.data) and "data-path" not in recipe.arguments
     flow_into_recipe(recipe, flow)
@@ -86,11 +96,10 @@ def _pretrain(
     return part
 
 
-def _words(kind: str, section: Section, run: Path, flow: Flow) -> list[str]:
-    arguments = section.get("arguments", {})
-    if kind == "preprocess":
-        return preprocess_arguments(arguments, section.get("tokenizer"), run, flow)
-    return (convert_arguments if kind == "convert" else evaluate_arguments)(arguments, run, flow)
+def _words(kind: str, section: PartSection, run: Path, flow: Flow) -> list[str]:
+    if isinstance(section, PreprocessSection):
+        return preprocess_arguments(section.arguments, section.tokenizer, run, flow)
+    return (convert_arguments if kind == "convert" else evaluate_arguments)(section.arguments, run, flow)
 
 
 def check_mpi(kind: str, nodes: int, settings: Settings) -> None:

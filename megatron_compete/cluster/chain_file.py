@@ -4,29 +4,56 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from megatron_compete.cluster.sbatch import KINDS
 from megatron_compete.cluster.settings import Settings
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.local_paths import check_local
-from megatron_compete.common.yaml_file import YamlFile, kind_of
+from megatron_compete.common.sections import Count, Section, Word, read_section
+from megatron_compete.common.yaml_file import YamlFile
 from megatron_compete.launch.recipe import read_arguments
 
-RESOURCES = {
-    "time": "COMPETE_TIME",
-    "tasks-per-node": "COMPETE_TASKS_PER_NODE",
-    "gpus-per-node": "COMPETE_GPUS_PER_NODE",
-    "cpus-per-task": "COMPETE_CPUS_PER_TASK",
-}
-"""Keys of a section that stand for settings; any other setting goes under `cluster`."""
 
-KEYS = ("nodes", *RESOURCES, "cluster", "arguments")
-OWN_KEYS = {"preprocess": ("tokenizer",), "pretrain": ("recipe",), "convert": (), "evaluate": ()}
+class PartSection(Section):
+    """What a chain's file says of one part."""
+
+    nodes: Count | None = None
+    time: Word | None = None
+    tasks_per_node: Word | None = None
+    gpus_per_node: Word | None = None
+    cpus_per_task: Word | None = None
+    cluster: dict[str, Word] = Field(default_factory=dict)
+    """Settings over those of the cluster; an empty value takes one back."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+    def resources(self) -> dict[str, str]:
+        """The settings that have a key of their own."""
+        given = {
+            "COMPETE_TIME": self.time,
+            "COMPETE_TASKS_PER_NODE": self.tasks_per_node,
+            "COMPETE_GPUS_PER_NODE": self.gpus_per_node,
+            "COMPETE_CPUS_PER_TASK": self.cpus_per_task,
+        }
+        return {name: value for name, value in given.items() if value is not None}
 
 
-Section = dict[str, Any]
+class PreprocessSection(PartSection):
+    """With a tokenizer to train first."""
+
+    tokenizer: dict[str, Any] | None = None
 
 
-def read_chain(path: Path, folder: Path) -> dict[str, Section]:
+class PretrainSection(PartSection):
+    """With the recipe to train by."""
+
+    recipe: Word | None = None
+
+
+MODELS: dict[str, type[PartSection]] = {"preprocess": PreprocessSection, "pretrain": PretrainSection}
+
+
+def read_chain(path: Path, folder: Path) -> dict[str, PartSection]:
     """Sections of a chain file, `{chain}` filled in.
 
     Raises:
@@ -41,33 +68,15 @@ def read_chain(path: Path, folder: Path) -> dict[str, Section]:
         file.fail(f"needs one section or more of {', '.join(KINDS)}")
     if list(content) != [kind for kind in KINDS if kind in content]:
         file.fail(f"sections {', '.join(content)} are not {', '.join(KINDS)} in this order")
-    return {kind: _filled(_section(file, kind, section), str(folder)) for kind, section in content.items()}
+    return {kind: _section(file, kind, _filled(section, str(folder))) for kind, section in content.items()}
 
 
-def _section(file: YamlFile, kind: str, content: Any) -> Section:
-    known = (*KEYS, *OWN_KEYS[kind])
-    section = {name: value for name, value in file.section(content, kind).items() if value is not None}
-    for name, value in section.items():
-        if name not in known:
-            file.fail(f"{kind}: {name} is none of {', '.join(known)}", kind, name)
-        if name in ("arguments", "tokenizer"):
-            section[name] = read_arguments(file, value, kind, name)
-            for argument, given in section[name].items():
-                check_local(f"{kind}: {name}: {argument}:", given)
-        elif name == "cluster":
-            section[name] = _settings(file, value, kind)
-        elif not isinstance(value, str | int) or isinstance(value, bool):
-            file.fail(f"{kind}: {name} is {kind_of(value)}, not text or a whole number", kind, name)
+def _section(file: YamlFile, kind: str, content: Any) -> PartSection:
+    section = read_section(file, MODELS.get(kind, PartSection), content, kind)
+    for name in ("arguments", "tokenizer"):
+        for argument, given in read_arguments(file, getattr(section, name, None), kind, name).items():
+            check_local(f"{kind}: {name}: {argument}:", given)
     return section
-
-
-def _settings(file: YamlFile, content: Any, kind: str) -> dict[str, str]:
-    """Settings over those of the cluster; an empty value takes one back."""
-    found = file.section(content, kind, "cluster")
-    for name, value in found.items():
-        if isinstance(value, bool | list | dict):
-            file.fail(f"{kind}: cluster: {name} is {kind_of(value)}, not text or a number", kind, "cluster", name)
-    return {name: "" if value is None else str(value) for name, value in found.items()}
 
 
 def _filled(value: Any, chain: str) -> Any:
@@ -80,19 +89,17 @@ def _filled(value: Any, chain: str) -> Any:
     return value
 
 
-def section_settings(kind: str, section: Section, settings: Mapping[str, str]) -> Settings:
+def section_settings(kind: str, section: PartSection, settings: Mapping[str, str]) -> Settings:
     """The cluster's settings for one part: the tools take one task a node and no GPU unless their section says more."""
     defaults: dict[str, str] = {}
     if kind != "pretrain":
         gpus = "1" if kind == "evaluate" and settings.get("COMPETE_GPUS_PER_NODE", "0") != "0" else "0"
         defaults = {"COMPETE_TASKS_PER_NODE": "1", "COMPETE_GPUS_PER_NODE": gpus}
-    named = {RESOURCES[name]: str(section[name]) for name in RESOURCES if name in section}
-    return Settings.of(settings, defaults, named, section.get("cluster", {}))
+    return Settings.of(settings, defaults, section.resources(), section.cluster)
 
 
-def nodes_of(kind: str, section: Section) -> int:
+def nodes_of(kind: str, section: PartSection) -> int:
     """Nodes of a part; only a training part has to say."""
-    nodes = section.get("nodes", None if kind == "pretrain" else 1)
-    if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
-        raise CompeteError(f"{kind}: nodes: {'is missing' if nodes is None else nodes}: give a whole number from 1")
-    return nodes
+    if section.nodes is None and kind == "pretrain":
+        raise CompeteError("pretrain: nodes: is missing: give a whole number from 1")
+    return section.nodes or 1

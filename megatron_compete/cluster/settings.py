@@ -9,7 +9,6 @@ ranks' variables may be tokens and keys, and stay where they are: it names the f
 them there.
 """
 
-import difflib
 import os
 import re
 import shlex
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from megatron_compete.cluster.env_file import read_env_file
 from megatron_compete.cluster.times import limit_seconds
-from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.errors import CompeteError, did_you_mean
 
 NAME = "cluster.env"
 VARIABLE = "COMPETE_CLUSTER"
@@ -129,7 +128,9 @@ class Settings:
             if key in KEYS:
                 KEYS[key](key, value)
             elif key.startswith(PREFIX):
-                raise CompeteError(f"{key} is no setting{_nearest(key)}: slurm/cluster.env.example lists them all")
+                raise CompeteError(
+                    f"{key} is no setting{did_you_mean(key, KEYS)}: slurm/cluster.env.example lists them all"
+                )
         return cls(values)
 
     def with_gpus_of(self, launch: Mapping[str, object]) -> "Settings":
@@ -215,8 +216,3 @@ def split_words(where: str, text: str) -> list[str]:
         return shlex.split(text)
     except ValueError as error:
         raise CompeteError(f"{where}: {text.strip()!r} cannot be read: {error}") from None
-
-
-def _nearest(key: str) -> str:
-    close = difflib.get_close_matches(key, KEYS, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -21,7 +21,7 @@ from megatron_compete.common.errors import CompeteError
 ROOMS = ("megatron_compete", "tools", "examples", "slurm", "tests/evaluation")
 """Folders that a job needs; the last holds evaluation tasks that need no network."""
 
-PACKAGE = ("megatron_compete/**/*.py", "megatron_compete/py.typed")
+PACKAGE = ("megatron_compete/**/*.py", "megatron_compete/py.typed", "megatron_compete/launch/presets/*.yaml")
 BESIDE = (
     "tools/*.py", "tools/*.sh", "examples/**/*.yaml", "examples/*.py", "examples/*.sh", "slurm/*.sbatch", "slurm/*.sh",
     "slurm/README.md", "slurm/cluster.env.example", "tests/evaluation/*.jsonl", "tests/evaluation/*.yaml",

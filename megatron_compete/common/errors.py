@@ -1,8 +1,9 @@
 """The one kind of error that is the user's to fix, and how a command line reports it."""
 
+import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 USAGE_EXIT_CODE = 2
@@ -11,6 +12,12 @@ USAGE_EXIT_CODE = 2
 
 class CompeteError(ValueError):
     """Input that cannot be used: names the file or flag, the value, and a way out, in one line."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` (did you mean NAME?)` for the end of an error's clause, empty where nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def exit_with_error(error: Exception) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Files that appear whole, and names of files that other files give: one way to do both.
+"""Files and folders that appear whole, one or several together, and names of files that other files give.
 
 A reader sees the old content or the new one, also after a kill or a loss of power in between: what is written lies beside
 its place under another name, is on the disk before it takes its name, and the name is on the disk when the call returns.
@@ -11,7 +11,8 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from types import TracebackType
+from typing import BinaryIO, Self
 
 from megatron_compete.common.errors import CompeteError
 
@@ -47,6 +48,66 @@ def open_whole(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
             staged.unlink()
         raise
     sync(path.parent)
+
+
+class StagedFiles:
+    """A set of output files, written under temporary names in their own folders and renamed together.
+
+    Leaving the `with` block without `commit` removes what was written, so a failed run leaves no output:
+
+        with StagedFiles() as staged:
+            write(staged.path("corpus.bin"))
+            staged.commit()
+
+    Files that existed before stay untouched until `commit`, which returns when the new ones are on the disk.
+
+    Args:
+        folder: where temporary files lie instead, under names that a later try overwrites; on the same file system.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self._temporary: dict[str, str] = {}
+        self._retired: list[str] = []
+        self._folder = folder
+        self._suffix = f".{secrets.token_hex(4)}.tmp"
+
+    def path(self, final: str) -> str:
+        """Temporary path to write `final` to; makes its folder. Files are committed in the order of these calls."""
+        folder, name = os.path.split(os.path.abspath(final))
+        os.makedirs(folder, exist_ok=True)
+        aside = os.path.join(self._folder, name) if self._folder else os.path.join(folder, f".{name}{self._suffix}")
+        return self._temporary.setdefault(final, aside)
+
+    def retire(self, old: str) -> None:
+        """Remove `old` at `commit`: it belonged to the files that are replaced, and the new set has none."""
+        self._retired.append(old)
+
+    def commit(self) -> None:
+        """Put every file in its place.
+
+        Older files of the set go first, the last of the set before the others: a crash in between leaves the set
+        incomplete, which readers notice, and never a mixture of old and new, which they would not.
+        """
+        for temporary in self._temporary.values():
+            sync(temporary)
+        if len(self._temporary) + len(self._retired) > 1:
+            for final in (*reversed(self._temporary), *self._retired):
+                _remove(final)
+        for final, temporary in self._temporary.items():
+            os.replace(temporary, final)
+        for folder in {os.path.dirname(os.path.abspath(final)) for final in self._temporary}:
+            sync(folder)
+        self._temporary.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for temporary in self._temporary.values():
+            _remove(temporary)
+        self._temporary.clear()
 
 
 def publish(staged: Path, path: Path) -> None:
@@ -100,3 +161,8 @@ def path_within(folder: Path, name: object, index: Path | str) -> Path:
     if not isinstance(name, str) or not parts or name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
         raise CompeteError(f"{index} names the file {name!r}, which is not in its folder: do not use it")
     return folder / name
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)

@@ -4,6 +4,9 @@ What YAML 1.1, and PyYAML with it, makes of a word in silence is not made of it 
 `010` no octal one, `2026-01-01` no date; all stay as they are written. `1e-4` is a number, as in YAML 1.2. Words that YAML
 1.1 and 1.2 read differently (`yes`, `no`, `on`, `off`), keys that are given twice or are no text, tags of other types, and
 characters that no argument can have are errors.
+
+PyYAML parses; these rules are ours, since neither it nor ruamel.yaml has them (keys given twice, `yes`, the bound on aliases,
+refusal of foreign tags). What keys a file has and of which kinds, pydantic checks (`sections.py`).
 """
 
 import math

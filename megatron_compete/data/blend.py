@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from megatron_compete.common.command_line import Command, option
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.common.staged import StagedFiles
+from megatron_compete.common.files import StagedFiles
 from megatron_compete.data.dataset import Dataset, check_same_kind, find_prefixes, open_dataset
 
 MIN_TEMPERATURE = 0.1

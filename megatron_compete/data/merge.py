@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from megatron_compete.common.command_line import Command, option
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.files import StagedFiles
 from megatron_compete.common.progress import Progress
-from megatron_compete.common.staged import StagedFiles
 from megatron_compete.data.dataset import Dataset, check_same_kind, find_prefixes, open_dataset
 from megatron_compete.data.indexed import IndexChunk, copy_range, write_index
 from megatron_compete.data.manifest import DatasetManifest, manifest_path

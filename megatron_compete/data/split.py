@@ -16,8 +16,8 @@ import numpy as np
 
 from megatron_compete.common.command_line import Command, option
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.files import StagedFiles
 from megatron_compete.common.progress import Progress
-from megatron_compete.common.staged import StagedFiles
 from megatron_compete.data.dataset import Dataset, open_dataset
 from megatron_compete.data.index_file import CHUNK, IndexFile
 from megatron_compete.data.indexed import IndexChunk, copy_range, write_index

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.common.staged import StagedFiles
+from megatron_compete.common.files import StagedFiles
 
 HELDOUT_SHARE = 0.03
 """Share of the text held out for validation, in whole modules; hashes of their paths decide which."""

@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 from megatron_compete.common.command_line import Command, add_options, check_options, option, take_options
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.files import StagedFiles
 from megatron_compete.common.progress import MEGABYTE
-from megatron_compete.common.staged import StagedFiles
 from megatron_compete.data.bad_documents import OnError, SkipLog
 from megatron_compete.data.clock import running_clock
 from megatron_compete.data.inputs import (

@@ -1,4 +1,7 @@
-"""Slurm's short forms: `gpu[01-03,7],login` for nodes, `4(x2),3` for tasks on each of them."""
+"""Slurm's short forms: `gpu[01-03,7],login` for nodes, `4(x2),3` for tasks on each of them.
+
+Ours, because python-hostlist (GPL, 429 lines) takes `n1,,n2` and an empty list in silence and has no counts of tasks.
+"""
 
 import re
 

@@ -6,7 +6,8 @@
       num-layers: 4
       swiglu: true               # true: the bare flag; false or null: not given
       data-path: [0.5, a, 0.5, b]  # a list: several values
-    base: ../demo.yaml           # optional: a recipe beside this one, whose values stand where this one says nothing
+    base: ../demo.yaml           # optional: a recipe beside this one, whose values stand where this one says nothing,
+                                 # or the name of a preset, as --compete-preset takes it
 
 What follows the recipe on a command line overrides it by name.
 """
@@ -17,12 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_compete.common.errors import CompeteError
+from pydantic import Field
+
+from megatron_compete.common.errors import CompeteError, did_you_mean
+from megatron_compete.common.sections import Section, read_section
 from megatron_compete.common.yaml_file import YamlFile, kind_of
 
 MODULE = "megatron_compete.training.pretrain"
-SECTIONS = ("launch", "arguments")
-BASE = "base"
 LAUNCH_OPTIONS = (
     "nnodes", "nproc-per-node", "rdzv-backend", "rdzv-endpoint", "rdzv-id", "rdzv-conf", "standalone", "max-restarts",
     "monitor-interval", "start-method", "event-log-handler", "role", "log-dir", "redirects", "tee", "local-ranks-filter",
@@ -34,6 +36,10 @@ trainer. A login node may have no torch to ask; a test compares them with torchr
 
 OF_THIS_ENTRY = ("module", "no-python", "run-path", "signals-to-handle")
 """Options of torchrun that say what runs and how it is stopped, which is not a recipe's to say."""
+
+PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+"""Recipes of competition that come with the package, by name. `base: NAME` and `--compete-preset NAME` are the same thing;
+what they mean for a job is in `training/presets.py`."""
 
 MEETING = ("rdzv-backend", "rdzv-endpoint", "rdzv-id", "node-rank", "master-addr", "master-port")
 """Options that say where the nodes meet."""
@@ -67,6 +73,14 @@ class Recipe:
         return [*_tokens(launch), "-m", MODULE, *_tokens(self.arguments)]
 
 
+class _RecipeFile(Section):
+    """The sections of a recipe; names and values in them are checked apart."""
+
+    base: str | None = None
+    launch: dict[str, Any] = Field(default_factory=dict)
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe.
 
@@ -81,21 +95,25 @@ def _read(path: Path, above: tuple[Path, ...]) -> Recipe:
     if path.resolve() in above:
         raise CompeteError(f"--recipe {path} is its own base: leave one of them out")
     file = YamlFile(path, "--recipe")
-    content = file.section(file.content)
-    for name in content:
-        if name not in (*SECTIONS, BASE):
-            file.fail(
-                f"{name} is no section of a recipe: it has {' and '.join(SECTIONS)}, and no others but {BASE}", name
-            )
-    if not content:
-        file.fail(f"is empty: a recipe has the sections {' and '.join(SECTIONS)}")
-    base = content.get(BASE)
-    if base is not None and not isinstance(base, str):
-        file.fail(f"{BASE} is {kind_of(base)}, not a recipe's file beside this one", BASE)
-    recipe = _read(path.parent / base, (*above, path.resolve())) if base else Recipe()
-    recipe.launch.update(read_launch(file, content.get("launch"), "launch"))
-    recipe.arguments.update(read_arguments(file, content.get("arguments"), "arguments"))
+    content = read_section(file, _RecipeFile, file.content)
+    if not file.content:
+        file.fail("is empty: a recipe has the sections launch and arguments")
+    recipe = _base(file, content.base, (*above, path.resolve())) if content.base else Recipe()
+    recipe.launch.update(read_launch(file, content.launch, "launch"))
+    recipe.arguments.update(read_arguments(file, content.arguments, "arguments"))
     return recipe
+
+
+def _base(file: YamlFile, base: str, above: tuple[Path, ...]) -> Recipe:
+    if base in PRESETS:  # as defaults and not as its values, of which some are no settings of the other kind
+        return Recipe(arguments={"compete-preset": base})
+    path = file.path.parent / base
+    if not path.suffix and not path.exists():
+        file.fail(
+            f"base {base} is neither a file beside this one nor a preset{did_you_mean(base, PRESETS)}: they are {', '.join(PRESETS)}",
+            "base",
+        )
+    return _read(path, above)
 
 
 def read_launch(file: YamlFile, content: Any, *keys: str) -> dict[str, Value]:
@@ -108,7 +126,11 @@ def read_launch(file: YamlFile, content: Any, *keys: str) -> dict[str, Value]:
     for name, value in read_arguments(file, content, *keys).items():
         option = name.replace("_", "-")  # torchrun takes both
         if option not in LAUNCH_OPTIONS:
-            file.fail(f"launch option {name!r} is none of {', '.join(LAUNCH_OPTIONS)}", *keys, name)
+            file.fail(
+                f"launch option {name!r}{did_you_mean(option, LAUNCH_OPTIONS)} is none of {', '.join(LAUNCH_OPTIONS)}",
+                *keys,
+                name,
+            )
         if option in found:
             file.fail(f"launch option {name} is given twice: keep one", *keys, name)
         found[option] = value

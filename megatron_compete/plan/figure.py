@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.common.staged import StagedFiles
+from megatron_compete.common.files import StagedFiles
 from megatron_compete.schedule.table import POLICIES, Policy
 
 if TYPE_CHECKING:

@@ -153,7 +153,7 @@ def draw_gaps(study: Study, logs: Logs) -> Any:
         steps, values = _common(gaps)
         axes.axhline(0, color=GREY, linewidth=1)
         _band(axes, ([float(step) for step in steps], values), BLUE)
-        _finish(axes, study.variants[name].label)
+        _finish(axes, study.label_of(name))
     figure.supxlabel("steps", fontsize=9)
     figure.supylabel("loss minus baseline's (nats/token)", fontsize=9)
     return figure
@@ -176,7 +176,7 @@ def draw_losses(study: Study, logs: Logs, over: str) -> Any:
             first = round(len(curve[0]) * (1 - SHOWN_SHARE))
             lowest, highest = min(lowest, curve[1].min()), max(highest, curve[1][:, first:].max())
             _band(axes, curve, colour)
-        _finish(axes, study.variants[name].label)
+        _finish(axes, study.label_of(name))
     margin = 0.04 * (highest - lowest)
     for axes in panels:
         axes.set_ylim(lowest - margin, highest + margin)
@@ -195,7 +195,7 @@ def draw_metric(study: Study, logs: Logs, colours: Mapping[str, str], label: str
         for metric, colour in colours.items():
             steps, values = _common([run.metrics[metric] for run in logs[name]])
             _band(axes, ([float(step) for step in steps], values), colour)
-        _finish(axes, study.variants[name].label)
+        _finish(axes, study.label_of(name))
         if limits:
             axes.set_ylim(*limits)
     figure.supxlabel("steps", fontsize=9)
@@ -238,7 +238,7 @@ def draw_statistics(study: Study, logs: Logs) -> Any:
             axes.plot(values, [place] * len(values), "o", markersize=3.5, color=ORANGE, alpha=0.8)
             axes.plot([float(np.mean(values))], [place], "|", markersize=11, color="black")
         _finish(axes, statistic)
-    panels[0].set_yticks(range(len(logs)), [study.variants[name].label for name in logs], fontsize=8)
+    panels[0].set_yticks(range(len(logs)), [study.label_of(name) for name in logs], fontsize=8)
     panels[0].invert_yaxis()
     return figure
 
@@ -259,7 +259,7 @@ def draw_experts(study: Study, logs: Logs) -> Any:
         layers = len(load_LE)
         axes.set_yticks(range(0, layers, max(1, layers // 4)), range(1, layers + 1, max(1, layers // 4)))
         axes.set_xticks([])
-        _finish(axes, study.variants[name].label)
+        _finish(axes, study.label_of(name))
     figure.supylabel("layer", fontsize=9)
     figure.supxlabel("experts, busiest first", fontsize=9)
     if image is not None:

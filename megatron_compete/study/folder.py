@@ -60,7 +60,10 @@ class RunFolder:
         return read_json(self.work / STARTED)
 
     def lock(self) -> int | None:
-        """Take the run for this process and whoever inherits the descriptor; None where another has it."""
+        """Take the run for this process and whoever inherits the descriptor; None where another has it.
+
+        `flock` itself and not filelock, which does not give out the descriptor that the trainer inherits.
+        """
         self.work.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:

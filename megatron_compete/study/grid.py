@@ -50,8 +50,8 @@ def runs_of(study: Study) -> list[Run]:
     seeds = dict.fromkeys(seed for variant in study.variants for seed in study.seeds_of(variant))
     runs: dict[str, Run] = {}
     for seed in seeds:
-        for variant in study.variants.values():
-            if seed not in study.seeds_of(variant.name):
+        for name, variant in study.variants.items():
+            if seed not in study.seeds_of(name):
                 continue
             start = None
             if variant.start is not None:
@@ -59,7 +59,7 @@ def runs_of(study: Study) -> list[Run]:
                 runs.setdefault(dense.name, dense)
                 start = dense.name
             recipe = _recipe(study, seed, study.steps, variant.arguments)
-            run = Run(variant.name, seed, study.steps, recipe, start)
+            run = Run(name, seed, study.steps, recipe, start)
             runs[run.name] = run
     return list(runs.values())
 
@@ -88,8 +88,8 @@ def _recipe(study: Study, seed: int, steps: int, arguments: dict[str, Any]) -> R
     recipe.arguments.update(dict.fromkeys(study.seed_arguments, seed))
     recipe.arguments.update({
         "train-iters": steps,
-        "probe-sequences": study.probe_sequences,
-        "probe-interval": study.probe_interval,
+        "probe-sequences": study.probe.sequences,
+        "probe-interval": study.probe.interval,
     })  # fmt: skip
     if study.save_interval:
         recipe.arguments["save-interval"] = min(study.save_interval, steps)
@@ -124,7 +124,7 @@ def digest(run: Run, study: Study, corpus: str) -> str:
     """
     start = None
     if run.start is not None:
-        name = next(variant.start for variant in study.variants.values() if variant.name == run.variant)
+        name = study.variants[run.variant].start
         assert name is not None
         how = vars(study.starts[name].upcycle)
         start = {"run": digest(_start_run(study, name, run.seed), study, corpus), "upcycle": how}

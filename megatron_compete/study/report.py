@@ -44,7 +44,7 @@ def write_report(study: Study, folder: Path) -> None:
     figures = draw_all(study, logs, rows, folder)
     text = markdown_report(study, logs, rows, figures, timed)
     (folder / "report.md").write_text(text)
-    (folder / "report.html").write_text(html_page(study.title, text, folder))
+    (folder / "report.html").write_text(html_page(study.title or study.name, text, folder))
 
 
 def read_results(study: Study, folder: Path) -> tuple[dict[str, list[RunLog]], list[Row], bool]:
@@ -81,7 +81,7 @@ def markdown_report(
         timed: seconds were measured apart from training.
     """
     parts = [
-        f"# {study.title}",
+        f"# {study.title or study.name}",
         _setting(study, logs),
         "## Loss",
         _how_to_read(study, rows, timed),

@@ -49,16 +49,16 @@ def rows_of(study: Study, logs: Mapping[str, Sequence[RunLog]]) -> list[Row]:
 
 
 def _row(study: Study, runs: Sequence[RunLog], baseline: Sequence[RunLog]) -> Row:
-    variant = study.variants[runs[0].variant]
-    is_baseline = baseline[0].variant == variant.name
+    variant = runs[0].variant
+    is_baseline = baseline[0].variant == variant
     loss, other = final_losses(runs), final_losses(baseline)
     clock, other_clock = (pooled_clock([run.seconds[study.clock] for run in some]) for some in (runs, baseline))
     end = min(max(clock.values()), max(other_clock.values()))
     then = {run.seed: at_seconds(run.loss, clock, end) for run in runs}
     other_then = {run.seed: at_seconds(run.loss, other_clock, end) for run in baseline}
     return Row(
-        variant.name,
-        variant.label,
+        variant,
+        study.label_of(variant),
         baseline[0].variant,
         spread(list(loss.values())),
         None if is_baseline else paired_difference(loss, other),

@@ -1,6 +1,6 @@
-"""Presets: recipes of competition as named sets of defaults, `--compete-preset NAME`.
+"""Presets: recipes of competition as named sets of defaults, `--compete-preset NAME` or a recipe's `base: NAME`.
 
-A preset holds values by the name an argument has after parsing: settings of `CompeteConfig` with `compete_` before them,
+A preset is a recipe's file in `launch/presets/`. It becomes values by the name an argument has after parsing: settings of `CompeteConfig` with `compete_` before them,
 and Megatron's arguments that belong to the recipe. What it does not name keeps its own default, and a flag that the user
 gives wins over it, wherever either stands.
 """
@@ -12,36 +12,16 @@ from typing import Any
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import DEFAULT_PRESET, PREFIX, RESPONSE_ALONE, UTILITY_ALONE, CompeteConfig
+from megatron_compete.launch import recipe
+from megatron_compete.launch.recipe import read_recipe
 
 Settings = Mapping[str, Any]
 
-PAPER: Settings = {
-    "compete_kind": "response",
-    "compete_rate": 0.07,
-    "compete_max_active_layers": 3,
-    "compete_response": "softplus",
-    "compete_distill_loss": "mse",
-    "compete_distill_coeff": 0.001,
-    "compete_distill_winner_coeff": 0.2,
-    "compete_diversity_coeff": 0.005,
-    "compete_response_balance_coeff": 0.005,
-    "compete_router_balance_coeff": 0.01,
-    "moe_aux_loss_coeff": 0.0,
+PRESETS: dict[str, Settings] = {
+    name: {argument.replace("-", "_"): value for argument, value in read_recipe(path).arguments.items()}
+    for name, path in recipe.PRESETS.items()
 }
-"""The language recipe of CompeteSMoE (arXiv 2505.13380), which `CompeteConfig`'s defaults are too. Its balance loss is the
-entropy form, so Megatron's is off."""
-
-RECOMMENDED: Settings = {
-    "compete_kind": "utility",
-    "compete_rate": 0.03,
-    "compete_router_balance_coeff": 0.0,
-    "moe_aux_loss_coeff": 0.01,
-}
-"""What `docs/findings.md` recommends to those who want competition: the kind and rate that cost the least, with the load
-balanced by Megatron's own loss, as top-K baselines have it. It was not shown to be better than top-K."""
-
-PRESETS: dict[str, Settings] = {"paper": PAPER, "recommended": RECOMMENDED}
-"""By name. No switches: no flag could switch one off again."""
+"""By name, of `launch/presets/`. No switches: no flag could switch one off again."""
 
 
 def preset(name: str) -> Settings:

@@ -10,7 +10,8 @@ import pytest
 
 import megatron_compete
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.common.files import path_within, publish, rename, write_whole
+from megatron_compete.common.files import StagedFiles, path_within, publish, rename, write_whole
+from tests.data.conftest import files_in
 
 
 def test_content_is_replaced_and_nothing_is_left_beside(tmp_path: Path) -> None:
@@ -76,11 +77,52 @@ def test_a_file_system_without_sync_of_folders_will_do(tmp_path: Path, monkeypat
     assert (tmp_path / "file").read_text() == "content"
 
 
+def test_commit_puts_files_in_place_and_makes_their_folder(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a.bin"
+    with StagedFiles() as staged:
+        Path(staged.path(str(target))).write_text("content")
+        assert not target.exists()
+        assert os.path.dirname(staged.path(str(target))) == str(target.parent)
+        staged.commit()
+    assert target.read_text() == "content"
+    assert files_in(target.parent) == ["a.bin"]
+
+
+def test_failure_leaves_no_file_and_keeps_the_old_one(tmp_path: Path) -> None:
+    old = tmp_path / "a.bin"
+    old.write_text("old")
+    with pytest.raises(RuntimeError), StagedFiles() as staged:
+        Path(staged.path(str(old))).write_text("half")
+        staged.path(str(tmp_path / "never-written"))
+        raise RuntimeError
+    assert files_in(tmp_path) == ["a.bin"]
+    assert old.read_text() == "old"
+
+
+def test_crash_during_commit_leaves_no_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.bin", "a.idx"):
+        (tmp_path / name).write_text("old")
+    replaced = []
+
+    def replace_once(source: str, target: str) -> None:
+        if replaced:
+            raise KeyboardInterrupt
+        replaced.append(target)
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_once)
+    with pytest.raises(KeyboardInterrupt), StagedFiles() as staged:
+        for name in ("a.bin", "a.idx"):
+            Path(staged.path(str(tmp_path / name))).write_text("new")
+        staged.commit()
+    assert files_in(tmp_path) == ["a.bin"]
+    assert (tmp_path / "a.bin").read_text() == "new"
+
+
 def test_names_are_given_and_files_synced_in_one_place() -> None:
     """What renames or syncs by hand elsewhere forgets the file or the folder; the exceptions say why."""
     allowed = {
         "common/files.py": "the place",
-        "common/staged.py": "several files at once, in an order that readers notice",
         "checkpoint/output.py": "an earlier output steps aside, whole under either name",
         "resilience/saving/folder.py": "a lock: who renames it first has it, and nothing of it outlives a host",
     }

@@ -63,6 +63,20 @@ def test_a_recipe_stands_over_its_base(path: Path) -> None:
     assert recipe.arguments == base.arguments | {"lr": 1.0, "bf16": True}
 
 
+def test_a_preset_is_a_base_by_its_name(path: Path) -> None:
+    path.write_text("base: recommended\narguments: {compete-rate: 0.5}\n")
+    over = path.with_name("over.yaml")
+    over.write_text("base: recipe.yaml\n")
+    assert read_recipe(path) == read_recipe(over)
+    assert read_recipe(over).arguments == {"compete-preset": "recommended", "compete-rate": 0.5}
+    path.write_text("\nbase: recomended\n")
+    with pytest.raises(
+        CompeteError,
+        match=r"recipe\.yaml:2: base recomended is neither .* preset .did you mean recommended..: they are paper, recommended",
+    ):
+        read_recipe(path)
+
+
 def test_a_recipe_that_is_its_own_base_or_has_none_is_refused(path: Path) -> None:
     path.write_text("base: other.yaml")
     with pytest.raises(CompeteError, match=r"other\.yaml cannot be read"):
@@ -81,7 +95,7 @@ def test_negative_numbers_are_values() -> None:
     [
         ("[1]", 1, "the file is a list, not a mapping"),
         ("", 1, "is empty: a recipe has the sections launch and arguments"),
-        ("launch: {}\nother: {}", 2, "other is no section of a recipe"),
+        ("launch: {}\nother: {}", 2, "other is no key here: known are base, launch, arguments"),
         ("a: [", 1, "is not YAML"),
         ("launch:\n  gpus: 1", 2, "launch option 'gpus' is none of nnodes"),
         ("launch: {nproc-per-node: 1,\n nproc_per_node: 2}", 2, "launch option nproc_per_node is given twice"),
@@ -95,7 +109,7 @@ def test_negative_numbers_are_values() -> None:
         ("launch: [1]", 1, "launch is a list, not a mapping"),
         ("launch: false", 1, "launch is false, not a mapping"),
         ("arguments:\n  lr: 1\n  lr: 2", 3, "lr is given twice"),
-        ("base: [a]", 1, "base is a list, not a recipe's file"),
+        ("base: [a]", 1, "base is ['a']: give a valid string"),
     ],
 )  # fmt: skip
 def test_bad_recipes_are_refused(tmp_path: Path, content: str, line: int, says: str) -> None:

@@ -46,7 +46,7 @@ def write_logs(study: Study, folder: Path, cost: dict[str, float] | None = None,
             place.path.mkdir(parents=True)
             lines = [
                 _line(study, variant, seed, step, (cost or {}).get(variant, 1.0), (lead or {}).get(variant, 0.0))
-                for step in range(0, study.steps + 1, study.probe_interval)
+                for step in range(0, study.steps + 1, study.probe.interval)
             ]
             place.probe_log.write_text("".join(json.dumps(line) + "\n" for line in lines))
             scalars = ["scalar,step,mean,values"]

@@ -16,9 +16,9 @@ STUDIES = Path(__file__).resolve().parents[2] / "examples" / "studies"
 def test_what_is_left_out_has_defaults(tmp_path: Path) -> None:
     study = study_of(tmp_path, finalists={"variants": ["paper"], "seeds": [1, 2, 3, 4]})
     assert study.seeds_of("paper") == (1, 2, 3, 4) and study.seeds_of("topk") == (1, 2, 3)
-    assert (study.probe_interval, study.probe_sequences, study.clock, study.jobs) == (10, 64, "processor", 1)
+    assert (study.probe.interval, study.probe.sequences, study.clock, study.jobs) == (10, 64, "processor", 1)
     assert study.corpus.source == "stdlib" and study.seed_arguments == ("seed", "compete-seed")
-    assert study.variants["paper"].label == "paper" and study.baseline_of("slow") == "topk"
+    assert study.label_of("paper") == "paper" and study.baseline_of("slow") == "topk"
 
 
 def test_arguments_beside_a_recipe_override_it(tmp_path: Path) -> None:
@@ -29,13 +29,13 @@ def test_arguments_beside_a_recipe_override_it(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "unknown key": ({"step": 3}, "step is no key of a study here"),
+    "unknown key": ({"step": 3}, "step is no key here (did you mean steps?): known are title"),
     "no steps": ({"steps": None}, "steps is missing"),
-    "steps of the wrong kind": ({"steps": "many"}, "steps is 'many': give a int"),
-    "true is no number": ({"steps": True}, "steps is True: give a int"),
-    "too few steps": ({"steps": 0}, "steps is 0: give 1 or more"),
-    "seeds": ({"seeds": [1, "2"]}, "seeds is [1, '2']: give a list of whole numbers"),
-    "a seed twice": ({"seeds": [1, 1]}, "name each seed once"),
+    "steps of the wrong kind": ({"steps": "many"}, "steps is 'many': give a valid integer"),
+    "true is no number": ({"steps": True}, "steps is True: give a valid integer"),
+    "too few steps": ({"steps": 0}, "steps is 0: give at least 1"),
+    "seeds": ({"seeds": [1, "2"]}, "seeds.1 is '2': give a valid integer"),
+    "a seed twice": ({"seeds": [1, 1]}, "name each one once"),
     "baseline": ({"baseline": "smoe"}, "baseline is 'smoe', which is no variant: choose from topk, paper, slow"),
     "finalists": ({"finalists": {"variants": ["best"]}}, "finalists.variants names 'best'"),
     "no variants": ({"variants": {}}, "variants is missing or empty"),
@@ -45,14 +45,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "own argument": ({"arguments": {"save": "x"}}, "arguments.save is set by the study itself"),
     "nested argument": ({"arguments": {"lr": {"a": 1}}}, "lr has a mapping as a value"),
     "launch": ({"launch": {"gpus": 1}}, "launch option 'gpus' is none of"),
-    "clock": ({"clock": "sun"}, "clock is 'sun': choose from processor, wall"),
+    "clock": ({"clock": "sun"}, "clock is 'sun': give 'processor' or 'wall'"),
     "save interval": ({"save-interval": 15}, "save-interval is 15: make it a multiple of probe.interval, 10"),
     "corpus": ({"corpus": {"train": "a"}}, "corpus names one of train and heldout"),
-    "start without experts": ({"starts": {"dense": {"steps": 1}}}, "starts.dense.upcycle.experts is missing"),
+    "start without experts": ({"starts": {"dense": {"steps": 1, "upcycle": {}}}}, "starts.dense.upcycle.experts is missing"),
     "a number as a name": ({"variants": {"topk": {}, "7": {}, "8": 3}}, "variants.8 is a number, not a mapping"),
     "false is no mapping": ({"starts": False}, "starts is false, not a mapping"),
-    "finalists are names": ({"finalists": {"variants": [["topk"]]}}, "finalists.variants is [['topk']]: give a list of names"),
-    "seed arguments are names": ({"seed-arguments": [1]}, "seed-arguments is [1]: give a list of names"),
+    "finalists are names": ({"finalists": {"variants": [["topk"]]}}, "finalists.variants.0 is ['topk']: give a valid string"),
+    "seed arguments are names": ({"seed-arguments": [1]}, "seed-arguments.0 is 1: give a valid string"),
     "an option of sbatch that is the study's": ({"slurm": {"array": "0-3"}}, "slurm.array is what the study itself tells"),
     "an option of sbatch with several words": ({"slurm": {"gres": ["a", "b"]}}, "slurm.gres is a list"),
     "a mapping": ({"probe": [1]}, "probe is a list, not a mapping"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from megatron_compete.checkpoint.families import FAMILIES
 from megatron_compete.checkpoint.model_card import model_card
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
-from megatron_compete.training.presets import RECOMMENDED
+from megatron_compete.training.presets import PRESETS
 from tests.ranks import run_rank
 from tests.training.runs import MODEL, train_on_rank
 
@@ -31,8 +31,8 @@ def test_a_run_names_its_preset_and_keeps_its_settings(tmp_path: Path) -> None:
     assert "--compete-kind" not in lines[0] and "--moe-aux-loss-coeff" not in lines[0]
     saved = TorchDistCheckpoint(tmp_path / "iter_0000001").arguments
     given = {"compete_rate", "compete_max_active_layers", "compete_distill_coeff", "compete_diversity_coeff"}
-    expected = {name: value for name, value in RECOMMENDED.items() if name not in given}
+    expected = {name: value for name, value in PRESETS["recommended"].items() if name not in given}
     assert {name: saved[name] for name in expected} == expected
     card = model_card(FAMILIES["mixtral"], saved, 1, has_tokenizer=False)
     assert "| `--compete-preset` | recommended |" in card and "| `--compete-rate` | 0.4 |" in card
-    assert f"| `--moe-aux-loss-coeff` | {RECOMMENDED.get('moe_aux_loss_coeff', 0.0)} |" in card
+    assert f"| `--moe-aux-loss-coeff` | {PRESETS['recommended'].get('moe_aux_loss_coeff', 0.0)} |" in card

@@ -11,7 +11,6 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 from megatron_compete.resilience.resuming.schedule import continued
 from megatron_compete.schedule import CompetitionSchedule
-from megatron_compete.training import presets
 from megatron_compete.training.arguments import add_arguments
 from megatron_compete.training.presets import PREFIX, PRESETS, describe_preset
 
@@ -40,7 +39,7 @@ def presets_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_paper_is_what_the_defaults_are(parsed) -> None:
-    named = {dest.removeprefix(PREFIX): value for dest, value in presets.PAPER.items() if dest.startswith(PREFIX)}
+    named = {dest.removeprefix(PREFIX): value for dest, value in PRESETS["paper"].items() if dest.startswith(PREFIX)}
     assert named.items() <= dataclasses.asdict(CompeteConfig()).items()
     assert (
         CompeteConfig.from_arguments(parsed()) == CompeteConfig() == CompeteConfig.from_arguments(argparse.Namespace())

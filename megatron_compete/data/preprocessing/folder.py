@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.common.staged import StagedFiles
+from megatron_compete.common.files import StagedFiles
 from megatron_compete.data.preprocessing.identity import Identity, dropped_keys, refuse_difference
 from megatron_compete.data.preprocessing.parts import JOURNAL, ShardRecord, is_whole, read_journal
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.files import StagedFiles
 from megatron_compete.common.progress import Progress
-from megatron_compete.common.staged import StagedFiles
 from megatron_compete.data.bad_documents import SkipLog
 from megatron_compete.data.engines import EngineChoice
 from megatron_compete.data.inputs.documents import no_documents
