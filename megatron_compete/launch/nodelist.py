@@ -1,4 +1,7 @@
-"""Slurm's short forms: `gpu[01-03,7],login` for nodes, `4(x2),3` for tasks on each of them."""
+"""Slurm's short forms: `gpu[01-03,7],login` for nodes, `4(x2),3` for tasks on each of them.
+
+Written here because python-hostlist, which reads the first, is under the GPL, and `scontrol show hostnames` is not in containers.
+"""
 
 import re
 
