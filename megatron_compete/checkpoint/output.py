@@ -8,7 +8,6 @@ a folder that has it and holds nothing else is ever removed, file by file along 
 a downloaded model can be, nor an output into which someone has put something since.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any
 
 from megatron_compete import __version__
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.common.files import publish, sync_tree, write_whole
+from megatron_compete.common.files import publish, sync_tree, try_lock, write_whole
 
 SENTINEL = ".megatron-compete-output.json"
 SHOWN = 4
@@ -102,12 +101,10 @@ def whole_or_nothing(output: Path, made: str) -> Iterator[Path]:
 def _locked(staged: Path, output: Path) -> Iterator[None]:
     """An empty folder `staged` that this process alone writes to."""
     staged.mkdir(exist_ok=True)
-    handle = os.open(staged, os.O_RDONLY | os.O_DIRECTORY)
+    handle = try_lock(staged)
+    if handle is None:
+        raise CompeteError(f"--output {output} is being written by another process ({staged} is locked)")
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CompeteError(f"--output {output} is being written by another process ({staged} is locked)") from None
         if not _is_empty(staged) and not (staged / SENTINEL).is_file():
             raise CompeteError(f"{staged} is where --output {output} is made, and holds what is not ours: move it away")
         _empty(staged)

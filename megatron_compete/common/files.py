@@ -6,6 +6,7 @@ its place under another name, is on the disk before it takes its name, and the n
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import secrets
@@ -146,6 +147,24 @@ def sync_tree(path: Path) -> None:
             sync_tree(entry)
     if not path.is_symlink():
         sync(path)
+
+
+def try_lock(path: Path) -> int | None:
+    """A descriptor that holds the lock of a file, which is made, or of a folder; None where another process has it.
+
+    The lock goes with the last copy of the descriptor, so a child that inherits it holds it too, and a kill frees it:
+    filelock's locks end with the object that took them, and it locks no folder.
+    """
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def path_within(folder: Path, name: object, index: Path | str) -> Path:

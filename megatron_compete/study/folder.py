@@ -9,15 +9,13 @@ OUT/
   report.md, report.html, table.csv, table.md, curves.csv, *.png
 """
 
-import fcntl
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_compete.common.files import write_whole
+from megatron_compete.common.files import try_lock, write_whole
 
 FINISHED, STARTED = "finished.json", "started.json"
 
@@ -65,13 +63,7 @@ class RunFolder:
         `flock` itself and not filelock, which does not give out the descriptor that the trainer inherits.
         """
         self.work.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.work / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        return descriptor
+        return try_lock(self.work / "lock")
 
     def set_aside(self, target: Path) -> None:
         """Move everything to `target`; the place is free afterwards."""

@@ -54,10 +54,11 @@ def paired_difference(variant: Mapping[int, float], baseline: Mapping[int, float
     if count == 1:
         return Difference(1, middle, None, None, None)
     deviation = stdev(differences)
-    error = deviation / math.sqrt(count)
-    half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
-    p_value = float(2 * stats.t.sf(abs(middle) / error, count - 1)) if error > 0 else float(middle == 0)
-    return Difference(count, middle, deviation, half_width, p_value)
+    if deviation == 0:  # of which scipy makes nan and warnings
+        return Difference(count, middle, 0.0, 0.0, float(middle == 0))
+    test = stats.ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval(CONFIDENCE)
+    return Difference(count, middle, deviation, float(high - low) / 2, float(test.pvalue))
 
 
 def pooled_clock(seconds: Sequence[Mapping[int, float]]) -> dict[int, float]:

@@ -10,7 +10,7 @@ import pytest
 
 import megatron_compete
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.common.files import StagedFiles, path_within, publish, rename, write_whole
+from megatron_compete.common.files import StagedFiles, path_within, publish, rename, try_lock, write_whole
 from tests.data.conftest import files_in
 
 
@@ -140,3 +140,16 @@ def test_a_name_that_leads_out_is_refused(tmp_path: Path, name: object) -> None:
 
 def test_a_plain_name_is_taken(tmp_path: Path) -> None:
     assert path_within(tmp_path, "part/x.safetensors", "index.json") == tmp_path / "part" / "x.safetensors"
+
+
+def test_a_lock_is_had_by_one_and_goes_with_its_last_holder(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "lock"):
+        first = try_lock(path)
+        assert first is not None and try_lock(path) is None
+        copy = os.dup(first)  # as a child has it
+        os.close(first)
+        assert try_lock(path) is None
+        os.close(copy)
+        again = try_lock(path)
+        assert again is not None
+        os.close(again)
