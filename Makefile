@@ -4,7 +4,7 @@ PY := .venv/bin/python
 # Every shell script: by its ending, and the one without.
 SHELL_SCRIPTS = .ci/run $(shell find . -path ./.venv -prune -o -path ./runs -prune -o \( -name '*.sh' -o -name '*.sbatch' \) -print)
 
-.PHONY: help setup demo test test-slow test-mutations test-faults test-slurm test-docker benchmark benchmark-gpu benchmark-preprocess lint format clean
+.PHONY: help setup demo test test-slow test-mutations test-faults test-slurm test-docker benchmark benchmark-gpu benchmark-preprocess lint format docs docs-serve clean
 
 help:
 	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
@@ -18,6 +18,7 @@ help:
 	@echo "make benchmark-gpu  everything that one GPU can tell, in nine minutes (runs/gpu)"
 	@echo "make benchmark-preprocess  preprocessing beside Megatron-LM's loop"
 	@echo "make lint    ruff, formatting, mypy, shellcheck, hadolint"
+	@echo "make docs    the documentation site, into site/; make docs-serve shows it on 127.0.0.1:8000"
 	@echo "make setup   create .venv only; the others do this first"
 
 setup:
@@ -64,5 +65,11 @@ format: setup
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
+docs: setup
+	@$(PY) -m mkdocs build --strict --quiet
+
+docs-serve: docs
+	@$(PY) -m mkdocs serve --dev-addr 127.0.0.1:8000
+
 clean:
-	rm -rf .venv runs build dist *.egg-info
+	rm -rf .venv runs site build dist *.egg-info
