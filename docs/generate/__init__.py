@@ -9,7 +9,12 @@ PACKAGE = ROOT / "megatron_compete"
 def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table; bars and line breaks in cells are escaped."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in lines) + "\n"
+    return (
+        "\n".join(
+            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in lines
+        )
+        + "\n"
+    )
 
 
 def first_sentence(text: str | None) -> str:

@@ -4,7 +4,6 @@ import ast
 import re
 
 from generate import PACKAGE, ROOT, first_sentence, table
-
 from megatron_compete.cluster.run_folder import COMPARED
 from megatron_compete.cluster.settings import DEFAULTS, KEYS, VARIABLES
 from megatron_compete.common.errors import USAGE_EXIT_CODE
@@ -161,7 +160,9 @@ def upstream_page() -> str:
     tables = [value for name, value in vars(upstream).items() if name.isupper() and is_rows(value)]
     rows = [row for group in tables for row in group]
     unique = list(dict.fromkeys(rows))
-    cells = [[f"`{row.owner}`", ", ".join(f"`{name}`" for name in row.names), row.why, f"`{row.test}`"] for row in unique]
+    cells = [
+        [f"`{row.owner}`", ", ".join(f"`{name}`" for name in row.names), row.why, f"`{row.test}`"] for row in unique
+    ]
     count = sum(len(row.names) for row in unique)
     return f"""# Replaced upstream symbols
 
