@@ -4,7 +4,7 @@ PY := .venv/bin/python
 # Every shell script: by its ending, and the one without.
 SHELL_SCRIPTS = .ci/run $(shell find . -path ./.venv -prune -o -path ./runs -prune -o \( -name '*.sh' -o -name '*.sbatch' \) -print)
 
-.PHONY: help setup demo test test-slow test-mutations test-faults test-slurm test-docker benchmark benchmark-gpu benchmark-preprocess lint format docs docs-serve clean
+.PHONY: help setup demo test test-slow test-mutations test-faults test-slurm test-docker benchmark benchmark-gpu benchmark-preprocess lint format clean
 
 help:
 	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
@@ -65,6 +65,7 @@ format: setup
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
+.PHONY: docs docs-serve
 docs: setup
 	@$(PY) -m mkdocs build --strict --quiet
 

@@ -5,9 +5,8 @@ import sys
 from typing import Any
 from unittest import mock
 
-from megatron_compete.cli.verbs import VERBS, Verb
-
 from generate import table
+from megatron_compete.cli.verbs import VERBS, Verb
 
 PRETRAIN = "pretrain"
 

@@ -1,14 +1,15 @@
 """Pages that are tables of what the code declares: metrics, exit codes, settings, files, replaced symbols, rooms."""
 
-import ast
 import re
 
-from generate import PACKAGE, ROOT, first_sentence, table
+from generate import ROOT, table
+import megatron_compete
 from megatron_compete.cluster.run_folder import COMPARED
 from megatron_compete.cluster.settings import DEFAULTS, KEYS, VARIABLES
 from megatron_compete.common.errors import USAGE_EXIT_CODE
 from megatron_compete.launch.stop_signal import STOPPED_EXIT_CODE
 from megatron_compete.moe.metrics_table import COMPETITION_METRICS, ROUTING_METRICS, Metric
+from megatron_compete.upstream.table import ROWS
 
 MEANING = {
     "moe/load-max": "tokens of the busiest expert of any layer over the whole step and all ranks, relative to the mean",
@@ -107,8 +108,7 @@ def explained() -> dict[str, str]:
     comment: list[str] = []
     for line in (ROOT / "slurm" / "cluster.env.example").read_text().splitlines():
         if key := re.match(r"#?(COMPETE_\w+)=", line):
-            found[key[1]] = " ".join(comment)
-            comment = []
+            found[key[1]] = " ".join(comment)  # several keys may share one
         elif line.startswith("# ") and not line.startswith("# ---"):
             comment.append(line[2:])
         else:
@@ -155,50 +155,25 @@ would no longer say what made its checkpoints: take another `--run`, or `--updat
 
 def upstream_page() -> str:
     """Symbols of Megatron's and torch's that are replaced at run time."""
-    from megatron_compete.upstream import table as upstream
-
-    tables = [value for name, value in vars(upstream).items() if name.isupper() and is_rows(value)]
-    rows = [row for group in tables for row in group]
-    unique = list(dict.fromkeys(rows))
-    cells = [
-        [f"`{row.owner}`", ", ".join(f"`{name}`" for name in row.names), row.why, f"`{row.test}`"] for row in unique
-    ]
-    count = sum(len(row.names) for row in unique)
+    rows = [[f"`{row.owner}`", ", ".join(f"`{name}`" for name in row.names), row.why, f"`{row.test}`"] for row in ROWS]
+    count = sum(len(row.symbols) for row in ROWS)
     return f"""# Replaced upstream symbols
 
-Nothing of Megatron's is forked. Where it has no hook, a symbol is replaced while a job runs: {count} names in all, most of
-them the answers of `torch.cuda` on a host without CUDA. `megatron_compete/upstream/table.py` holds them with the reason, and
-each has a test that fails once upstream no longer needs the replacement.
+Nothing of Megatron's is forked. Where it has no hook, a symbol is replaced while a job runs: {count} in all, many of them the
+answers of `torch.cuda` on a host without CUDA. `megatron_compete/upstream/table.py` holds them with the reason, and each has a
+test that fails once upstream no longer needs the replacement. [Why one
+table](../concepts/decisions.md#a-plugin-and-one-table-of-what-it-replaces).
 
-{table(["owner", "names", "replaced because", "can go when this test fails"], cells)}"""
-
-
-def is_rows(value: object) -> bool:
-    """Whether a constant of the table's module is a group of rows."""
-    return isinstance(value, tuple) and bool(value) and all(hasattr(row, "why") for row in value)
+{table(["owner", "names", "replaced because", "can go when this test fails"], rows)}"""
 
 
 def rooms_page() -> str:
-    """The package's rooms in their order, from the test that holds them to it."""
-    rows = [[str(number), f"`{room}`", about_room(room)] for number, room in enumerate(room_order(), 1)]
+    """The package's rooms in their order, from its docstring, which a test holds them to."""
+    rooms = re.findall(r"^    (\w+)  +(\S.*)$", megatron_compete.__doc__ or "", re.MULTILINE)
+    rows = [[str(number), f"`{room}`", about] for number, (room, about) in enumerate(rooms, 1)]
     return f"""# Rooms of the package
 
 Every folder of `megatron_compete/` is a room with one idea. A room imports only rooms above it in this list, also inside
 functions; `tests/test_rooms.py` draws the import graph and fails on an arrow that runs the other way.
 
 {table(["", "room", "what is in it"], rows)}"""
-
-
-def room_order() -> list[str]:
-    """The list of `tests/test_rooms.py`."""
-    for node in ast.parse((ROOT / "tests" / "test_rooms.py").read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "ROOMS":
-            return [str(name) for name in ast.literal_eval(node.value)]
-    raise LookupError("tests/test_rooms.py has no ROOMS")
-
-
-def about_room(room: str) -> str:
-    """The first lines of its docstring."""
-    folder = PACKAGE / room.removesuffix(".py")
-    path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
-    return first_sentence(ast.get_docstring(ast.parse(path.read_text())))

@@ -103,7 +103,6 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def check_verb(words: list[str]) -> None:
     """A verb's own flags by its parser; what overrides a recipe is a recipe's to refuse, and Megatron's."""
     from megatron_compete.cli.verbs import find_verb
-
     from megatron_compete.launch.recipe import read_recipe
 
     if words in (["--help"], ["--version"]):
@@ -161,7 +160,7 @@ def check_paths(words: list[str]) -> None:
 def check_extras(command: str) -> None:
     """The extras that pip is to install are declared."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for extras in re.findall(r"\.\[([\w,]+)\]", command):
+    for extras in re.findall(r"\.\[([\w,-]+)\]", command):
         assert set(extras.split(",")) <= set(declared), f"{command}: no such extra"
 
 

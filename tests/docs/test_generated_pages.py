@@ -1,6 +1,7 @@
 """Pages that are made from the code say what the code says."""
 
 import argparse
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from megatron_compete.cluster.settings import KEYS, VARIABLES
 from megatron_compete.config import CompeteConfig, flag_of
 from tests.docs.generated import commands, errors, mathml, pages, tables
 from tests.ranks import run_rank
+from tests.test_rooms import ROOMS
 
 
 def test_every_verb_and_its_flags_are_there() -> None:
@@ -18,8 +20,13 @@ def test_every_verb_and_its_flags_are_there() -> None:
     assert "| `--recipe` |" in page and "[Trainer flags](trainer-flags.md)" in page
 
 
+def trainer_flags() -> str:
+    """In a process of its own, which imports Megatron."""
+    return commands.trainer_flags_page()
+
+
 def test_every_setting_of_competition_is_a_row() -> None:
-    page = run_rank(commands.trainer_flags_page)
+    page = run_rank(trainer_flags)
     for field in fields(CompeteConfig):
         assert f"| `{flag_of(field.name)}` |" in page
 
@@ -48,6 +55,10 @@ def test_messages_of_errors_are_read_from_the_code(tmp_path: Path) -> None:
 )
 def test_tables_of_declarations_are_complete(page: object) -> None:
     assert callable(page) and "| --- |" in page()
+
+
+def test_rooms_are_those_that_the_import_graph_is_held_to() -> None:
+    assert re.findall(r"^\| \d+ \| `(\w+)` \|", tables.rooms_page(), re.MULTILINE) == ROOMS
 
 
 def test_every_setting_of_a_cluster_is_explained() -> None:
