@@ -2,8 +2,8 @@
 
 import re
 
-from generate import ROOT, table
 import megatron_compete
+from generate import ROOT, table
 from megatron_compete.cluster.run_folder import COMPARED
 from megatron_compete.cluster.settings import DEFAULTS, KEYS, VARIABLES
 from megatron_compete.common.errors import USAGE_EXIT_CODE
