@@ -105,7 +105,7 @@ def check_verb(words: list[str]) -> None:
     from megatron_compete.cli.verbs import find_verb
     from megatron_compete.launch.recipe import read_recipe
 
-    if words in (["--help"], ["--version"]):
+    if words == ["--version"] or words[-1] == "--help":
         return
     options = find_verb(words[0]).load().parse(words[1:])
     path, overrides = getattr(options, "recipe", None), getattr(options, "overrides", [])
