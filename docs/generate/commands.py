@@ -1,6 +1,7 @@
 """Every verb's flags and the trainer's own, as their parsers have them."""
 
 import argparse
+import re
 import sys
 from typing import Any
 from unittest import mock
@@ -49,7 +50,9 @@ def flag_row(action: argparse.Action) -> list[str]:
     default = "required" if action.required and action.option_strings else shown(action.default)
     values = {**vars(action), "prog": "megatron-compete", "type": getattr(action.type, "__name__", "")}
     text = " ".join(((action.help or "") % values).split())
-    return [names, values_of(action), default, text.removesuffix(f"(default: {action.default})").rstrip()]
+    if said := re.search(r" ?\(default: ([^()]*)\)$", text):
+        text, default = text[: said.start()], default or f"`{said[1]}`"
+    return [names, values_of(action), "" if default == "`False`" else default, text]
 
 
 def values_of(action: argparse.Action) -> str:
