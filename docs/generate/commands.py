@@ -14,7 +14,8 @@ PRETRAIN = "pretrain"
 
 def commands_page() -> str:
     """All verbs, a section each."""
-    index = table(["verb", "what it does"], [[f"[`{verb.name}`](#{verb.name})", verb.summary] for verb in VERBS])
+    rows = [[verb.group, f"[`{verb.name}`](#{verb.name})", verb.summary] for verb in VERBS]
+    index = table(["for", "verb", "what it does"], rows)
     intro = "The program is `megatron-compete VERB`, or `python -m megatron_compete VERB`."
     return f"# Commands\n\n{intro}\n\n{index}" + "".join(verb_section(verb) for verb in VERBS)
 
