@@ -37,7 +37,7 @@ RECOMMENDED: Settings = {
     "compete_router_balance_coeff": 0.0,
     "moe_aux_loss_coeff": 0.01,
 }
-"""What `docs/results/findings.md` recommends to those who want competition: the kind and rate that cost the least, with the load
+"""What `docs/findings.md` recommends to those who want competition: the kind and rate that cost the least, with the load
 balanced by Megatron's own loss, as top-K baselines have it. It was not shown to be better than top-K."""
 
 PRESETS: dict[str, Settings] = {"paper": PAPER, "recommended": RECOMMENDED}
