@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from mkdocs.structure.files import File, Files
+
 from generate import mathml, pages
 from generate.index import GENERATED
-from mkdocs.structure.files import File, Files
 
 
 def on_files(files: Files, *, config: Any) -> Files:

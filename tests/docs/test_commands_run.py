@@ -62,7 +62,12 @@ def test_the_readme_from_top_to_bottom(workplace: Path) -> None:
 
 
 def test_the_guide_to_a_corpus(workplace: Path) -> None:
-    made = ("megatron-compete tokenizer", "megatron-compete preprocess", "megatron-compete inspect", "megatron-compete split")
+    made = (
+        "megatron-compete tokenizer",
+        "megatron-compete preprocess",
+        "megatron-compete inspect",
+        "megatron-compete split",
+    )
     commands = [command for command in verbs_of("docs/guides/corpus.md") if command.startswith(made)]
     tokenizer = next(command for command in commands if command.startswith(made[1 - 1]))
     run(tokenizer.replace("--vocab-size 32000", "--vocab-size 8000"), workplace)  # the library is too small for more

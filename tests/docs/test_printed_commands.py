@@ -16,7 +16,9 @@ PRINTED: dict[str, Path] = {command: path.relative_to(ROOT) for path in FILES fo
 def test_there_are_commands() -> None:
     assert len(PRINTED) > 70
     assert len(commands_of(ROOT / "README.md")) > 12
-    assert {"docs/guides/converting.md", "docs/guides/corpus.md", "slurm/README.md"} <= {str(path) for path in PRINTED.values()}
+    assert {"docs/guides/converting.md", "docs/guides/corpus.md", "slurm/README.md"} <= {
+        str(path) for path in PRINTED.values()
+    }
 
 
 @pytest.mark.parametrize("command", PRINTED, ids=lambda command: f"{PRINTED[command]}: {command[:60]}")
