@@ -22,6 +22,7 @@ help:
 	@echo "make benchmark-gpu  everything that one GPU can tell, in nine minutes (runs/gpu)"
 	@echo "make benchmark-preprocess  preprocessing beside Megatron-LM's loop"
 	@echo "make lint    ruff, formatting, mypy, shellcheck, hadolint"
+	@echo "make docs    the documentation site, into site/; make docs-serve shows it on 127.0.0.1:8000"
 	@echo "make setup   create .venv only; the others do this first"
 
 setup:
@@ -70,5 +71,12 @@ format: setup
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
+.PHONY: docs docs-serve
+docs: setup
+	@$(PY) -m mkdocs build --strict --quiet
+
+docs-serve: docs
+	@$(PY) -m mkdocs serve --dev-addr 127.0.0.1:8000
+
 clean:
-	rm -rf .venv runs build dist *.egg-info
+	rm -rf .venv runs site build dist *.egg-info

@@ -9,7 +9,7 @@
 # logs.tar.gz, in which the tiles' times are too. --quick has small sizes, and leaves summary and logs alone. Without a
 # GPU every part is marked as skipped, and the exit code is 0. It is 0 too when parts failed: the summary says so.
 #
-#     PYTHON=python3      the interpreter, which must find torch, megatron-core, Transformer Engine (docs/gpu.md)
+#     PYTHON=python3      the interpreter, which must find torch, megatron-core, Transformer Engine (docs/operations/gpu-first-run.md)
 #     SUITE_SECONDS=525   for all parts together (--quick: 150)
 set -uo pipefail
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """All routers side by side: where one MoE layer sends the same tokens under each, and what a step costs.
 
-    python benchmarks/routers.py --figure docs/routers.png     # a layer of the model of examples/studies/tiny.yaml
+    python benchmarks/routers.py --figure docs/guides/routers.png  # a layer of the model of examples/studies/tiny.yaml
     python benchmarks/routers.py --experts 64 --topk 8 --hidden 512 --activation relu     # of the authors' 154M model
 
 Each layer starts from the same experts and is trained for some steps on the same made-up task, so that balance losses,

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 
 venv=.venv
 mark=$venv/.installed
-extras=${EXTRAS:-dev,mpi,report,eval}
+extras=${EXTRAS:-dev,mpi,report,eval,docs}
 
 find_python() {
     local candidate

@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         choices=("compete", "topk", *BASELINES),
         default="compete",
         help="compete: MoE layers with competition routing; topk: Megatron's own layers, the plain baseline; others: "
-        "Megatron's layers with a baseline router (docs/routers.md).",
+        "Megatron's layers with a baseline router (docs/guides/routers.md).",
     )
     group.add_argument(
         "--compete-preset",

@@ -31,7 +31,7 @@ REFUSED = (
     Refused("spec", "--spec", lambda a: a.spec is not None,
             "the layers are set by this entry: use --router to choose, or another trainer"),
     Refused("inprocess_restart", "--inprocess-restart", lambda a: a.inprocess_restart,
-            "a failed rank ends the job here, and the job is tried again (docs/reliability.md): leave it out"),
+            "a failed rank ends the job here, and the job is tried again (docs/operations/reliability.md): leave it out"),
     Refused("async_save", "--async-save", lambda a: a.async_save and cpu.is_needed(),
             "its worker process needs a GPU, and this host has none: leave it out, with --use-persistent-ckpt-worker"),
     Refused("async_save", "--async-save", lambda a: a.async_save and not a.use_persistent_ckpt_worker,

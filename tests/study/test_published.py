@@ -10,7 +10,7 @@ from megatron_compete.study.report import read_results
 from megatron_compete.study.table import markdown_table, write_csv
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLISHED = sorted((ROOT / "docs" / "studies").glob("*/table.csv"))
+PUBLISHED = sorted((ROOT / "benchmarks" / "studies").glob("*/table.csv"))
 
 
 def test_a_study_is_published() -> None:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from megatron_compete.data.preprocessing.places import counts_from_piece, lines_before
 
 from megatron_compete.data.inputs import find_sources
 from megatron_compete.data.inputs.shards import Piece
+from megatron_compete.data.preprocessing.places import counts_from_piece, lines_before
 from tests.data.inputs.files import write_jsonl, write_parquet
 
 RECORDS = [{"text": "x" * number} for number in range(6)]
