@@ -1,6 +1,6 @@
 """Jobs that follow one another: raw text to data, a trained model, a Hugging Face folder, its evaluation.
 
-    preprocess:                        # any of the four parts, in this order
+    preprocess:                        # any of the four jobs, in this order
       tokenizer: {vocab-size: 32000}   # train one first; or name one under arguments
       arguments: {input: corpus/*.jsonl, append-eod: true}
     pretrain:
@@ -12,8 +12,8 @@
     evaluate:
       arguments: {tasks: hellaswag}
 
-Each part has a run folder of its own in the chain's: 1-preprocess, 2-pretrain, 3-convert, 4-evaluate. Data, tokenizer,
-checkpoint and Hugging Face folder go from one part to the next unless its arguments name others. Relative paths begin
+Each job has a run folder of its own in the chain's: 1-preprocess, 2-pretrain, 3-convert, 4-evaluate. Data, tokenizer,
+checkpoint and Hugging Face folder go from one job to the next unless its arguments name others. Relative paths begin
 where the command is run; `{chain}` in a value is the chain's folder.
 """
 
@@ -27,7 +27,7 @@ from megatron_compete.cluster.chain_file import (
     nodes_of,
     section_settings,
 )
-from megatron_compete.cluster.parts import Part, pretrain_part, tool_part
+from megatron_compete.cluster.planned_job import PlannedJob, plan_pretrain, plan_tool
 from megatron_compete.cluster.pretrain_job import check_files, checkpoint_folder
 from megatron_compete.cluster.queue import QueuedJob
 from megatron_compete.cluster.run_folder import CODE, PRIVATE, SCRIPT, RunFolder
@@ -55,33 +55,33 @@ def plan_chain(
     settings: Mapping[str, str],
     overrides: list[str],
     snapshot: Snapshot,
-) -> list[Part]:
+) -> list[PlannedJob]:
     """The jobs of a chain.
 
     Args:
         settings: of the cluster, as read.
-        overrides: of the pretrain part's recipe.
+        overrides: of the pretrain job's recipe.
     Raises:
-        CompeteError: what a part lacks, or names and is not there.
+        CompeteError: what a job lacks, or names and is not there.
     """
     if overrides and "pretrain" not in sections:
         raise CompeteError(f"{overrides[0]} overrides a recipe, and the chain has no pretrain: take it out")
-    flow, parts = Flow(), []
+    flow, planned_jobs = Flow(), []
     for kind, section in sections.items():
         run = RunFolder(folder / f"{KINDS.index(kind) + 1}-{kind}")
         own, nodes = section_settings(kind, section, settings), nodes_of(kind, section)
         if isinstance(section, PretrainSection):
-            part = _pretrain(section, run, nodes, own, flow, overrides, snapshot)
+            planned = _pretrain(section, run, nodes, own, flow, overrides, snapshot)
         else:
             check_mpi(kind, nodes, own)
-            part = tool_part(kind, _words(kind, section, run.path, flow), run, nodes, own, snapshot)
-        parts.append(part)
-    return parts
+            planned = plan_tool(kind, _words(kind, section, run.path, flow), run, nodes, own, snapshot)
+        planned_jobs.append(planned)
+    return planned_jobs
 
 
 def _pretrain(
     section: PretrainSection, run: RunFolder, nodes: int, settings: Settings, flow: Flow, overrides: list[str], snapshot: Snapshot
-) -> Part:  # fmt: skip
+) -> PlannedJob:  # fmt: skip
     if section.recipe is None:
         raise CompeteError("pretrain: recipe is missing: name a recipe's file, see examples/")
     recipe = read_recipe(Path(section.recipe))
@@ -89,11 +89,11 @@ def _pretrain(
     recipe.override(overrides)
     made = bool(flow.data) and "data-path" not in recipe.arguments
     flow_into_recipe(recipe, flow)
-    part = pretrain_part(recipe, run, nodes, settings, snapshot)
+    planned = plan_pretrain(recipe, run, nodes, settings, snapshot)
     if not made:
         check_files(recipe)
     flow.checkpoint = checkpoint_folder(recipe)
-    return part
+    return planned
 
 
 def _words(kind: str, section: PartSection, run: Path, flow: Flow) -> list[str]:
@@ -112,50 +112,52 @@ def check_mpi(kind: str, nodes: int, settings: Settings) -> None:
         )
 
 
-def write_chain(parts: list[Part], queued: list[QueuedJob | None], folder: Path, source: Path, update: bool) -> None:
-    """Write the run folder of every part that is not finished.
+def write_chain(
+    planned_jobs: list[PlannedJob], queued: list[QueuedJob | None], folder: Path, source: Path, update: bool
+) -> None:
+    """Write the run folder of every job that is not finished.
 
     Args:
-        queued: the parts' jobs that wait or run (`queued_jobs`).
+        queued: what waits or runs of each, in Slurm's queue (`queued_jobs`).
     Raises:
         CompeteError: a folder of another job (see `RunFolder.write`), before any of them is touched where it shows.
     """
-    pending = [part for part, job in zip(parts, queued) if not part.folder.is_finished and job is None]
-    for part in pending:
-        part.folder.check(part.contents, update)
+    pending = [planned for planned, job in zip(planned_jobs, queued) if not planned.folder.is_finished and job is None]
+    for planned in pending:
+        planned.folder.check(planned.contents, update)
     folder.mkdir(parents=True, exist_ok=True)
-    for part in pending:
-        part.folder.write(part.contents, update)
+    for planned in pending:
+        planned.folder.write(planned.contents, update)
     write_whole(folder / CHAIN, source.read_bytes(), mode=PRIVATE)
 
 
 def submit_chain(
-    parts: list[Part], queued: list[QueuedJob | None], dependency: str | None, say: Callable[[str], None]
+    planned_jobs: list[PlannedJob], queued: list[QueuedJob | None], dependency: str | None, say: Callable[[str], None]
 ) -> None:
-    """Submit each part behind the one before it; what is finished or in the queue is left as it is.
+    """Submit each job behind the one before it; what is finished or in the queue is left as it is.
 
     Args:
-        queued: the parts' jobs that wait or run (`queued_jobs`).
+        queued: what waits or runs of each, in Slurm's queue (`queued_jobs`).
         dependency: of the first job that is submitted, as sbatch takes it.
     Raises:
         CompeteError: Slurm refuses one; those before it stay in the queue, and the same command goes on from there.
     """
-    for part, job in zip(parts, queued):
-        label = part.folder.path.name
-        if part.folder.is_finished:
-            say(f"{label}: finished already{_with_other_settings(part)}")
+    for planned, job in zip(planned_jobs, queued):
+        label = planned.folder.path.name
+        if planned.folder.is_finished:
+            say(f"{label}: finished already{_with_other_settings(planned)}")
             continue
         if job is not None:
             job_id = job.job_id
             say(f"{label}: job {job_id} is in the queue ({job.state})")
         else:
-            job_id = submit(part.folder / SCRIPT, dependency)
-            part.folder.record_submission(job_id, part.job.kind)
+            job_id = submit(planned.folder / SCRIPT, dependency)
+            planned.folder.record_submission(job_id, planned.job.kind)
             say(f"{label}: job {job_id}" + (f" ({dependency})" if dependency else ""))
         dependency = f"afterok:{job_id}"
 
 
-def _with_other_settings(part: Part) -> str:
-    """A finished part is not run again because the chain's file has changed; code may have."""
-    differing = [name for name in part.folder.differences(part.contents) if not name.startswith((CODE, SCRIPT))]
+def _with_other_settings(planned: PlannedJob) -> str:
+    """A finished job is not run again because the chain's file has changed; code may have."""
+    differing = [name for name in planned.folder.differences(planned.contents) if not name.startswith((CODE, SCRIPT))]
     return f" ({', '.join(differing)} were others: to run it anew, remove its folder)" if differing else ""

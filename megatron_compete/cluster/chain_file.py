@@ -1,4 +1,4 @@
-"""The file that describes a chain of jobs (`chain.py`): its sections, their keys, and the settings of each part."""
+"""The file that describes a chain of jobs (`chain.py`): its sections, their keys, and the settings of each job."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from megatron_compete.launch.recipe import read_arguments
 
 
 class PartSection(Section):
-    """What a chain's file says of one part."""
+    """What a chain's file says of one job."""
 
     nodes: Count | None = None
     time: Word | None = None
@@ -90,7 +90,7 @@ def _filled(value: Any, chain: str) -> Any:
 
 
 def section_settings(kind: str, section: PartSection, settings: Mapping[str, str]) -> Settings:
-    """The cluster's settings for one part: the tools take one task a node and no GPU unless their section says more."""
+    """The cluster's settings for one job: the tools take one task a node and no GPU unless their section says more."""
     defaults: dict[str, str] = {}
     if kind != "pretrain":
         gpus = "1" if kind == "evaluate" and settings.get("COMPETE_GPUS_PER_NODE", "0") != "0" else "0"
@@ -99,7 +99,7 @@ def section_settings(kind: str, section: PartSection, settings: Mapping[str, str
 
 
 def nodes_of(kind: str, section: PartSection) -> int:
-    """Nodes of a part; only a training part has to say."""
+    """Nodes of a job; only a training job has to say."""
     if section.nodes is None and kind == "pretrain":
         raise CompeteError("pretrain: nodes: is missing: give a whole number from 1")
     return section.nodes or 1

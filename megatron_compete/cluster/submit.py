@@ -11,7 +11,7 @@ from typing import Literal
 from megatron_compete.cluster.chain import plan_chain, submit_chain, write_chain
 from megatron_compete.cluster.chain_file import read_chain
 from megatron_compete.cluster.layout_check import check_layout
-from megatron_compete.cluster.parts import Part, pretrain_part, queued_jobs
+from megatron_compete.cluster.planned_job import PlannedJob, plan_pretrain, queued_jobs
 from megatron_compete.cluster.pretrain_job import check_files
 from megatron_compete.cluster.run_folder import COMMAND, RECIPE, SCRIPT, RunFolder
 from megatron_compete.cluster.sbatch import check_sbatch, submit
@@ -36,7 +36,7 @@ SETTING_FLAGS = {
 """Flags that stand for settings."""
 
 OF_ONE_JOB = ("nodes", "time", "gpus_per_node", "tasks_per_node")
-"""Flags that a chain's sections have, each for its part."""
+"""Flags that a chain's sections have, each for its job."""
 
 
 @dataclass(frozen=True)
@@ -146,21 +146,21 @@ def _submit_recipe(file: Path, options: SubmitOptions, values: dict[str, str]) -
     recipe = read_recipe(file)
     recipe.override(options.overrides)
     run = RunFolder(run_path(options.run, file))
-    part = pretrain_part(recipe, run, options.nodes, Settings.of(values), take_snapshot())
+    planned = plan_pretrain(recipe, run, options.nodes, Settings.of(values), take_snapshot())
     check_files(recipe)
-    if _is_over(part):
+    if _is_over(planned):
         return
-    run.check(part.contents, options.update)
+    run.check(planned.contents, options.update)
     if not options.no_check:
-        _check_layout(part)
-    run.write(part.contents, options.update)
-    note_on_code(part.contents.snapshot)
+        _check_layout(planned)
+    run.write(planned.contents, options.update)
+    note_on_code(planned.contents.snapshot)
     if options.dry_run:
-        _show(part)
+        _show(planned)
         return
     job_id = submit(run / SCRIPT, options.dependency)
-    run.record_submission(job_id, part.job.kind)
-    _say(part, job_id)
+    run.record_submission(job_id, planned.job.kind)
+    _say(planned, job_id)
 
 
 def _submit_chain(file: Path, options: SubmitOptions, values: dict[str, str]) -> None:
@@ -171,61 +171,61 @@ def _submit_chain(file: Path, options: SubmitOptions, values: dict[str, str]) ->
     folder = run_path(options.run, file)
     RunFolder(folder)  # its path is fit for Slurm
     snapshot = take_snapshot()
-    parts = plan_chain(read_chain(file, folder), folder, values, list(options.overrides), snapshot)
+    planned_jobs = plan_chain(read_chain(file, folder), folder, values, list(options.overrides), snapshot)
     if not options.no_check:
-        for part in parts:
-            if part.recipe is not None and not part.folder.is_finished:
-                _check_layout(part)
-    queued = queued_jobs(parts)
-    write_chain(parts, queued, folder, file, options.update)
+        for planned in planned_jobs:
+            if planned.recipe is not None and not planned.folder.is_finished:
+                _check_layout(planned)
+    queued = queued_jobs(planned_jobs)
+    write_chain(planned_jobs, queued, folder, file, options.update)
     note_on_code(snapshot)
     if options.dry_run:
-        for part in parts:
-            _show(part)
+        for planned in planned_jobs:
+            _show(planned)
         return
-    submit_chain(parts, queued, options.dependency, print)
+    submit_chain(planned_jobs, queued, options.dependency, print)
     print(f"chain    {folder}\nlook     megatron-compete status {folder}")
 
 
-def _is_over(part: Part) -> bool:
+def _is_over(planned: PlannedJob) -> bool:
     """Whether there is nothing to submit.
 
     Raises:
         CompeteError: its job waits or runs, or whether it does cannot be told.
     """
-    if part.folder.is_finished:
-        print(f"{part.folder.path} is finished: nothing to do (another --run trains anew)")
+    if planned.folder.is_finished:
+        print(f"{planned.folder.path} is finished: nothing to do (another --run trains anew)")
         return True
-    job = queued_jobs([part])[0]
+    job = queued_jobs([planned])[0]
     if job is not None:
         raise CompeteError(
-            f"--run {part.folder.path}: its job {job.job_id} is in the queue ({job.state}): scancel it first, or choose "
+            f"--run {planned.folder.path}: its job {job.job_id} is in the queue ({job.state}): scancel it first, or choose "
             "another --run"
         )
     return False
 
 
-def _check_layout(part: Part) -> None:
-    settings = part.job.settings
+def _check_layout(planned: PlannedJob) -> None:
+    settings = planned.job.settings
     pythons = [sys.executable]
     if settings.get("SOFTWARE") == "venv":
         pythons.append(f"{settings.get('VENV')}/bin/python")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, RECIPE)
-        file.write_text(part.contents.files[RECIPE])
-        note = check_layout(file, part.job.nodes, settings.tasks_per_node, pythons)
+        file.write_text(planned.contents.files[RECIPE])
+        note = check_layout(file, planned.job.nodes, settings.tasks_per_node, pythons)
     if note:
         print(f"note: {note}", file=sys.stderr)
 
 
-def _show(part: Part) -> None:
-    print(f"{part.folder.path} is written, nothing is submitted. {COMMAND}:\n")
-    print(part.contents.files[COMMAND])
-    print(f"{SCRIPT}:\n\n{part.contents.files[SCRIPT]}")
+def _show(planned: PlannedJob) -> None:
+    print(f"{planned.folder.path} is written, nothing is submitted. {COMMAND}:\n")
+    print(planned.contents.files[COMMAND])
+    print(f"{SCRIPT}:\n\n{planned.contents.files[SCRIPT]}")
 
 
-def _say(part: Part, job_id: str) -> None:
-    run, job = part.folder.path, part.job
+def _say(planned: PlannedJob, job_id: str) -> None:
+    run, job = planned.folder.path, planned.job
     print(f"job {job_id} is submitted: {job.nodes} nodes of {job.settings.tasks_per_node} ranks")
     for name, value in {
         "run": str(run),
@@ -243,7 +243,7 @@ main = Command(
     to Slurm. What can be refused is refused here and not in the queue. Settings of the cluster come from --cluster, else
     $COMPETE_CLUSTER, else ./cluster.env, else ~/.config/megatron-compete/cluster.env (slurm/cluster.env.example explains
     them); flags go over the file. Anything else overrides the recipe by name, as with pretrain. The same command again
-    submits the same folder again, or the parts of a chain that are not finished.""",
+    submits the same folder again, or the jobs of a chain that are not finished.""",
     example="--recipe examples/competesmoe_154m.yaml --nodes 2 --time 24:00:00 --data-path /shared/data/train",
     options=SubmitOptions,
     run=run_submit,

@@ -1,5 +1,5 @@
 """Jobs around training: preprocess, convert, evaluate. What a section of a chain file becomes as arguments of
-`slurm/KIND.sbatch`, and what one part hands to the next."""
+`slurm/KIND.sbatch`, and what one job hands to the next."""
 
 import glob
 import shlex
@@ -22,7 +22,7 @@ EVALUATE_FLAGS = (
 
 @dataclass
 class Flow:
-    """What parts of a chain have made, or will have when the next one begins."""
+    """What jobs of a chain have made, or will have when the next one begins."""
 
     data: list[str] = field(default_factory=list)
     """Prefixes of datasets, for --data-path."""
@@ -87,7 +87,7 @@ def existing_inputs(value: Value) -> list[str]:
 
 
 def flow_into_recipe(recipe: Recipe, flow: Flow) -> None:
-    """Data and tokenizer of the part before, unless the recipe's overrides name others."""
+    """Data and tokenizer of the job before, unless the recipe's overrides name others."""
     if flow.data and "data-path" not in recipe.arguments:
         if len(flow.data) > 1:
             raise CompeteError(
@@ -142,7 +142,7 @@ def evaluate_arguments(arguments: Arguments, run: Path, flow: Flow) -> list[str]
 
 
 def _given_or_made(arguments: Arguments, name: str, made: Path | None, kind: str, before: str) -> Path:
-    """A folder that an argument names and that is there, or that an earlier part makes."""
+    """A folder that an argument names and that is there, or that an earlier job makes."""
     if name in arguments:
         path = Path(str(arguments[name])).expanduser().absolute()
         if not path.is_dir():

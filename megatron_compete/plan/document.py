@@ -168,7 +168,7 @@ def _competition(plan: JobPlan, overhead: Overhead) -> dict[str, Any]:
         "policy": overhead.policy,
         "rate": overhead.rate,
         "max_active_layers": overhead.max_active,
-        "layers": len(plan.times.place_of_layer),
+        "layers": len(plan.times.stage_chunks),
         "simulated_steps": overhead.steps,
         "outcomes": [_outcome(outcome) for outcome in overhead.outcomes],
     }

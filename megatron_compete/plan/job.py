@@ -110,7 +110,7 @@ class Job:
         return Competition.of_model(self.compete, self.transformer, lambda: 0).schedule
 
     @cached_property
-    def place_of_layer(self) -> tuple[tuple[int, int], ...]:
+    def stage_chunks(self) -> tuple[tuple[int, int], ...]:
         """(stage, chunk) of each layer that can compete, in order of depth."""
         return moe_stage_chunks(self.transformer) if self.competes else ()
 

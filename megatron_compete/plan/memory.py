@@ -125,7 +125,7 @@ def _competition(job: Job, stage: int, in_flight_V: tuple[int, ...]) -> float:
     if job.schedule is None:
         return 0.0
     layer = competing_activations(job)
-    here_L = np.array([in_flight_V[chunk] if at == stage else 0 for at, chunk in job.place_of_layer])
+    here_L = np.array([in_flight_V[chunk] if at == stage else 0 for at, chunk in job.stage_chunks])
     start = job.schedule.warmup_steps
     table = job.schedule.table(start, start + SCHEDULE_WINDOWS * job.schedule.window_steps)
     most = int((table @ here_L).max())

@@ -106,7 +106,7 @@ def simulate_policies(
     }
     windows = -(-most_steps // schedule.window_steps)
     progress(f"drawing {windows * schedule.window_steps} steps of {len(schedules)} schedules")
-    tables = _Tables(_places_LC(times))
+    tables = _Tables(_layers_LC(times))
     draws = {
         setting: tables.add(drawn.table(0, windows * schedule.window_steps))
         for setting, drawn in schedules.items()
@@ -132,7 +132,7 @@ def _schedule(
     """The job's schedule under another policy and A_max, or why there is none."""
     try:
         return dataclasses.replace(
-            schedule, policy=policy, max_active=max_active, stage_chunks=times.place_of_layer if policy == "balanced" else (),
+            schedule, policy=policy, max_active=max_active, stage_chunks=times.stage_chunks if policy == "balanced" else (),
             warmup_steps=0, decay="none", decay_steps=0, floor=0.0,
         )  # fmt: skip
     except CompeteError as error:
@@ -143,11 +143,11 @@ class _Tables:
     """Counts of competing layers per chunk, of several schedules; equal tables are kept once.
 
     Args:
-        places_LC: which chunk each layer lies on, [L, P * V] of 0 and 1.
+        layers_LC: which chunk each layer lies on, [L, P * V] of 0 and 1.
     """
 
-    def __init__(self, places_LC: NDArray[np.float32]) -> None:
-        self.places_LC = places_LC
+    def __init__(self, layers_LC: NDArray[np.float32]) -> None:
+        self.layers_LC = layers_LC
         self.counts: list[NDArray[np.uint8]] = []
         self._number_of: dict[bytes, int] = {}
 
@@ -156,24 +156,24 @@ class _Tables:
         key = np.packbits(table_NL).tobytes()
         if key not in self._number_of:
             self._number_of[key] = len(self.counts)
-            self.counts.append((table_NL.astype(np.float32) @ self.places_LC).astype(np.uint8))
+            self.counts.append((table_NL.astype(np.float32) @ self.layers_LC).astype(np.uint8))
         return self._number_of[key]
 
     def distinct_rows(self, steps: int) -> tuple[NDArray[np.uint8], list[NDArray[np.intp]]]:
         """Distinct rows [R, P * V] of the first `steps` of all tables, no competition the first, and each table's rows."""
-        normal = np.zeros((1, self.places_LC.shape[1]), dtype=np.uint8)
+        normal = np.zeros((1, self.layers_LC.shape[1]), dtype=np.uint8)
         rows_NC = np.concatenate([normal, *(counts[:steps] for counts in self.counts)])
         as_bytes = rows_NC.view(f"V{rows_NC.shape[1]}").ravel()
         _, first, row_of = np.unique(as_bytes, return_index=True, return_inverse=True)
         return rows_NC[first], np.split(row_of[1:], np.arange(1, len(self.counts)) * steps)
 
 
-def _places_LC(times: PipelineTimes) -> NDArray[np.float32]:
+def _layers_LC(times: PipelineTimes) -> NDArray[np.float32]:
     stages, chunks = times.forward_PV.shape
-    places_LC = np.zeros((len(times.place_of_layer), stages * chunks), dtype=np.float32)
-    for layer, (stage, chunk) in enumerate(times.place_of_layer):
-        places_LC[layer, stage * chunks + chunk] = 1
-    return places_LC
+    layers_LC = np.zeros((len(times.stage_chunks), stages * chunks), dtype=np.float32)
+    for layer, (stage, chunk) in enumerate(times.stage_chunks):
+        layers_LC[layer, stage * chunks + chunk] = 1
+    return layers_LC
 
 
 def _affordable_steps(

@@ -33,7 +33,7 @@ class PipelineTimes:
     competing_backward: float
     """What competition adds to that layer's backward pass."""
 
-    place_of_layer: tuple[tuple[int, int], ...]
+    stage_chunks: tuple[tuple[int, int], ...]
     """(stage, chunk) of each layer that can compete, in order of depth."""
 
     transfer: float
@@ -63,7 +63,7 @@ def pipeline_times(job: Job, hardware: Hardware, parameters: Parameters) -> Pipe
         backward_PV=backward_PV,
         competing_forward=competing.forward,
         competing_backward=competing.backward,
-        place_of_layer=job.place_of_layer,
+        stage_chunks=job.stage_chunks,
         transfer=transfer_bytes(job) * per_byte if job.sizes.pp > 1 else 0.0,
         microbatches=job.microbatches,
         group_size=job.transformer.microbatch_group_size_per_vp_stage,

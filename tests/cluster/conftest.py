@@ -1,3 +1,3 @@
 """Shared by the tests of submitting."""
 
-from tests.cluster.stand_in import desk  # noqa: F401  a fixture
+from tests.cluster.stand_in import login_node  # noqa: F401  a fixture

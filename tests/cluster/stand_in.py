@@ -31,7 +31,7 @@ MODEL = {
 CPU = "COMPETE_GPUS_PER_NODE=0\nCOMPETE_TASKS_PER_NODE=2\n"
 
 
-class Desk:
+class LoginNode:
     """A folder with a recipe and a cluster.env, and stand-ins for Slurm on the path."""
 
     def __init__(self, folder: Path) -> None:
@@ -77,5 +77,5 @@ def said(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def login_node(tmp_path: Path) -> LoginNode:
+    return LoginNode(tmp_path)

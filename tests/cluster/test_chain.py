@@ -9,13 +9,13 @@ import yaml
 
 from megatron_compete.cluster.chain import plan_chain
 from megatron_compete.cluster.chain_file import read_chain
-from megatron_compete.cluster.parts import Part
+from megatron_compete.cluster.planned_job import PlannedJob
 from megatron_compete.cluster.snapshot import Snapshot
 from megatron_compete.common.errors import CompeteError
 from tests.cluster.stand_in import MODEL, ROOT
 
 SETTINGS = {"COMPETE_GPUS_PER_NODE": "8", "COMPETE_PARTITION": "gpu", "COMPETE_VENV": "/v"}
-Planner = Callable[..., list[Part]]
+Planner = Callable[..., list[PlannedJob]]
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planner:
     own = {name: value for name, value in MODEL.items() if name not in ("mock-data", "tokenizer-type")}
     Path("small.yaml").write_text(yaml.safe_dump({"launch": {"nproc-per-node": 2}, "arguments": own}))
 
-    def planned(content: object, *overrides: str, text: str | None = None) -> list[Part]:
+    def planned(content: object, *overrides: str, text: str | None = None) -> list[PlannedJob]:
         file = Path("chain.yaml")
         file.write_text(text or yaml.safe_dump(content, sort_keys=False))
         folder = tmp_path / "chain"
@@ -45,15 +45,15 @@ def sections(**changes: dict | None) -> dict:
     return {kind: section for kind, section in (whole | changes).items() if section != {}}
 
 
-def flag(part: Part, name: str) -> str:
-    words = list(part.job.arguments)
+def flag(planned: PlannedJob, name: str) -> str:
+    words = list(planned.job.arguments)
     return words[words.index(f"--{name}") + 1]
 
 
 def test_everything_flows_from_one_part_to_the_next(plan: Planner, tmp_path: Path) -> None:
     preprocess, pretrain, convert, evaluate = plan(sections(), "--train-iters", "7")
     chain = tmp_path / "chain"
-    assert [part.folder.path.name for part in (preprocess, pretrain, convert, evaluate)] == [
+    assert [planned.folder.path.name for planned in (preprocess, pretrain, convert, evaluate)] == [
         "1-preprocess", "2-pretrain", "3-convert", "4-evaluate",
     ]  # fmt: skip
     words = list(preprocess.job.arguments)
@@ -74,8 +74,8 @@ def test_everything_flows_from_one_part_to_the_next(plan: Planner, tmp_path: Pat
 def test_tools_take_one_task_and_no_gpu_unless_they_say_more(plan: Planner) -> None:
     four = {"nodes": 4, "tasks-per-node": 2, "cluster": {"COMPETE_PARTITION": "cpu", "COMPETE_MPI": "pmix"}}
     preprocess, pretrain, convert, evaluate = plan(sections(preprocess=sections()["preprocess"] | four))
-    gpus = [part.job.settings.gpus_per_node for part in (preprocess, pretrain, convert, evaluate)]
-    tasks = [part.job.settings.tasks_per_node for part in (preprocess, pretrain, convert, evaluate)]
+    gpus = [planned.job.settings.gpus_per_node for planned in (preprocess, pretrain, convert, evaluate)]
+    tasks = [planned.job.settings.tasks_per_node for planned in (preprocess, pretrain, convert, evaluate)]
     assert gpus == [0, 8, 0, 1] and tasks == [2, 8, 1, 1] and preprocess.job.nodes == 4
     assert (preprocess.job.settings.get("PARTITION"), convert.job.settings.get("PARTITION")) == ("cpu", "gpu")
 
@@ -103,15 +103,15 @@ def test_a_chain_replaces_nothing(plan: Planner, tmp_path: Path) -> None:
 
 def test_times_are_read_as_slurm_writes_them(plan: Planner) -> None:
     text = "convert: {time: 12:00:00, arguments: {checkpoint: .}}\nevaluate: {cluster: {COMPETE_TIME: 1:30:00}}\n"
-    parts = plan(None, text=text)
-    assert [part.job.settings.get("TIME") for part in parts] == ["12:00:00", "1:30:00"]
-    assert "#SBATCH --time=12:00:00" in parts[0].contents.files["submit.sbatch"]
+    planned_jobs = plan(None, text=text)
+    assert [planned.job.settings.get("TIME") for planned in planned_jobs] == ["12:00:00", "1:30:00"]
+    assert "#SBATCH --time=12:00:00" in planned_jobs[0].contents.files["submit.sbatch"]
     assert plan(None, text="convert: {time: 20, arguments: {checkpoint: .}}\n")[0].job.settings.get("TIME") == "20"
 
 
 def test_an_empty_setting_is_taken_back(plan: Planner) -> None:
-    part = plan(None, text="convert: {cluster: {COMPETE_PARTITION: }, time: , arguments: {checkpoint: .}}\n")[0]
-    assert part.job.settings.get("PARTITION") is None and part.job.settings.get("TIME") is None
+    planned = plan(None, text="convert: {cluster: {COMPETE_PARTITION: }, time: , arguments: {checkpoint: .}}\n")[0]
+    assert planned.job.settings.get("PARTITION") is None and planned.job.settings.get("TIME") is None
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_setting_has_one_line(plan: Planner) -> None:
 
 
 def test_command_lines_name_the_tools(plan: Planner) -> None:
-    commands = [part.contents.files["command.txt"] for part in plan(sections())]
+    commands = [planned.contents.files["command.txt"] for planned in plan(sections())]
     train, _, corpus = commands[0].partition(" && ")
     assert shlex.split(train)[1].endswith("code/tools/train_tokenizer.py")
     assert shlex.split(corpus)[1].endswith("code/tools/preprocess_data.py")

@@ -6,7 +6,7 @@ import pytest
 from megatron_compete.cluster.sbatch import Job, batch_script, submit
 from megatron_compete.cluster.settings import Settings
 from megatron_compete.common.errors import CompeteError
-from tests.cluster.stand_in import Desk
+from tests.cluster.stand_in import LoginNode
 
 
 def script(*arguments: str, run: str = "/runs/one", **settings: str) -> str:
@@ -53,13 +53,13 @@ def test_a_limit_must_leave_time_before_the_signal(limit: str, seconds: str) -> 
         script(TIME=limit, SIGNAL_SECONDS=seconds)
 
 
-def test_submitting(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submitting(login_node: LoginNode, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PATH", "CALLS"):
-        monkeypatch.setenv(name, desk.environment[name])
+        monkeypatch.setenv(name, login_node.environment[name])
     assert submit(Path("x.sbatch"), None) == "101"
     submit(Path("x.sbatch"), "afterok:101")
     flags = "--parsable --dependency=afterok:101 --kill-on-invalid-dep=yes"
-    assert desk.submitted() == ["sbatch --parsable x.sbatch", f"sbatch {flags} x.sbatch"]
+    assert login_node.submitted() == ["sbatch --parsable x.sbatch", f"sbatch {flags} x.sbatch"]
     monkeypatch.setenv("REFUSE", "Batch job submission failed: Invalid account")
     with pytest.raises(CompeteError, match=r"^sbatch x\.sbatch: Batch job submission failed: Invalid account$"):
         submit(Path("x.sbatch"), None)

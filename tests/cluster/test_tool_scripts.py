@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.stand_in import ROOT, Desk
+from tests.cluster.stand_in import ROOT, LoginNode
 
 SLURM = {"SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "node[7-8]", "DRY_RUN": "1", "COMPETE_VENV": sys.prefix}
 
 
-def show(desk: Desk, kind: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    (desk.folder / "cluster.env").unlink(missing_ok=True)
+def show(login_node: LoginNode, kind: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    (login_node.folder / "cluster.env").unlink(missing_ok=True)
     return subprocess.run(
-        ["bash", str(ROOT / "slurm" / f"{kind}.sbatch"), *words], cwd=desk.folder, timeout=60,
-        env=desk.environment | SLURM | environment, capture_output=True, text=True,
+        ["bash", str(ROOT / "slurm" / f"{kind}.sbatch"), *words], cwd=login_node.folder, timeout=60,
+        env=login_node.environment | SLURM | environment, capture_output=True, text=True,
     )  # fmt: skip
 
 
@@ -26,12 +26,12 @@ def commands(done: subprocess.CompletedProcess[str]) -> list[list[str]]:
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
-def test_a_tokenizer_is_trained_first_on_one_task(desk: Desk) -> None:
+def test_a_tokenizer_is_trained_first_on_one_task(login_node: LoginNode) -> None:
     words = [
         "--vocab-size",
         "9",
         "--output-prefix",
-        f"{desk.folder}/t",
+        f"{login_node.folder}/t",
         "--",
         "--input",
         "a b",
@@ -39,27 +39,27 @@ def test_a_tokenizer_is_trained_first_on_one_task(desk: Desk) -> None:
         "d/c",
     ]
     two = {"SLURM_NTASKS_PER_NODE": "2", "COMPETE_MPI": "pmi2"}
-    train, corpus = commands(show(desk, "preprocess", *words, **two))
+    train, corpus = commands(show(login_node, "preprocess", *words, **two))
     assert train[:3] == ["srun", "--nodes=1", "--ntasks=1"] and train[-5] == f"{ROOT}/tools/train_tokenizer.py"
     assert {"--ntasks=4", "--ntasks-per-node=2", "--mpi=pmi2"} <= set(corpus) and corpus[-4:-2] == ["--input", "a b"]
-    (desk.folder / "t.model").write_text("trained")
-    done = show(desk, "preprocess", *words, **two)
+    (login_node.folder / "t.model").write_text("trained")
+    done = show(login_node, "preprocess", *words, **two)
     assert "t.model is there: not trained again" in done.stdout and "train_tokenizer" not in done.stdout
 
 
-def test_mpirun_and_a_single_task(desk: Desk) -> None:
-    many = show(desk, "preprocess", "--output-prefix", "c", SLURM_NTASKS_PER_NODE="2", COMPETE_LAUNCHER="mpirun")
+def test_mpirun_and_a_single_task(login_node: LoginNode) -> None:
+    many = show(login_node, "preprocess", "--output-prefix", "c", SLURM_NTASKS_PER_NODE="2", COMPETE_LAUNCHER="mpirun")
     command = commands(many)[0]
     assert os.path.basename(command[0]) == "mpirun" and command[1:3] == ["-n", "4"]
-    one = commands(show(desk, "preprocess", "--output-prefix", "c", SLURM_JOB_NODELIST="node7", NODES="1"))[0]
+    one = commands(show(login_node, "preprocess", "--output-prefix", "c", SLURM_JOB_NODELIST="node7", NODES="1"))[0]
     assert one[0] == "srun"
 
 
-def test_convert_and_evaluate(desk: Desk) -> None:
-    convert = commands(show(desk, "convert", "--to", "hf", "--checkpoint", "c"))[0]
+def test_convert_and_evaluate(login_node: LoginNode) -> None:
+    convert = commands(show(login_node, "convert", "--to", "hf", "--checkpoint", "c"))[0]
     assert convert[-5:] == [f"{ROOT}/tools/convert_checkpoint.py", "--to", "hf", "--checkpoint", "c"]
     both = ["--hf", "h", "--output", "o", "--text", "t", "--checkpoint", "c", "--windows", "3", "--tasks", "a,b"]
-    verify, harness = commands(show(desk, "evaluate", *both))
+    verify, harness = commands(show(login_node, "evaluate", *both))
     assert verify[-10:] == [
         "--checkpoint",
         "c",
@@ -73,8 +73,8 @@ def test_convert_and_evaluate(desk: Desk) -> None:
         "3",
     ]
     assert harness[-4:] == ["bash", f"{ROOT}/examples/evaluate.sh", "h", "o"]
-    assert len(commands(show(desk, "evaluate", "--hf", "h"))) == 1
-    assert len(commands(show(desk, "evaluate", *both[:-2]))) == 1
+    assert len(commands(show(login_node, "evaluate", "--hf", "h"))) == 1
+    assert len(commands(show(login_node, "evaluate", *both[:-2]))) == 1
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_convert_and_evaluate(desk: Desk) -> None:
         ("evaluate", ("--hf", "h", "--text", "x"), "give --checkpoint too"),
     ],
 )
-def test_what_is_missing_is_said(desk: Desk, kind: str, words: tuple[str, ...], says: str) -> None:
-    done = show(desk, kind, *words)
+def test_what_is_missing_is_said(login_node: LoginNode, kind: str, words: tuple[str, ...], says: str) -> None:
+    done = show(login_node, kind, *words)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and says in done.stderr
 
 
@@ -102,30 +102,30 @@ def test_scripts_are_clean(kind: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def begin(desk: Desk, **environment: str) -> subprocess.CompletedProcess[str]:
+def begin(login_node: LoginNode, **environment: str) -> subprocess.CompletedProcess[str]:
     """The first lines of a job in a folder where job 40 began and did not write its end down; `sleep` does not."""
-    run = desk.folder / "run"
+    run = login_node.folder / "run"
     run.mkdir(exist_ok=True)
     (run / "attempt.running").write_text("40\t1\tnode7\n")
-    (desk.bin / "sleep").write_text("#!/bin/sh\n")
-    (desk.bin / "sleep").chmod(0o755)
+    (login_node.bin / "sleep").write_text("#!/bin/sh\n")
+    (login_node.bin / "sleep").chmod(0o755)
     script = f". {ROOT}/slurm/job.sh; load_settings; begin_attempt"
     more = SLURM | {"COMPETE_RUN": str(run), "COMPETE_TASKS_PER_NODE": "1"} | environment
     return subprocess.run(
-        ["bash", "-c", script], cwd=desk.folder, env=desk.environment | more | {"DRY_RUN": "0"}, capture_output=True, text=True, timeout=60,
+        ["bash", "-c", script], cwd=login_node.folder, env=login_node.environment | more | {"DRY_RUN": "0"}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
 
 
-def test_a_job_does_not_begin_where_another_may_still_run(desk: Desk) -> None:
-    (desk.bin / "squeue").write_text(
+def test_a_job_does_not_begin_where_another_may_still_run(login_node: LoginNode) -> None:
+    (login_node.bin / "squeue").write_text(
         '#!/bin/bash\n[ -z "$DOWN" ] || { echo "Unable to contact slurm controller" >&2; exit 1; }\n'
         '[ -n "$THERE" ] || { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }\n'
         '[[ "$*" != *RUNNING* ]] || echo 40\n'
     )
-    down = begin(desk, DOWN="1")
+    down = begin(login_node, DOWN="1")
     assert down.returncode == 2 and "whether it is over cannot be told (Unable to contact" in down.stderr
-    there = begin(desk, THERE="1")
+    there = begin(login_node, THERE="1")
     assert there.returncode == 2 and "job 40 is running in" in there.stderr
-    assert not (desk.folder / "run/attempts.tsv").exists()
-    assert begin(desk).returncode == 0
-    assert (desk.folder / "run/attempts.tsv").read_text().startswith("0\t40\t1\t")
+    assert not (login_node.folder / "run/attempts.tsv").exists()
+    assert begin(login_node).returncode == 0
+    assert (login_node.folder / "run/attempts.tsv").read_text().startswith("0\t40\t1\t")

@@ -22,7 +22,7 @@ def pipeline_times(stages: int, chunks: int, layers: int, microbatches: int) -> 
         backward_PV=2 + 0.1 * random.random((stages, chunks)),
         competing_forward=0.6,
         competing_backward=0.3,
-        place_of_layer=tuple((i // of_place % stages, i // of_place // stages) for i in range(layers)),
+        stage_chunks=tuple((i // of_place % stages, i // of_place // stages) for i in range(layers)),
         transfer=0.01,
         microbatches=microbatches,
         group_size=stages,
@@ -32,7 +32,7 @@ def pipeline_times(stages: int, chunks: int, layers: int, microbatches: int) -> 
 
 def job(stages: int, chunks: int, layers: int, rate: float, max_active: int, microbatches: int = 8):  # type: ignore[no-untyped-def]
     times = pipeline_times(stages, chunks, layers, microbatches)
-    schedule = CompetitionSchedule(layers, rate, max_active, "balanced", stage_chunks=times.place_of_layer)
+    schedule = CompetitionSchedule(layers, rate, max_active, "balanced", stage_chunks=times.stage_chunks)
     return schedule, times, PipelineShape(stages, chunks, microbatches, stages)
 
 
@@ -59,7 +59,7 @@ def test_numbers_are_those_of_the_table(chunks: int) -> None:
     backward_NPV = np.repeat(times.backward_PV[None], result.steps, axis=0)
     on_stage = np.zeros((result.steps, 4), dtype=int)
     for step, layer in zip(*np.nonzero(table_NL)):
-        place = times.place_of_layer[layer]
+        place = times.stage_chunks[layer]
         forward_NPV[step][place] += 0.6
         backward_NPV[step][place] += 0.3
         on_stage[step, place[0]] += 1

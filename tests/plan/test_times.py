@@ -57,12 +57,12 @@ def test_a_competing_layer_alone_is_its_scoring_pass() -> None:
 def test_shape_and_places() -> None:
     times = times_of("moe_235b_a22b", hardware=preset("h100"))
     assert times.forward_PV.shape == times.backward_PV.shape == (8, 4)
-    assert len(times.place_of_layer) == 94 and times.place_of_layer[:3] == ((0, 0), (0, 0), (1, 0))
+    assert len(times.stage_chunks) == 94 and times.stage_chunks[:3] == ((0, 0), (0, 0), (1, 0))
     assert times.microbatches == 64 and times.group_size == 8
     layers = np.full((8, 4), 3)
     layers[0, 0] = layers[7, 3] = 2  # embedding and loss count as a layer
     counted = np.zeros((8, 4), int)
-    for place in times.place_of_layer:
+    for place in times.stage_chunks:
         counted[place] += 1
     assert (counted == layers).all()
     assert times.forward_PV[0, 0] == pytest.approx(2 / 3 * times.forward_PV[1, 0])

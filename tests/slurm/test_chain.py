@@ -52,7 +52,7 @@ OMP_NUM_THREADS=1
 """
 
 
-class Desk:
+class LoginNode:
     """A folder to submit from."""
 
     def __init__(self, folder: Path, cluster: Cluster) -> None:
@@ -87,8 +87,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, cluster: Cluster) -> Desk:
-    return Desk(tmp_path, cluster)
+def login_node(tmp_path: Path, cluster: Cluster) -> LoginNode:
+    return LoginNode(tmp_path, cluster)
 
 
 def preprocess(corpus: str, **arguments: object) -> dict:
@@ -99,7 +99,7 @@ def preprocess(corpus: str, **arguments: object) -> dict:
     }
 
 
-def test_raw_text_to_an_evaluated_model_by_one_command(desk: Desk) -> None:
+def test_raw_text_to_an_evaluated_model_by_one_command(login_node: LoginNode) -> None:
     chain = {
         "preprocess": {
             "nodes": 2, "tasks-per-node": 2, "cluster": {"COMPETE_LAUNCHER": "mpirun"},
@@ -112,37 +112,39 @@ def test_raw_text_to_an_evaluated_model_by_one_command(desk: Desk) -> None:
             "device": "cpu", "dtype": "float32", "batch": 4,
         }},
     }  # fmt: skip
-    done = desk.submit(chain)
+    done = login_node.submit(chain)
     assert done.returncode == 0, done.stderr
     for name in ("1-preprocess", "2-pretrain", "3-convert", "4-evaluate"):
-        assert desk.finish(name) == "COMPLETED", desk.log(name)
-        assert desk.outcomes(name)[-1] == "finished" and (desk.run(name) / "finished").exists()
-    manifest = json.loads((desk.run("1-preprocess") / "data/corpus_text_document.json").read_text())
-    assert manifest["documents"] == desk.corpus.train_documents
-    tracker = desk.run("2-pretrain") / "checkpoints/latest_checkpointed_iteration.txt"
+        assert login_node.finish(name) == "COMPLETED", login_node.log(name)
+        assert login_node.outcomes(name)[-1] == "finished" and (login_node.run(name) / "finished").exists()
+    manifest = json.loads((login_node.run("1-preprocess") / "data/corpus_text_document.json").read_text())
+    assert manifest["documents"] == login_node.corpus.train_documents
+    tracker = login_node.run("2-pretrain") / "checkpoints/latest_checkpointed_iteration.txt"
     assert tracker.read_text().strip() == str(STEPS)
-    results = desk.run("4-evaluate") / "results"
+    results = login_node.run("4-evaluate") / "results"
     comparison = json.loads((results / "comparison.json").read_text())
     assert comparison["max_logit_difference"] < 1e-3 and comparison["same_ids"]
     assert comparison["perplexity_hf"] < 0.8 * comparison["perplexity_untrained"]
     marks = json.loads(next(results.rglob("results*.json")).read_text())["results"]
     assert 0 <= marks["license_words"]["acc,none"] <= 1
-    again = desk.submit(chain)
+    again = login_node.submit(chain)
     assert again.returncode == 0 and again.stdout.count("finished already") == 4, again.stdout + again.stderr
 
 
-def test_bad_input_stops_the_chain_and_the_same_command_goes_on_once_it_is_fixed(desk: Desk) -> None:
-    raw = desk.folder / "raw.jsonl"
+def test_bad_input_stops_the_chain_and_the_same_command_goes_on_once_it_is_fixed(login_node: LoginNode) -> None:
+    raw = login_node.folder / "raw.jsonl"
     raw.write_text('{"text": "broken\n')
     chain = {"preprocess": preprocess("raw.jsonl"), "pretrain": {"recipe": "small.yaml", "nodes": 2}}
-    assert desk.submit(chain, "--no-check").returncode == 0
-    assert desk.finish("1-preprocess") == "FAILED" and desk.outcomes("1-preprocess") == ["refused"]
-    assert desk.finish("2-pretrain") == "CANCELLED" and not (desk.run("2-pretrain") / "attempts.tsv").exists()
-    raw.write_text((desk.folder / "corpus/train.jsonl").read_text())
-    again = desk.submit(chain, "--no-check")
-    assert again.returncode == 0 and f"afterok:{desk.job_id('1-preprocess')}" in again.stdout
-    assert desk.finish("1-preprocess") == "COMPLETED", desk.log("1-preprocess")
-    assert desk.cluster.job(desk.job_id("2-pretrain"))["JobState"] in ("PENDING", "RUNNING", "CONFIGURING")
+    assert login_node.submit(chain, "--no-check").returncode == 0
+    assert login_node.finish("1-preprocess") == "FAILED" and login_node.outcomes("1-preprocess") == ["refused"]
+    assert (
+        login_node.finish("2-pretrain") == "CANCELLED" and not (login_node.run("2-pretrain") / "attempts.tsv").exists()
+    )
+    raw.write_text((login_node.folder / "corpus/train.jsonl").read_text())
+    again = login_node.submit(chain, "--no-check")
+    assert again.returncode == 0 and f"afterok:{login_node.job_id('1-preprocess')}" in again.stdout
+    assert login_node.finish("1-preprocess") == "COMPLETED", login_node.log("1-preprocess")
+    assert login_node.cluster.job(login_node.job_id("2-pretrain"))["JobState"] in ("PENDING", "RUNNING", "CONFIGURING")
 
 
 @contextlib.contextmanager
@@ -169,28 +171,28 @@ def is_told_to_stop(process: Path) -> bool:
 
 
 @pytest.mark.parametrize("launcher", ["srun", "mpirun"])
-def test_preprocessing_that_is_stopped_goes_on_from_its_shards(desk: Desk, launcher: str) -> None:
-    corpus = write_stdlib_corpus(str(desk.folder / "large"), max_bytes=6_000_000)
-    (desk.folder / "copies").mkdir()
+def test_preprocessing_that_is_stopped_goes_on_from_its_shards(login_node: LoginNode, launcher: str) -> None:
+    corpus = write_stdlib_corpus(str(login_node.folder / "large"), max_bytes=6_000_000)
+    (login_node.folder / "copies").mkdir()
     for copy in range(COPIES):
-        shutil.copy(corpus.train_path, desk.folder / "copies" / f"{copy}.jsonl")
+        shutil.copy(corpus.train_path, login_node.folder / "copies" / f"{copy}.jsonl")
     two_ranks = {"tasks-per-node": 2, "cluster": {"COMPETE_LAUNCHER": launcher}}
-    assert desk.submit({"preprocess": preprocess("copies/*.jsonl", workers=1) | two_ranks}).returncode == 0
-    job_id, parts = desk.job_id("1-preprocess"), desk.run("1-preprocess") / "data/corpus.work/parts"
+    assert login_node.submit({"preprocess": preprocess("copies/*.jsonl", workers=1) | two_ranks}).returncode == 0
+    job_id, parts = login_node.job_id("1-preprocess"), login_node.run("1-preprocess") / "data/corpus.work/parts"
     deadline = time.monotonic() + 300
     while not any(path.stat().st_size for path in parts.glob("*.journal")):
-        assert time.monotonic() < deadline, desk.log("1-preprocess")
+        assert time.monotonic() < deadline, login_node.log("1-preprocess")
         time.sleep(0.02)
     with paused(
-        f"--output-prefix {desk.run('1-preprocess')}"
+        f"--output-prefix {login_node.run('1-preprocess')}"
     ) as ranks:  # they would be done before they are told to stop
-        assert ranks, desk.log("1-preprocess")
-        desk.cluster.command("scancel", "--batch", "--signal=TERM", job_id)  # as at a time limit
+        assert ranks, login_node.log("1-preprocess")
+        login_node.cluster.command("scancel", "--batch", "--signal=TERM", job_id)  # as at a time limit
         while not any(map(is_told_to_stop, ranks)):
-            assert time.monotonic() < deadline, desk.log("1-preprocess")
+            assert time.monotonic() < deadline, login_node.log("1-preprocess")
             time.sleep(0.1)
-    assert desk.finish("1-preprocess") == "COMPLETED", desk.log("1-preprocess")
-    assert desk.outcomes("1-preprocess") == ["stopped", "finished"]
-    assert "going on from " in desk.log("1-preprocess")
-    manifest = json.loads((desk.run("1-preprocess") / "data/corpus_text_document.json").read_text())
+    assert login_node.finish("1-preprocess") == "COMPLETED", login_node.log("1-preprocess")
+    assert login_node.outcomes("1-preprocess") == ["stopped", "finished"]
+    assert "going on from " in login_node.log("1-preprocess")
+    manifest = json.loads((login_node.run("1-preprocess") / "data/corpus_text_document.json").read_text())
     assert manifest["documents"] == COPIES * corpus.train_documents

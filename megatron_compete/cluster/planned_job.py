@@ -16,7 +16,7 @@ from megatron_compete.launch.recipe import Recipe, shell_line
 
 
 @dataclass(frozen=True)
-class Part:
+class PlannedJob:
     """A job, ready to be written and submitted."""
 
     job: Job
@@ -26,26 +26,26 @@ class Part:
     """Resolved, of a training job."""
 
 
-def queued_jobs(parts: Sequence[Part]) -> list[QueuedJob | None]:
-    """The job of each part that waits or runs, None where there is none or all is done; Slurm is asked once.
+def queued_jobs(planned_jobs: Sequence[PlannedJob]) -> list[QueuedJob | None]:
+    """What Slurm has in its queue of each job, None where there is nothing or it is finished; Slurm is asked once.
 
     Raises:
         CompeteError: Slurm cannot be asked about a job: it may be in the queue, and must not be submitted again.
     """
-    job_ids = [[] if part.folder.is_finished else part.folder.job_ids() for part in parts]
+    job_ids = [[] if planned.folder.is_finished else planned.folder.job_ids() for planned in planned_jobs]
     queue = ask_queue(job_id for some in job_ids for job_id in some)
     found = []
-    for part, some in zip(parts, job_ids):
+    for planned, some in zip(planned_jobs, job_ids):
         found.append(next((queue.jobs[job_id] for job_id in some if job_id in queue.jobs), None))
         if some and found[-1] is None and not queue.known:
             raise CompeteError(
-                f"--run {part.folder.path}: whether its job {some[0]} is still in the queue cannot be told ({queue.why}): try "
-                f"again once Slurm answers, or, if you know that it is over, sbatch {part.folder / SCRIPT}"
+                f"--run {planned.folder.path}: whether its job {some[0]} is still in the queue cannot be told ({queue.why}): try "
+                f"again once Slurm answers, or, if you know that it is over, sbatch {planned.folder / SCRIPT}"
             )
     return found
 
 
-def pretrain_part(recipe: Recipe, run: RunFolder, nodes: int, settings: Settings, snapshot: Snapshot) -> Part:
+def plan_pretrain(recipe: Recipe, run: RunFolder, nodes: int, settings: Settings, snapshot: Snapshot) -> PlannedJob:
     """A training job; the recipe is resolved in place.
 
     Raises:
@@ -55,14 +55,16 @@ def pretrain_part(recipe: Recipe, run: RunFolder, nodes: int, settings: Settings
     resolve(recipe, run.path, nodes, settings)
     job = Job("pretrain", run.path, nodes, settings, (), Path.cwd())
     files = {RECIPE: recipe_text(recipe), COMMAND: shell_line(recipe.command(), {}) + "\n"}
-    return Part(job, run, Contents(files | _common(job), snapshot), recipe)
+    return PlannedJob(job, run, Contents(files | _common(job), snapshot), recipe)
 
 
-def tool_part(kind: str, words: list[str], run: RunFolder, nodes: int, settings: Settings, snapshot: Snapshot) -> Part:
+def plan_tool(
+    kind: str, words: list[str], run: RunFolder, nodes: int, settings: Settings, snapshot: Snapshot
+) -> PlannedJob:
     """A job of one of the tools."""
     job = Job(kind, run.path, nodes, settings, tuple(words), Path.cwd())
     files = {COMMAND: tool_command(kind, words, run / "code")}
-    return Part(job, run, Contents(files | _common(job), snapshot))
+    return PlannedJob(job, run, Contents(files | _common(job), snapshot))
 
 
 def _common(job: Job) -> dict[str, str]:
