@@ -1,4 +1,4 @@
-"""What a run survives. `docs/reliability.md` has the faults, and what becomes of a run at each.
+"""What a run survives. `docs/operations/reliability.md` has the faults, and what becomes of a run at each.
 
 reliability.py    all of it around one run of Megatron's trainer
 agreement.py      ranks decide alike: what rank 0 finds out or fails at, all know

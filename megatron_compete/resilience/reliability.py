@@ -1,6 +1,6 @@
 """What keeps a run from losing work: a claimed save folder, a whole checkpoint, guarded saves, a watchdog.
 
-`docs/reliability.md` has the faults, and what becomes of a run at each.
+`docs/operations/reliability.md` has the faults, and what becomes of a run at each.
 """
 
 import argparse

@@ -11,7 +11,7 @@
     finalists: {variants: [topk, paper], seeds: [1, 2, 3, 4, 5]}
     corpus: {source: stdlib}
 
-What the arguments mean is the trainer's business; a study only varies them. `docs/study.md` explains every key.
+What the arguments mean is the trainer's business; a study only varies them. `docs/guides/studies.md` explains every key.
 """
 
 from collections.abc import Iterator
