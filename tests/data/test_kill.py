@@ -129,10 +129,10 @@ def test_a_kill_while_the_output_appears(texts: list[str], tmp_path: Path, token
 
             return call_or_die
 
-        from megatron_compete.common import staged
+        from megatron_compete.common import files
         from megatron_compete.data.preprocessing import folder
 
-        staged.os.replace = counted(os.replace)  # type: ignore[assignment]  # job.json, .bin, .idx, .json
+        files.os.replace = counted(os.replace)  # type: ignore[assignment]  # job.json, .bin, .idx, .json
         folder.shutil.rmtree = counted(folder.shutil.rmtree)  # type: ignore[assignment]
 
     _, status = os.waitpid(start(flags, die_at_call), 0)

@@ -25,7 +25,7 @@ def test_json_alone_is_on_stdout_and_overrides_are_in_it(tmp_path: Path) -> None
     figure = tmp_path / "plan.svg"
     result = subprocess.run(
         [
-            sys.executable, "-m", "megatron_compete.cli", "plan", *SMALL, "--gpus", "64", "--gpu", "h200", "--pp", "4",
+            sys.executable, "-m", "megatron_compete", "plan", *SMALL, "--gpus", "64", "--gpu", "h200", "--pp", "4",
             "--vp", "2", "--ep", "2", "--num-layers", "16", "--global-batch-size", "256", "--compete-rate", "0.1",
             "--json", "--figure", str(figure),
         ],
