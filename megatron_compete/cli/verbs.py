@@ -4,8 +4,8 @@ import importlib
 from dataclasses import dataclass
 from typing import cast
 
-from megatron_compete.common.command_line import PROGRAM, Command, closest
-from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.command_line import PROGRAM, Command
+from megatron_compete.common.errors import CompeteError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -53,5 +53,5 @@ def find_verb(name: str) -> Verb:
     for verb in VERBS:
         if verb.name == name:
             return verb
-    hint = closest(name, [verb.name for verb in VERBS])
-    raise CompeteError(f"{PROGRAM} has no verb {name}{hint or ':'} see {PROGRAM} --help")
+    hint = did_you_mean(name, [verb.name for verb in VERBS])
+    raise CompeteError(f"{PROGRAM} has no verb {name}{hint}: see {PROGRAM} --help")

@@ -16,7 +16,6 @@ A flag that is not given leaves no trace in the namespace, so that a default sta
 import argparse
 import ast
 import dataclasses
-import difflib
 import inspect
 import shutil
 import textwrap
@@ -28,11 +27,9 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from megatron_compete.common.config_fields import check_fields
-from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.errors import CompeteError, did_you_mean
 
 PROGRAM = "megatron-compete"
-LEAST_LIKENESS = 0.6
-"""Of a word to the one that was meant, as difflib measures it."""
 
 Flags = argparse.ArgumentParser | argparse._ArgumentGroup
 _KEY = "option"
@@ -202,12 +199,6 @@ class Parser(argparse.ArgumentParser):
         raise CompeteError(f"{message}: see {self.prog} --help")
 
 
-def closest(word: str, known: Iterable[str]) -> str:
-    """`, did you mean X?` where a known word is like this one, else nothing."""
-    found = difflib.get_close_matches(word, list(known), 1, LEAST_LIKENESS)
-    return f", did you mean {found[0]}?" if found else ""
-
-
 @dataclass(frozen=True)
 class Command:
     """A verb: its flags, and what it does with them. Called with words, it parses them and runs."""
@@ -277,5 +268,5 @@ class Command:
                 raise self._unknown(word, known)
 
     def _unknown(self, word: str, known: Mapping[str, Any]) -> CompeteError:
-        hint = closest(word.partition("=")[0], known)
-        return CompeteError(f"{self.name} takes no argument {word}{hint or ':'} see {PROGRAM} {self.name} --help")
+        hint = did_you_mean(word.partition("=")[0], known)
+        return CompeteError(f"{self.name} takes no argument {word}{hint}: see {PROGRAM} {self.name} --help")

@@ -59,9 +59,9 @@ def test_no_verbs_parser_imports_what_takes_seconds() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["statsu"], "megatron-compete has no verb statsu, did you mean status? see megatron-compete --help"),
+        (["statsu"], "megatron-compete has no verb statsu (did you mean status?): see megatron-compete --help"),
         (["fly"], "megatron-compete has no verb fly: see megatron-compete --help"),
-        (["convert", "--chekpoint", "c"], "convert takes no argument --chekpoint, did you mean --checkpoint? see"),
+        (["convert", "--chekpoint", "c"], "convert takes no argument --chekpoint (did you mean --checkpoint?): see"),
         (["merge", "--xyz=1"], "merge takes no argument --xyz=1: see megatron-compete merge --help"),
         (["doctor", "now"], "doctor takes no argument now: see megatron-compete doctor --help"),
         (["convert", "--to", "hg"], "--to: invalid choice: 'hg' (choose from"),

@@ -236,7 +236,7 @@ def test_command(run: Path, tmp_path: Path) -> None:
     [
         (["/nowhere"], "error: /nowhere is no run folder, and holds none: give one that `megatron-compete submit` wrote"),
         (["--watch", "0", "."], "error: --watch 0 is out of range: give seconds above 0"),
-        ([".", "--wacht", "3"], "error: status takes no argument --wacht, did you mean --watch? see megatron-compete status --help"),
+        ([".", "--wacht", "3"], "error: status takes no argument --wacht (did you mean --watch?): see megatron-compete status --help"),
     ],
 )  # fmt: skip
 def test_bad_arguments(arguments: list[str], message: str) -> None:
