@@ -5,8 +5,8 @@ What YAML 1.1, and PyYAML with it, makes of a word in silence is not made of it 
 1.1 and 1.2 read differently (`yes`, `no`, `on`, `off`), keys that are given twice or are no text, tags of other types, and
 characters that no argument can have are errors.
 
-PyYAML parses; these rules are ours, since neither it nor ruamel.yaml has them (keys given twice, `yes`, the bound on aliases,
-refusal of foreign tags). What keys a file has and of which kinds, pydantic checks (`sections.py`).
+PyYAML parses; it has none of these rules, so they are ours. What keys a file has and of which kinds, pydantic checks
+(`sections.py`).
 """
 
 import math
