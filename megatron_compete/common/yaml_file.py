@@ -103,7 +103,7 @@ def kind_of(value: Any) -> str:
 
 def dump_yaml(content: Any) -> str:
     """YAML that `YamlFile` reads back as `content`, keys in their order."""
-    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=math.inf)
     return text
 
 

@@ -61,7 +61,8 @@ class Corpus:
 
 def make_corpus(folder: Path) -> Corpus:
     """About 30 KB of this repository's prose through the corpus tools."""
-    text = (REPOSITORY / "docs" / "design.md").read_text() + (REPOSITORY / "README.md").read_text()
+    pages = [*sorted((REPOSITORY / "docs" / "concepts").glob("*.md")), REPOSITORY / "README.md"]
+    text = "\n\n".join(page.read_text() for page in pages)
     folder.mkdir(parents=True)
     documents = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))

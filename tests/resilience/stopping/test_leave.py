@@ -25,16 +25,14 @@ PIPELINE = "--pipeline-model-parallel-size 2 --exit-signal-handler --log-interva
 
 def at_iteration(wanted: int, act: Any) -> None:
     """Have `act` called on this rank when that iteration is logged, in the midst of the trainer."""
-    from megatron.training import training
+    from megatron_compete.upstream import wrap_symbol
 
-    upstream = training.training_log
-
-    def log(loss_dict: Any, total: Any, rate: Any, iteration: int, *args: Any, **kwargs: Any) -> Any:
-        if iteration == wanted:
+    def log(upstream: Any, *args: Any, **kwargs: Any) -> Any:
+        if args[3] == wanted:
             act()
-        return upstream(loss_dict, total, rate, iteration, *args, **kwargs)
+        return upstream(*args, **kwargs)
 
-    training.training_log = log
+    wrap_symbol("megatron.training.training:training_log", log)
 
 
 def told_twice() -> None:
