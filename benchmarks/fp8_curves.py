@@ -23,10 +23,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.ranks import free_port
 from benchmarks.summary import hardware, write_report
 from megatron_compete.common.errors import CompeteError, run_command
 from megatron_compete.launch.launchers import environment_defaults
+from megatron_compete.launch.ports import free_port
 from megatron_compete.report.scalars import read_scalars
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,8 +22,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cases import Case
-from benchmarks.ranks import free_port
 from megatron_compete.launch.launchers import silence_cpu_warnings
+from megatron_compete.launch.ports import free_port
 
 NEVER = 10**9
 PASSES = 8

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 
 from benchmarks.cases import Case
 from megatron_compete.launch.launchers import environment_defaults, silence_cpu_warnings
+from megatron_compete.launch.ports import free_port
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -92,10 +92,3 @@ def _set_rank(rank: int, world: int, port: int) -> None:
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
     )  # fmt: skip
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])

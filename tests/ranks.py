@@ -6,7 +6,6 @@ A fresh rank costs 11 ms of processor time, so none is used twice: tests of exac
 import multiprocessing
 import multiprocessing.forkserver
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -17,6 +16,8 @@ from typing import Any
 from unittest import mock
 
 import torch
+
+from megatron_compete.launch.ports import free_port
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.preload"])
@@ -29,7 +30,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout
     after `timeout` seconds, fails the test with its output; the others are ended.
     """
     with tempfile.TemporaryDirectory() as folder:
-        port = _free_port()
+        port = free_port()
         processes = [
             warm_process(_rank_main, rank, world_size, port, folder, function, args) for rank in range(world_size)
         ]
@@ -74,12 +75,6 @@ def _output(folder: Path, rank: int) -> str:
     path = folder / f"{rank}.log"
     text = path.read_text(errors="replace") if path.exists() else ""
     return f"--- rank {rank}\n" + "\n".join(text.splitlines()[-80:])
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def _rank_main(rank: int, size: int, port: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:  # fmt: skip

@@ -8,7 +8,6 @@ variables that torchrun would have set.
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from megatron_compete.common.yaml_file import dump_yaml
+from megatron_compete.launch.ports import free_port
 from megatron_compete.launch.recipe import Recipe
 from megatron_compete.study.folder import RunFolder
 
@@ -102,7 +102,7 @@ def _rank(arguments: list[str], folder: str, parent: Connection) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ.update(
         RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(_free_port()),
+        MASTER_PORT=str(free_port()),
     )  # fmt: skip
     sys.argv = ["pretrain", *arguments]
     from megatron_compete.training import pretrain
@@ -115,12 +115,6 @@ def _end_with(parent: Connection) -> None:
     with suppress(EOFError, OSError):
         parent.recv()
     os._exit(1)
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def can_be_warm(recipe: Recipe) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_compete.launch.ports import free_port
 from tests.failures import first_failure, read_failures
 
 pytestmark = pytest.mark.slow
@@ -43,12 +44,6 @@ class Agent:
     def ended(self) -> int:
         self.seen += self.process.communicate(timeout=120)[0]
         return self.process.returncode
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def wait_for_listener(port: int) -> None:

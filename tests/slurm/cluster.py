@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megatron_compete.launch.ports import free_port
+
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge", "libpmix2")
 """Debian's and Ubuntu's; no database, no recommended packages."""
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "unshare", "setpriv")
@@ -209,7 +211,7 @@ class Cluster:
 
         A requeued job may start again once its credential has expired (cred_expire), 120 s on an ordinary cluster.
         """
-        control, *ports = _free_ports(1 + self.count)
+        control, *ports = _different_ports(1 + self.count)
         nodes = "\n".join(
             f"NodeName={node} NodeHostname={node} NodeAddr={address} Port={port} CPUs={CPUS} CoresPerSocket={CPUS} "
             f"RealMemory={MEMORY_MB} State=UNKNOWN"
@@ -278,15 +280,11 @@ def _wait_until(true: Callable[[], bool], seconds: float, explain: Callable[[], 
         time.sleep(0.1)
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, below those that the kernel hands out to connections in the meantime."""
-    ports: list[int] = []
+def _different_ports(count: int) -> list[int]:
+    ports: set[int] = set()
     while len(ports) < count:
-        port = 10000 + secrets.randbelow(10000)
-        with contextlib.suppress(OSError), socket.socket() as attempt:
-            attempt.bind(("", port))
-            ports.append(port)
-    return ports
+        ports.add(free_port())
+    return list(ports)
 
 
 def _namespace(pid: int | str) -> str | None:
