@@ -5,9 +5,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from megatron_compete.common.command_line import Command, option
+from megatron_compete.launch.environment import Launcher
 from megatron_compete.launch.recipe import LAUNCH_OPTIONS, read_recipe, shell_line
 
 
@@ -16,7 +17,7 @@ class Pretrain:
     """The verb's own flags."""
 
     recipe: Path = option(metavar="RECIPE", help="YAML file, see examples/")
-    launcher: Literal["torchrun", "srun", "mpirun"] = option(
+    launcher: Launcher = option(
         "torchrun", help="torchrun: start the ranks; srun, mpirun: be the rank that these have started"
     )
     overrides: tuple[str, ...] = option((), hidden=True)

@@ -15,10 +15,12 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from megatron_compete.cluster.env_file import read_env_file
 from megatron_compete.cluster.times import limit_seconds
 from megatron_compete.common.errors import CompeteError, did_you_mean
+from megatron_compete.launch.environment import Launcher
 
 NAME = "cluster.env"
 VARIABLE = "COMPETE_CLUSTER"
@@ -29,7 +31,6 @@ VARIABLES = "COMPETE_VARIABLES"
 _WHOLE = re.compile(r"[0-9]{1,9}")
 
 SOFTWARE = ("venv", "pyxis", "apptainer")
-LAUNCHERS = ("torchrun", "srun", "mpirun")
 
 
 def _number(least: int) -> Callable[[str, str], None]:
@@ -83,7 +84,7 @@ KEYS: dict[str, Callable[[str, str], None]] = {
     "COMPETE_VENV": _any,
     "COMPETE_IMAGE": _any,
     "COMPETE_MOUNTS": _mounts,
-    "COMPETE_LAUNCHER": _one_of(LAUNCHERS),
+    "COMPETE_LAUNCHER": _one_of(get_args(Launcher)),
     "COMPETE_MPI": _any,
     "COMPETE_MAX_FAILURES": _number(0),
     "COMPETE_BACKOFF_SECONDS": _number(0),

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from megatron_compete.cluster.chain import plan_chain, submit_chain, write_chain
 from megatron_compete.cluster.chain_file import read_chain
@@ -20,6 +19,7 @@ from megatron_compete.cluster.snapshot import Snapshot, take_snapshot
 from megatron_compete.common.command_line import Command, check_options, option
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.local_paths import check_local
+from megatron_compete.launch.environment import Launcher
 from megatron_compete.launch.recipe import read_recipe
 
 SETTING_FLAGS = {
@@ -56,9 +56,7 @@ class SubmitOptions:
     container: str | None = option(
         None, metavar="IMAGE", help="run in this image: a .sif by Apptainer, any other by Pyxis"
     )
-    launcher: Literal["torchrun", "srun", "mpirun"] | None = option(
-        None, help="what starts the ranks (default: torchrun)"
-    )
+    launcher: Launcher | None = option(None, help="what starts the ranks (default: torchrun)")
     gpus_per_node: str | None = option(None, metavar="N", help="0 on nodes without GPUs")
     tasks_per_node: str | None = option(None, metavar="N", help="ranks of a node (default: one a GPU)")
     account: str | None = option(None, metavar="NAME", help="as sbatch takes it")

@@ -17,6 +17,7 @@ import socket
 import zlib
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch.nodelist import expand_counts, expand_nodelist
@@ -27,7 +28,13 @@ FIRST_PORT, PORTS = 20000, 12000
 """Ports that are derived from a job's number: below those that Linux hands out by itself (from 32768)."""
 DEFAULT_PORT = 29500
 """torch's own, where nothing that all ranks know tells one job from another."""
-LAUNCHERS = {"torchrun": ("torchrun",), "srun": ("srun",), "mpirun": ("Open MPI", "MPICH")}
+Launcher = Literal["torchrun", "srun", "mpirun"]
+"""What --launcher and COMPETE_LAUNCHER may be."""
+LAUNCHERS: Mapping[str, tuple[str, ...]] = {
+    "torchrun": ("torchrun",),
+    "srun": ("srun",),
+    "mpirun": ("Open MPI", "MPICH"),
+}
 """Values of --launcher, and the launchers found in the environment that they mean."""
 
 
