@@ -1,40 +1,96 @@
 """What every competing layer of a model shares: the settings, the schedule and the current step."""
 
+import copy
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
+from megatron.core.models.hybrid.hybrid_layer_allocation import Symbols, parse_hybrid_pattern
 from megatron.core.transformer.enums import LayerType
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.schedule.balanced import StageChunk
 
 
-def moe_layer_numbers(config: TransformerConfig) -> tuple[int, ...]:
-    """The decoder's MoE layers, numbered from 1, after `--moe-layer-freq` (MTP layers are not among them)."""
-    pattern = config.moe_layer_freq
-    if isinstance(pattern, int):
-        return tuple(number + 1 for number in range(config.num_layers) if number % pattern == 0)
-    return tuple(number + 1 for number, is_moe in enumerate(pattern) if is_moe)
+class CompetingLayer(NamedTuple):
+    """A layer that can compete, and where it is built."""
+
+    number: int
+    """The `layer_number` of its modules, from 1."""
+    stage_chunk: StageChunk
+    """Pipeline stage and model chunk, from 0."""
 
 
-def moe_stage_chunks(config: TransformerConfig) -> tuple[StageChunk, ...]:
-    """Pipeline stage and model chunk, from 0, of each layer that can compete, in order of depth."""
-    of_decoder = decoder_stage_chunks(config)
-    return tuple(of_decoder[number - 1] for number in moe_layer_numbers(config))
+def competing_layers(model: Any, hybrid_layer_pattern: str | None = None) -> tuple[CompetingLayer, ...]:
+    """The MoE layers of the decoder, in order of depth. Those of multi-token prediction are not among them.
+
+    Args:
+        model: a TransformerConfig, or a configuration that has one in `transformer` (upstream: `GPTModelConfig` and
+            `HybridModelConfig` of `megatron.training.models`).
+        hybrid_layer_pattern: `--hybrid-layer-pattern`; None: what `model` has, and a GPT where it has none.
+    """
+    transformer, pattern = _transformer(model), _pattern(model, hybrid_layer_pattern)
+    if not transformer.num_moe_experts:
+        return ()
+    if pattern is not None:
+        kinds = _main_pattern(pattern).replace(Symbols.PIPE, "")
+        numbers = [number for number, kind in enumerate(kinds, start=1) if kind == Symbols.MOE]
+    else:
+        numbers = _numbers_by_frequency(transformer)
+    of_decoder = decoder_stage_chunks(transformer, pattern)
+    return tuple(CompetingLayer(number, of_decoder[number - 1]) for number in numbers)
 
 
-def decoder_stage_chunks(config: TransformerConfig) -> tuple[StageChunk, ...]:
-    """Pipeline stage and model chunk of each decoder layer, in order of depth: uneven stages, virtual stages and custom
-    layouts included."""
-    stages = range(config.pipeline_model_parallel_size)
-    chunks = range(config.virtual_pipeline_model_parallel_size or 1)
+def moe_layer_numbers(model: Any, hybrid_layer_pattern: str | None = None) -> tuple[int, ...]:
+    """The `number` of each of the `competing_layers`."""
+    return tuple(layer.number for layer in competing_layers(model, hybrid_layer_pattern))
+
+
+def moe_stage_chunks(model: Any, hybrid_layer_pattern: str | None = None) -> tuple[StageChunk, ...]:
+    """The `stage_chunk` of each of the `competing_layers`."""
+    return tuple(layer.stage_chunk for layer in competing_layers(model, hybrid_layer_pattern))
+
+
+def decoder_stage_chunks(model: Any, hybrid_layer_pattern: str | None = None) -> tuple[StageChunk, ...]:
+    """Pipeline stage and model chunk of each decoder layer, in order of depth: uneven stages, virtual stages, custom
+    layouts and the `|` of hybrid patterns included. The arguments are those of `competing_layers`."""
+    transformer, pattern = _transformer(model), _pattern(model, hybrid_layer_pattern)
+    stages = range(transformer.pipeline_model_parallel_size)
+    if pattern is not None:
+        segments = _main_pattern(pattern).split(Symbols.PIPE)
+        if len(segments) > 1:  # a segment a stage, then the next chunk of each (upstream: `select_pipeline_segment`)
+            places = (divmod(index, len(stages))[::-1] for index in range(len(segments)))
+            return tuple(place for place, segment in zip(places, segments, strict=True) for _ in segment)
+        transformer = copy.copy(transformer)
+        transformer.num_layers = len(segments[0])
+    chunks = range(transformer.virtual_pipeline_model_parallel_size or 1)
     return tuple(
-        (stage, chunk) for chunk in chunks for stage in stages for _ in range(_num_layers(config, stage, chunk))
+        (stage, chunk) for chunk in chunks for stage in stages for _ in range(_num_layers(transformer, stage, chunk))
     )
+
+
+def _transformer(model: Any) -> TransformerConfig:
+    return getattr(model, "transformer", model)
+
+
+def _pattern(model: Any, hybrid_layer_pattern: str | None) -> str | None:
+    return hybrid_layer_pattern if hybrid_layer_pattern is not None else getattr(model, "hybrid_layer_pattern", None)
+
+
+def _main_pattern(pattern: str) -> str:
+    return parse_hybrid_pattern(pattern).main_pattern or ""
+
+
+def _numbers_by_frequency(transformer: TransformerConfig) -> list[int]:
+    """MoE layers after `--moe-layer-freq`."""
+    frequency = transformer.moe_layer_freq
+    if isinstance(frequency, int):
+        return [number + 1 for number in range(transformer.num_layers) if number % frequency == 0]
+    return [number + 1 for number, is_moe in enumerate(frequency) if is_moe]
 
 
 def _num_layers(config: TransformerConfig, stage: int, chunk: int) -> int:
@@ -69,10 +125,18 @@ class Competition:
 
     @classmethod
     def of_model(
-        cls, config: CompeteConfig, transformer: TransformerConfig, current_step: Callable[[], int]
+        cls, config: CompeteConfig, model: Any, current_step: Callable[[], int], hybrid_layer_pattern: str | None = None
     ) -> "Competition":
-        """The competition of the MoE layers of a decoder, in its pipeline layout."""
-        return cls(config, moe_layer_numbers(transformer), current_step, moe_stage_chunks(transformer))
+        """The competition of a decoder's MoE layers in its pipeline layout; see `competing_layers`.
+
+        Raises:
+            CompeteError: there are none, or a schedule that cannot be met.
+        """
+        layers = competing_layers(model, hybrid_layer_pattern)
+        if not layers:
+            raise CompeteError("no layer can compete, for the model has none with experts: give --num-experts")
+        numbers, stage_chunks = zip(*layers, strict=True)
+        return cls(config, numbers, current_step, stage_chunks)
 
     def follow(self, settings: dict[str, Any]) -> None:
         """Continue the schedule with these `CompetitionSchedule.settings` instead."""
