@@ -137,7 +137,7 @@ class RoutedLayer:
         self.go_to_competing_step()
         _, chosen_TE = self.layer.route(tokens)
         outcome, self.layer._outcome = self.layer._outcome, None
-        total = self.layer.router.weight_sum(outcome.logits)
+        total = self.layer.router.weight_sum(outcome.logits, outcome.choice_TE)
         weights_TK = competition_weights(outcome.responses_TE.gather(1, outcome.winners_TK), total)
         return torch.zeros_like(chosen_TE, dtype=torch.float32).scatter(1, outcome.winners_TK, weights_TK)
 

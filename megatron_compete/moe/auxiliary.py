@@ -1,6 +1,7 @@
 """How a loss that is a mean over this rank's tokens joins the training loss."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -58,3 +59,18 @@ class AuxiliaryLoss:
         values = values.clone()
         torch.distributed.all_reduce(values, group=self.group)
         return values
+
+
+class AlsoReaching(torch.autograd.Function):
+    """Values, unchanged, whose backward pass also reaches others, with a gradient of zero: losses that are attached to
+    those send theirs on."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, others: Tensor) -> Tensor:
+        ctx.others = others.shape, others.dtype
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        shape, dtype = ctx.others
+        return grad_outputs[0], torch.zeros(shape, dtype=dtype, device=grad_outputs[0].device)

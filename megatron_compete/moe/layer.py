@@ -23,7 +23,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.moe.auxiliary import AuxiliaryLoss
+from megatron_compete.moe.auxiliary import AlsoReaching, AuxiliaryLoss
 from megatron_compete.moe.centering import make_centering
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.expert_group import ExpertGroups
@@ -86,7 +86,7 @@ class CompeteMoELayer(MoELayer):
         self._routed: Routed | None = None
 
     def _make_row_dispatcher(self, groups: ProcessGroupCollection) -> MoEAlltoAllTokenDispatcher:
-        """A dispatcher that brings back one row per (token, winner): all-to-all, without fused permutation.
+        """A dispatcher that brings back one row per (token, winner): all-to-all, dropless, without fused permutation.
 
         The fused dispatchers reduce inside the kernel, and under fused permutation (Transformer Engine)
         `reversed_local_input_permutation_mapping` is not a list of token indices.
@@ -94,6 +94,7 @@ class CompeteMoELayer(MoELayer):
         config = copy.copy(self.config)
         config.moe_token_dispatcher_type = "alltoall"
         config.moe_permute_fusion = False
+        config.moe_expert_capacity_factor, config.moe_pad_expert_input_to_capacity = None, False
         dispatcher = MoEAlltoAllTokenDispatcher(
             self.num_local_experts, self.local_expert_indices, config=config, pg_collection=groups
         )
@@ -122,7 +123,6 @@ class CompeteMoELayer(MoELayer):
         self._normal_dispatcher = self.token_dispatcher
         self.token_dispatcher = self._row_dispatcher
         routing_map_TE = winners_map(outcome.winners_TK, self.config.num_moe_experts)
-        self.router.observe_inputs(hidden_states, padding_mask)
         self.router.observe_routing(outcome.logits, routing_map_TE, padding_mask)
         return routing_map_TE.to(outcome.logits.dtype), routing_map_TE
 
@@ -137,7 +137,7 @@ class CompeteMoELayer(MoELayer):
         self.token_dispatcher = self._normal_dispatcher
         rows_TKH = self._rows_by_token(output, num_winners=outcome.winners_TK.shape[1])
         responses_TK = self.response(rows_TKH)
-        weights_TK = competition_weights(responses_TK, self.router.weight_sum(outcome.logits))
+        weights_TK = competition_weights(responses_TK, self.router.weight_sum(outcome.logits, outcome.choice_TE))
         combined_TH = (weights_TK.unsqueeze(-1) * rows_TKH).sum(dim=1).to(output.dtype)
         if torch.is_grad_enabled():
             responses_TE = self._all_responses(outcome).scatter(1, outcome.winners_TK, responses_TK)
@@ -153,7 +153,8 @@ class CompeteMoELayer(MoELayer):
         """As at a normal step; what the backward pass scores by is left for `postprocess`."""
         with self.router.keep_logits() as kept:
             probs_TE, routing_map_TE = super().route(hidden_states, padding_mask)
-        self._routed = Routed(hidden_states, kept[0], routing_map_TE, valid_tokens(padding_mask))
+        choice_TE = self.router.chosen(kept[0], routing_map_TE)
+        self._routed = Routed(hidden_states, kept[0], choice_TE, valid_tokens(padding_mask))
         return utility.routing_weights(probs_TE), routing_map_TE
 
     def _compete(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Outcome:
@@ -163,11 +164,13 @@ class CompeteMoELayer(MoELayer):
         pass. Microbatches come back in the order they went, so the first pass leaves its winners in a queue and the
         second takes them from there: one scoring pass, and no rounding flip between the two.
         """
-        logits = self.router(hidden_states, logits_only=True)
+        logits, choice_TE = self._ask_router(hidden_states, padding_mask)
         step = self.competition.current_step()
         recomputes = torch.is_grad_enabled() and len(self._first_pass) > 0
         if recomputes:
-            outcome = dataclasses.replace(self._first_pass.popleft(), logits=logits, hidden_states=hidden_states)
+            outcome = dataclasses.replace(
+                self._first_pass.popleft(), logits=logits, choice_TE=choice_TE, hidden_states=hidden_states
+            )
             assert outcome.step == step, f"winners of step {outcome.step} left over at step {step}"
             return outcome
         tokens_TH = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
@@ -176,11 +179,21 @@ class CompeteMoELayer(MoELayer):
         if self.centering is not None:
             with torch.no_grad():
                 scores_TE = self.centering(responses_TE, valid_tokens(padding_mask))
-        winners_TK = choose_winners(scores_TE, self.router.rule)
-        outcome = Outcome(responses_TE, scores_TE, winners_TK, logits, hidden_states, padding_mask, step)
+        ranked_TE = logits.detach().reshape(scores_TE.shape) if self.router.forces_load else scores_TE
+        winners_TK = choose_winners(ranked_TE, self.router.rule)
+        outcome = Outcome(responses_TE, scores_TE, winners_TK, logits, choice_TE, hidden_states, padding_mask, step)
         if not torch.is_grad_enabled():
-            self._first_pass.append(dataclasses.replace(outcome, logits=None, hidden_states=None))
+            self._first_pass.append(dataclasses.replace(outcome, logits=None, choice_TE=None, hidden_states=None))
         return outcome
+
+    def _ask_router(self, hidden_states: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The router's logits [S, B, E] and choice [T, E] at a competing step, with its losses and counts.
+
+        Called as a module, because `--overlap-param-gather` waits for weights in hooks of a module's call.
+        """
+        with self.router.keep_logits() as kept:
+            probs_TE, routing_map_TE = self.router(hidden_states, padding_mask, competes=True)
+        return AlsoReaching.apply(kept[0], probs_TE), self.router.chosen(kept[0], routing_map_TE)
 
     def _all_responses(self, outcome: Outcome) -> Tensor:
         """The scored responses [T, E]; with `--compete-response-gradients all` differentiable in every expert."""

@@ -30,7 +30,9 @@ class Outcome:
     """What the winners were chosen by: the responses, or the centred responses."""
     winners_TK: Tensor
     logits: Any
-    """The router's logits [S, B, E], with gradient."""
+    """The router's logits [S, B, E], with gradient; theirs brings the router's own losses along."""
+    choice_TE: Any
+    """The experts that the router would have chosen, bool."""
     hidden_states: Any
     """The layer's input [S, B, H], with gradient."""
     padding_mask: Tensor | None
@@ -82,7 +84,6 @@ class CompetitionLosses:
     @torch.no_grad()
     def _agreement(self, probs_TE: Tensor, outcome: Outcome, valid_T: Tensor | None) -> dict[str, Tensor]:
         """Shares of the winners that the router would have chosen, and of tokens whose strongest is its favourite."""
-        routing_map_TE = self.router.would_choose(outcome.logits, outcome.padding_mask)
-        agreement_T = overlap(routing_map_TE, outcome.winners_TK)
-        top1_T = same_favourite(probs_TE, routing_map_TE, outcome.scores_TE, outcome.winners_TK)
+        agreement_T = overlap(outcome.choice_TE, outcome.winners_TK)
+        top1_T = same_favourite(probs_TE, outcome.choice_TE, outcome.scores_TE, outcome.winners_TK)
         return {"agreement": token_mean(agreement_T, valid_T), "agreement_top1": token_mean(top1_T, valid_T)}

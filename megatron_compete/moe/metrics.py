@@ -94,32 +94,6 @@ class CompetitionMetrics(MoEMetricsTracker):
         text = super().report(loss_scale, iteration, writer, wandb_writer, per_layer_logging, *args, **kwargs)
         return text + ours
 
-    def _aggregate(
-        self, loss_scale: float, num_moe_layers: int, *args: Any, **kwargs: Any
-    ) -> dict[str, float | Tensor]:
-        """Megatron's losses of its routers as means over the layers that carry them; none where no layer does.
-
-        A layer that competes by response has no balance loss and no z-loss, and would count as 0: the curves would
-        dip whenever one does. By utility all layers carry them.
-        """
-        competing = self.competition.num_active() if self.competition.config.kind == "response" else 0
-        if competing == num_moe_layers:
-            return {}
-        return super()._aggregate(loss_scale, num_moe_layers - competing, *args, **kwargs)
-
-    def _log_per_layer(
-        self,
-        loss_scale: float,
-        metric_names: list[str],
-        iteration: int,
-        writer: Any,
-        wandb_writer: Any,
-        percentiles: Any,
-    ) -> None:
-        """Megatron's, without the layers that carry no loss: it leaves out zeros of what has percentiles."""
-        sparse: dict[str, list[float]] = {name: [] for name in metric_names}
-        super()._log_per_layer(loss_scale, metric_names, iteration, writer, wandb_writer, sparse)
-
     def _reduced(self, per_layer: bool) -> dict[str, float]:
         self.sums.all_reduce()
         scalars = self.sums.scalars(per_layer)
@@ -164,11 +138,13 @@ def record_competition(layer_number: int, num_tokens: int | Tensor, **values: Te
         metrics.record_means(layer_number, num_tokens, **values)
 
 
-def record_routing(layer_number: int, logits_TE: Tensor, routing_map_TE: Tensor, valid_T: Tensor | None) -> None:
+def record_routing(
+    layer_number: int, probabilities: Callable[[], Tensor], routing_map_TE: Tensor, valid_T: Tensor | None
+) -> None:
     """Record where one microbatch went, and at a console interval how undecided the router was.
 
     Args:
-        logits_TE: the router's, also at a step at which the competition routes.
+        probabilities: the router's [T, E], also at a step at which the competition routes; asked where they count.
         routing_map_TE: the experts that the tokens went to, bool.
         valid_T: mask of the tokens that count, None for all.
     """
@@ -176,7 +152,7 @@ def record_routing(layer_number: int, logits_TE: Tensor, routing_map_TE: Tensor,
     if metrics is None:
         return
     if metrics.intervals.prints(metrics.iteration()):
-        entropy = token_mean(router_entropy(logits_TE.detach()), valid_T)
+        entropy = token_mean(router_entropy(probabilities().detach()), valid_T)
         num_tokens = len(routing_map_TE) if valid_T is None else valid_T.sum()
         metrics.sums.add_mean(layer_number, "router_entropy", entropy, num_tokens)
     if valid_T is not None:

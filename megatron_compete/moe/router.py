@@ -15,6 +15,7 @@ from megatron_compete.moe.metrics import metrics_due, record_changes, record_rou
 from megatron_compete.moe.metrics_probe import RouterProbe
 from megatron_compete.routing.losses import entropy_balance_loss
 from megatron_compete.routing.rule import RouterRule
+from megatron_compete.routing.winners import winners_map
 
 
 def valid_tokens(padding_mask: Tensor | None) -> Tensor | None:
@@ -49,21 +50,22 @@ class CompeteRouter(TopKRouter):
         self.auxiliary = AuxiliaryLoss(pg_collection, config.calculate_per_token_loss)
         self.probe = RouterProbe()
         self._kept_logits: list[Tensor] | None = None
+        self._competes = False
 
     def gating(self, input: Tensor) -> Tensor:
         """As `TopKRouter.gating`: router inputs [S, B, H] to logits [S, B, E]; a rank may hold no tokens."""
         return super().gating(input) if input.numel() > 0 else logits_of_no_tokens(self, input)
 
-    def forward(self, input: Tensor, padding_mask: Tensor | None = None, logits_only: bool = False) -> Any:
+    def forward(self, input: Tensor, padding_mask: Tensor | None = None, competes: bool = False) -> Any:
         """As `TopKRouter.forward`: router inputs [S, B, H] to probabilities and routing map, both [T, E].
 
         Args:
-            logits_only: just the logits [S, B, E], for a competing step. Asked for here and not by `gating`, because
-                `--overlap-param-gather` waits for a module's weights in hooks of its call.
+            competes: others win the tokens than those chosen here. The router is regularised and counts what it would
+                have chosen as at a normal step (Megatron's balance losses and z-loss, the expert bias), but for the
+                entropy balance, which is of normal steps alone.
         """
-        if logits_only:
-            return self.gating(input)
         self.observe_inputs(input, padding_mask)
+        self._competes = competes
         return super().forward(input, padding_mask)
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -71,6 +73,8 @@ class CompeteRouter(TopKRouter):
         if self._kept_logits is not None:
             self._kept_logits.append(logits)
         probs_TE, routing_map_TE = super().routing(logits, padding_mask)
+        if self._competes:
+            return probs_TE, routing_map_TE
         if self.balance_coeff > 0.0 and self.training and torch.is_grad_enabled():
             valid_T = valid_tokens(padding_mask)
             loss = entropy_balance_loss(self.probabilities(logits), valid_T, self.auxiliary.mean_over_ranks(valid_T))
@@ -99,8 +103,8 @@ class CompeteRouter(TopKRouter):
     def observe_routing(self, logits: Tensor, routing_map_TE: Tensor, padding_mask: Tensor | None) -> None:
         """Metrics of where a training pass's tokens went, by this router or by the competition."""
         if self._is_observed():
-            logits_TE = logits.reshape(-1, self.config.num_moe_experts)
-            record_routing(self.layer_number, logits_TE, routing_map_TE, valid_tokens(padding_mask))
+            valid_T = valid_tokens(padding_mask)
+            record_routing(self.layer_number, lambda: self.probabilities(logits), routing_map_TE, valid_T)
 
     def _is_observed(self) -> bool:
         return self.training and not self.is_mtp_layer and metrics_due() is not None
@@ -108,15 +112,30 @@ class CompeteRouter(TopKRouter):
     def _choose(self, inputs: Tensor) -> Tensor:
         return self.would_choose(self.gating(inputs))
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """softmax over all experts, fp32 [T, E]; the p of the paper."""
-        return logits.reshape(-1, self.config.num_moe_experts).softmax(dim=-1, dtype=torch.float32)
+    @property
+    def forces_load(self) -> bool:
+        """Whether logits are random numbers that stand for a load to measure, so that winners must follow them too."""
+        return bool(self.config.moe_router_force_load_balancing or self.config.moe_router_force_biased is not None)
 
-    def weight_sum(self, logits: Tensor) -> Tensor | float:
-        """What the weights of each token would sum to at a normal step with these logits [S, B, E]; no gradient."""
-        return self.rule.weight_sum(logits.reshape(-1, self.config.num_moe_experts))
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The p of the paper, `RouterRule.probabilities`: fp32 [T, E] of logits [S, B, E]."""
+        return self.rule.probabilities(self._flat(logits))
+
+    def weight_sum(self, logits: Tensor, routing_map_TE: Tensor) -> Tensor | float:
+        """What each token's weights sum to at a normal step with these logits [S, B, E] and choice; no gradient."""
+        return self.rule.weight_sum(self._flat(logits), routing_map_TE)
 
     @torch.no_grad()
-    def would_choose(self, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """The experts that a normal step would have routed to, bool [T, E]; no loss, no state is touched."""
-        return super().routing(logits, padding_mask)[1]
+    def would_choose(self, logits: Tensor) -> Tensor:
+        """The experts that a normal step chooses, before it drops any: bool [T, E]; no loss, no state is touched."""
+        if self.routing_type == "sinkhorn":
+            return self.sinkhorn_load_balancing(self._flat(logits))[1]
+        bias_E = self.expert_bias if self.qb_beta is None else -self.qb_beta
+        return winners_map(self.rule.choice(self._flat(logits), bias_E), self.config.num_moe_experts)
+
+    def chosen(self, logits: Tensor, routing_map_TE: Tensor) -> Tensor:
+        """The choice [T, E] behind a routing map, which lacks what a capacity dropped and has what pads to it."""
+        return routing_map_TE if self.config.moe_expert_capacity_factor is None else self.would_choose(logits)
+
+    def _flat(self, logits: Tensor) -> Tensor:
+        return logits.reshape(-1, self.config.num_moe_experts)

@@ -29,7 +29,8 @@ class Routed:
     """The layer's input [S, B, H]."""
     logits: Tensor
     """The logits [S, B, E] that the router routed by, with gradient."""
-    routing_map_TE: Tensor
+    choice_TE: Tensor
+    """The experts that the router chose, bool, before any was dropped for capacity."""
     valid_T: Tensor | None
     """Mask of the tokens that count in metrics, None for all."""
 
@@ -59,7 +60,7 @@ class UtilityCompetition:
         """
         hidden_states = routed.hidden_states.detach()
         return _LogitGradient.apply(
-            self, metrics_due(), output, hidden_states, routed.logits, routed.routing_map_TE, routed.valid_T
+            self, metrics_due(), output, hidden_states, routed.logits, routed.choice_TE, routed.valid_T
         )
 
     def utilities(self, hidden_states: Tensor, grad_output: Tensor) -> Tensor:
@@ -71,27 +72,27 @@ class UtilityCompetition:
         tokens_TH, gradients_TH = (values.reshape(-1, values.shape[-1]) for values in (hidden_states, grad_output))
         return self.score(tokens_TH, gradients_TH)
 
-    def logit_gradient(self, probs_TE: Tensor, utilities_TE: Tensor, routing_map_TE: Tensor) -> Tensor:
+    def logit_gradient(self, logits: Tensor, utilities_TE: Tensor, choice_TE: Tensor) -> Tensor:
         """Gradient of the logits [T, E]: of all experts, or of those that were not selected beside the sparse one."""
-        grad_TE = self.router.rule.scaling_factor * dense_router_gradient(probs_TE, utilities_TE)
-        return grad_TE if self.replaces_sparse else grad_TE.masked_fill(routing_map_TE, 0.0)
+        grad_TE = dense_router_gradient(logits.reshape(utilities_TE.shape), utilities_TE, self.router.rule)
+        return grad_TE if self.replaces_sparse else grad_TE.masked_fill(choice_TE, 0.0)
 
     def record(
         self,
         metrics: CompetitionMetrics,
-        probs_TE: Tensor,
+        logits: Tensor,
         utilities_TE: Tensor,
-        routing_map_TE: Tensor,
+        choice_TE: Tensor,
         valid_T: Tensor | None,
     ) -> None:
         """Shares of the K most useful experts that the router had selected, and of tokens whose most useful expert is
         its favourite."""
         best_TK = choose_winners(-utilities_TE, self.router.rule)
-        top1_T = same_favourite(probs_TE, routing_map_TE, -utilities_TE, best_TK)
+        top1_T = same_favourite(self.router.probabilities(logits), choice_TE, -utilities_TE, best_TK)
         metrics.record_means(
             self.router.layer_number,
             len(best_TK) if valid_T is None else valid_T.sum(),
-            agreement=token_mean(overlap(routing_map_TE, best_TK), valid_T),
+            agreement=token_mean(overlap(choice_TE, best_TK), valid_T),
             agreement_top1=token_mean(top1_T, valid_T),
         )
 
@@ -120,23 +121,22 @@ class _LogitGradient(torch.autograd.Function):
         output: Tensor,
         hidden_states: Tensor,
         logits: Tensor,
-        routing_map_TE: Tensor,
+        choice_TE: Tensor,
         valid_T: Tensor | None,
     ) -> Tensor:
         # whether a step is logged is asked in the forward pass: a backward pass runs without gradients
         ctx.competition, ctx.metrics = competition, metrics
-        ctx.save_for_backward(hidden_states, logits, routing_map_TE, valid_T)
+        ctx.save_for_backward(hidden_states, logits, choice_TE, valid_T)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_output,) = grad_outputs
-        hidden_states, logits, routing_map_TE, valid_T = ctx.saved_tensors
+        hidden_states, logits, choice_TE, valid_T = ctx.saved_tensors
         competition: UtilityCompetition = ctx.competition
         utilities_TE = competition.utilities(hidden_states, grad_output)
-        probs_TE = competition.router.probabilities(logits)
-        grad_TE = competition.logit_gradient(probs_TE, utilities_TE, routing_map_TE)
+        grad_TE = competition.logit_gradient(logits, utilities_TE, choice_TE)
         if ctx.metrics is not None:
-            competition.record(ctx.metrics, probs_TE, utilities_TE, routing_map_TE, valid_T)
+            competition.record(ctx.metrics, logits, utilities_TE, choice_TE, valid_T)
         return None, None, grad_output, None, grad_TE.to(logits.dtype).view_as(logits), None, None

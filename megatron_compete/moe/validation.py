@@ -9,6 +9,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig, flag_of
 from megatron_compete.moe.kernels.choice import check_score_kernel
 from megatron_compete.routing.responses import RESPONSES
+from megatron_compete.routing.rule import RouterRule
 from megatron_compete.routing.utility import utility
 
 
@@ -19,28 +20,23 @@ class Refusal:
     flag: str
     applies: Callable[[TransformerConfig], object]
     reason: str
+    kind: str | None = None
+    """The kind of competition that it excludes; None: both."""
 
 
 REFUSALS = (
     Refusal("--cuda-graph-impl", lambda c: c.cuda_graph_impl != "none", "a captured router cannot change its mind from step to step"),
     Refusal("--moe-latent-size", lambda c: c.moe_latent_size, "experts there see projected tokens, the router does not"),
-    Refusal("--moe-expert-capacity-factor", lambda c: c.moe_expert_capacity_factor is not None, "a dropped token has fewer than K experts"),
     Refusal("--moe-router-padding-for-quantization", lambda c: c.moe_router_padding_for_quantization, "it adds experts to a token's K"),
     Refusal("--overlap-moe-expert-parallel-comm", lambda c: c.overlap_moe_expert_parallel_comm, "not yet proven to leave the two hooks in order"),
     Refusal("--overlap-dispatch-backward-with-experts-wgrad", lambda c: c.overlap_dispatch_backward_with_experts_wgrad, "not yet proven with the scoring pass"),
     Refusal("--moe-apply-probs-on-input", lambda c: c.moe_apply_probs_on_input, "experts would answer weighted tokens, and their answers would not be weighted"),
-    Refusal("--moe-router-score-function", lambda c: c.moe_router_score_function != "softmax", "competition teaches a router of softmax probabilities"),
-    Refusal("--moe-router-load-balancing-type", lambda c: _names(c.moe_router_load_balancing_type, "sinkhorn", "quantile_balancing"), "these pick experts by other means than the router's probabilities"),
-    Refusal("--moe-enable-routing-replay", lambda c: c.moe_enable_routing_replay, "the replayed experts are not those of this step"),
+    Refusal("--moe-enable-routing-replay", lambda c: c.moe_enable_routing_replay, "who wins is not replayed: only --compete-kind utility leaves tokens to the experts that are", kind="response"),
     Refusal("--fp4-format", lambda c: c.fp4, "the scoring pass does not pad its tokens"),
     Refusal("--te-precision-config-file", lambda c: c.quant_recipe is not None, "modules with a precision of their own would score in it"),
     Refusal("--use-transformer-engine-op-fuser", lambda c: c.use_transformer_engine_op_fuser, "not yet proven with the scoring pass"),
     Refusal("--moe-flex-dispatcher-backend", lambda c: c.fp8 and _pads_in_dispatcher(c), "under FP8 these experts leave padding to that dispatcher, and a competing step uses another"),
 )  # fmt: skip
-
-
-def _names(value: str | list[str], *refused: str) -> bool:
-    return any(name in refused for name in ([value] if isinstance(value, str) else value))
 
 
 def _pads_in_dispatcher(config: TransformerConfig) -> bool:
@@ -66,7 +62,7 @@ def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:
     if compete.kind == "utility":
         _check_utility(config, compete)
     for refusal in REFUSALS:
-        if refusal.applies(config):
+        if refusal.kind in (None, compete.kind) and refusal.applies(config):
             raise CompeteError(
                 f"{refusal.flag} does not work with competition routing: {refusal.reason}. "
                 "Leave it out or use --router topk"
@@ -118,8 +114,10 @@ def _check_utility(config: TransformerConfig, compete: CompeteConfig) -> None:
             f"{flag_of('kind')} utility has nothing to add where --moe-router-topk {config.moe_router_topk} selects all "
             "experts: lower it, or use --router topk"
         )
-    if compete.utility_gradient == "missing" and config.moe_router_pre_softmax:
+    if compete.utility_gradient == "missing" and RouterRule.of(vars(config)).pre_softmax:
+        sinkhorn = config.moe_router_load_balancing_type == "sinkhorn"
+        flag = "--moe-router-load-balancing-type sinkhorn" if sinkhorn else "--moe-router-pre-softmax"
         raise CompeteError(
-            f"{flag_of('utility_gradient')} missing would count twice with --moe-router-pre-softmax, whose sparse "
-            f"gradient reaches the logits of all experts: use {flag_of('utility_gradient')} dense"
+            f"{flag_of('utility_gradient')} missing would count twice with {flag}, whose sparse gradient reaches the "
+            f"logits of all experts: use {flag_of('utility_gradient')} dense"
         )

@@ -1,6 +1,6 @@
 """What a router does with a set of tokens, whatever kind of router: decision margin, entropy, co-activation, saturation.
 
-T tokens, E experts, K experts a token. Everything is read off the router's logits and the map of where tokens went.
+T tokens, E experts, K experts a token. Everything is read off the router's probabilities and the map of where tokens went.
 """
 
 import base64
@@ -11,18 +11,17 @@ import torch
 from torch import Tensor
 
 
-def decision_margin(logits_TE: Tensor, top_k: int) -> Tensor:
-    """How clear the choice is: the K-th largest softmax probability minus the next one, [T]; 0 where all are taken."""
-    probs_TE = logits_TE.softmax(dim=-1, dtype=torch.float32)
+def decision_margin(probs_TE: Tensor, top_k: int) -> Tensor:
+    """How clear the choice is: the K-th largest probability minus the next one, [T]; 0 where all are taken."""
     if top_k >= probs_TE.shape[1]:
         return torch.zeros(len(probs_TE))
     ordered_TK = probs_TE.topk(top_k + 1, dim=-1).values
     return ordered_TK[:, top_k - 1] - ordered_TK[:, top_k]
 
 
-def router_entropy(logits_TE: Tensor) -> Tensor:
-    """Entropy of the softmax over all experts, nats [T]."""
-    return torch.special.entr(logits_TE.softmax(dim=-1, dtype=torch.float32)).sum(dim=-1)
+def router_entropy(probs_TE: Tensor) -> Tensor:
+    """Entropy of the router's probabilities over all experts, nats [T]."""
+    return torch.special.entr(probs_TE).sum(dim=-1)
 
 
 def pair_counts(map_TE: Tensor) -> Tensor:

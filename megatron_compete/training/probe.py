@@ -25,6 +25,7 @@ from megatron_compete.routing.router_statistics import (
     pair_counts,
     router_entropy,
 )
+from megatron_compete.routing.rule import RouterRule
 from megatron_compete.upstream import wrap_symbol
 
 REMEMBERED_TOKENS = 256
@@ -54,7 +55,7 @@ def read_sequences(prefix: str, count: int, length: int) -> Tensor:
 class RouterStatistics:
     """Sums of one router over the probe's tokens."""
 
-    top_k: int
+    rule: RouterRule
     entropy: float = 0.0
     margin: float = 0.0
     tokens: int = 0
@@ -63,8 +64,9 @@ class RouterStatistics:
 
     def add(self, logits_TE: Tensor | None, map_TE: Tensor) -> None:
         """Take one batch of tokens; of a router without logits entropy and margin are not a number."""
-        self.entropy += math.nan if logits_TE is None else float(router_entropy(logits_TE).sum())
-        self.margin += math.nan if logits_TE is None else float(decision_margin(logits_TE, self.top_k).sum())
+        probs_TE = None if logits_TE is None else self.rule.probabilities(logits_TE)
+        self.entropy += math.nan if probs_TE is None else float(router_entropy(probs_TE).sum())
+        self.margin += math.nan if probs_TE is None else float(decision_margin(probs_TE, self.rule.top_k).sum())
         self.tokens += len(map_TE)
         map_TE = map_TE.bool().cpu()
         self.pairs_EE = self.pairs_EE + pair_counts(map_TE)
@@ -88,7 +90,7 @@ def routers_of(model: torch.nn.Module) -> list[TopKRouter]:
 @contextmanager
 def listening(routers: list[TopKRouter]) -> Iterator[list[RouterStatistics]]:
     """Statistics of the routers, filled by the forward passes inside."""
-    statistics = [RouterStatistics(router.topk) for router in routers]
+    statistics = [RouterStatistics(RouterRule.of(vars(router.config))) for router in routers]
     with ExitStack() as stack:
         for router, one in zip(routers, statistics):
             stack.enter_context(_heard(router, one))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from statistics import pstdev
 from typing import Any
 
@@ -48,10 +49,10 @@ def install(rate: float = 1.0, step: int = 1) -> CompetitionMetrics:
     return tracker
 
 
-def routing(*experts: int) -> tuple[Tensor, Tensor]:
-    """Even logits, and one expert for each token."""
+def routing(*experts: int) -> tuple[Callable[[], Tensor], Tensor]:
+    """Even probabilities, and one expert for each token."""
     routing_map_TE = torch.nn.functional.one_hot(torch.tensor(experts), EXPERTS).bool()
-    return torch.zeros(len(experts), EXPERTS), routing_map_TE
+    return lambda: torch.full((len(experts), EXPERTS), 1 / EXPERTS), routing_map_TE
 
 
 def report_on_rank(rate: float) -> dict[str, Any]:
@@ -204,36 +205,6 @@ def test_token_counts_beyond_fp32_are_exact() -> None:
         sums.add_counts(2, "expert_tokens", torch.tensor([2**25 + 1, 1, 0]))
     assert sums.packed[0, :EXPERTS].tolist() == [2**26 + 2, 2, 0]
     assert sums.scalars(per_layer=False)["moe/dead-experts"] == 1.0
-
-
-def balance_losses(kind: str, max_active: int) -> dict[str, tuple[float, int]]:
-    """What is logged of a step at which `max_active` of layers 2 and 5 compete, the others with a balance loss of 3."""
-    from tests.moe.layouts import Layout, initialize
-
-    initialize(Layout())
-    config = CompeteConfig(kind=kind, rate=max_active / 2, max_active_layers=max_active)  # type: ignore[arg-type]
-    competition = Competition(config, LAYERS, lambda: 1)
-    install_metrics(competition, EXPERTS, EVERY_SECOND)
-    tracker = get_moe_metrics_tracker()
-    for layer in LAYERS:
-        if kind == "utility" or not competition.is_active(layer):
-            tracker.record("load_balancing_loss", torch.tensor(3.0), layer, num_layers=6)
-    writer = Writer()
-    tracker.report(
-        1.0, 2, writer, per_layer_logging=True, force_initialize=True, track_names=["load_balancing_loss"],
-        num_layers=6, moe_layer_freq=[0, 1, 0, 0, 1, 0],
-    )  # fmt: skip
-    return {name: value for name, value in writer.items() if "balancing" in name}
-
-
-def test_balance_losses_are_means_over_the_layers_that_carry_them() -> None:
-    one = run_rank(balance_losses, "response", 1)
-    assert one.pop("load_balancing_loss") == (3.0, 2)
-    assert list(one.values()) == [(3.0, 2)]  # the layer's own, and no zero of the one that competes
-    assert run_rank(balance_losses, "response", 2) == {}
-    assert run_rank(balance_losses, "utility", 2) == {
-        "load_balancing_loss": (3.0, 2), "moe/load_balancing_loss_layer_1": (3.0, 2), "moe/load_balancing_loss_layer_4": (3.0, 2),
-    }  # fmt: skip
 
 
 def chosen(*experts: int) -> Tensor:

@@ -40,9 +40,6 @@ def test_only_moe_layers_are_replaced_and_megatrons_specs_stay() -> None:
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "--moe-router-score-function": dict(moe_router_score_function="sigmoid"),
-    "--moe-router-load-balancing-type": dict(moe_router_load_balancing_type="sinkhorn"),
-    "--moe-expert-capacity-factor": dict(moe_expert_capacity_factor=1.0, moe_router_load_balancing_type="aux_loss"),
     "--moe-enable-routing-replay": dict(moe_enable_routing_replay=True),
 }
 NEEDS_CUDA: dict[str, dict[str, Any]] = {

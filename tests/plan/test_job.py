@@ -79,9 +79,9 @@ def test_what_is_not_counted_is_refused(flag: str) -> None:
 
 
 def test_what_competition_refuses_is_refused() -> None:
-    with pytest.raises(CompeteError, match="--moe-router-score-function does not work with competition"):
-        job_of("--moe-router-score-function sigmoid")
-    assert job_of("--moe-router-score-function sigmoid --router topk").compete is None
+    with pytest.raises(CompeteError, match="--moe-enable-routing-replay does not work with competition"):
+        job_of("--moe-enable-routing-replay")
+    assert job_of("--moe-enable-routing-replay --router topk").compete is None
 
 
 def test_a_preset_is_priced(monkeypatch: pytest.MonkeyPatch) -> None:
