@@ -23,7 +23,7 @@ SIZES = frozenset({
     "ffn_hidden_size", "max_position_embeddings", "seq_length", "layernorm_epsilon", "rotary_base", "init_method_std",
     "attention_dropout", "hidden_dropout", "untie_embeddings_and_output_weights", "moe_ffn_hidden_size", "num_experts",
     "moe_router_topk", "moe_token_dispatcher_type", "moe_router_dtype", "rope_scaling_factor", "rotary_scaling_factor",
-    "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "mscale", "mscale_all_dim",
+    "yarn_original_max_position_embeddings", "yarn_beta_fast", "yarn_beta_slow", "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "mscale", "mscale_all_dim",
     "tokenizer_type", "tokenizer_model", "vocab_size", "padded_vocab_size", "compete_diversity_coeff",
 })  # fmt: skip
 """Arguments that say what the model is, beside those that `families.requirements` lists."""

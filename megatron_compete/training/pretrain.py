@@ -58,10 +58,17 @@ from megatron_compete.training.presets import describe_preset
 from megatron_compete.training.probe_log import probed_steps
 from megatron_compete.training.spec import trainer_step
 
+LATENT_YARN = ("original_max_position_embeddings", "beta_fast", "beta_slow")
+"""Fields of multi-latent attention's YaRN that Megatron has flags for, `--yarn-...`, and reads them for other attention alone
+(upstream: `_apply_yarn_config_from_args`)."""
+
 
 def transformer_config(args: argparse.Namespace) -> TransformerConfig:
     """Megatron's transformer settings; with `--relu` its activation is ReLU, which Megatron cannot fuse."""
     config = core_transformer_config_from_args(args)
+    for name in LATENT_YARN if args.multi_latent_attention else ():
+        if getattr(args, f"yarn_{name}") is not None:
+            setattr(config, name, getattr(args, f"yarn_{name}"))
     if args.relu:
         config.activation_func = torch.nn.functional.relu
         config.bias_activation_fusion = False

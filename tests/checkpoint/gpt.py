@@ -74,6 +74,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_router_pre_softmax": True,
     },
     "deepseek_v3": SIGMOID | LATENT,
+    "deepseek_v2": LATENT
+    | {
+        "num_experts": 8,
+        "moe_router_topk": 2,
+        "moe_layer_freq": [0, 1, 1, 1],
+        "moe_shared_expert_intermediate_size": 48,
+        "moe_router_pre_softmax": True,
+        "moe_router_topk_scaling_factor": 6.0,
+        "moe_router_num_groups": 4,
+        "moe_router_group_topk": 2,
+    },
     "glm4_moe": SIGMOID | {"add_qkv_bias": True, "qk_layernorm": True, "rotary_percent": 0.5},
     "llama": DENSE,
     "qwen3": DENSE | {"qk_layernorm": True, "untie_embeddings_and_output_weights": False},
@@ -98,6 +109,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3 with a stretched rotation alone": (
         "deepseek_v3",
         SIGMOID | LATENT | {"rope_type": "yarn", "rotary_scaling_factor": 4.0, "moe_router_enable_expert_bias": False},
+    ),
+    "deepseek_v3 as Kimi-K2": (
+        "deepseek_v3",
+        SIGMOID | LATENT | {"moe_router_num_groups": 1, "moe_router_group_topk": 1}
+        | {"rope_type": "yarn", "rotary_scaling_factor": 8.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+        | {"yarn_beta_fast": 1.0, "yarn_original_max_position_embeddings": 16},
+    ),
+    "deepseek_v2 with YaRN": (
+        "deepseek_v2",
+        LATENT | {"moe_router_pre_softmax": True, "moe_shared_expert_intermediate_size": 48}
+        | {"moe_router_topk": 3, "rope_type": "yarn", "rotary_scaling_factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.7},
     ),
     "glm4_moe without bias": ("glm4_moe", SIGMOID | {"moe_router_enable_expert_bias": False, "moe_router_topk_scaling_factor": None}),
     "llama with scaled frequencies": ("llama", DENSE | {"use_rope_scaling": True, "rope_scaling_factor": 4.0, "rotary_base": 500000}),

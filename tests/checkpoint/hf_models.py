@@ -24,6 +24,11 @@ SIGMOID: dict[str, Any] = {
     "topk_group": 1, "first_k_dense_replace": 1, "routed_scaling_factor": 1.5, "norm_topk_prob": True,
 }  # fmt: skip
 
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
+    "v_head_dim": 8, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": DECODER,
     "qwen2": DECODER,
@@ -31,9 +36,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": DECODER | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     "qwen3_moe": DECODER | SPARSE | {"head_dim": 12, "norm_topk_prob": True},
     "qwen2_moe": DECODER | SPARSE | {"shared_expert_intermediate_size": 40, "num_key_value_heads": 4},
-    "deepseek_v3": DECODER | SIGMOID | {
-        "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4,
-        "v_head_dim": 8, "rope_interleave": True, "rms_norm_eps": 1e-6,
+    "deepseek_v3": DECODER | SIGMOID | LATENT | {"rope_interleave": True},
+    "deepseek_v2": DECODER | LATENT | {
+        "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_shared_experts": 2,
+        "first_k_dense_replace": 1, "routed_scaling_factor": 16.0, "topk_method": "group_limited_greedy", "n_group": 4,
+        "topk_group": 2,
     },
     "glm4_moe": DECODER | SIGMOID | {"head_dim": 12, "partial_rotary_factor": 0.5, "use_qk_norm": False},
 }  # fmt: skip

@@ -108,25 +108,39 @@ def test_an_upcycled_model_is_exported_as_a_mixture(tmp_path: Path) -> None:
     torch.testing.assert_close(hf_models.logits(tmp_path / "hf"), hf_models.logits(source), atol=1e-5, rtol=0)
 
 
-def parse(tokens: list[str]) -> dict[str, Any]:
+def parse_all(commands: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """What Megatron's parser makes of each command; then its `validate_args` has passed them."""
     import sys
 
-    from megatron.training.arguments import parse_args
+    from megatron.training.arguments import parse_args, validate_args
 
     from megatron_compete.training.arguments import add_arguments
 
-    sys.argv = ["pretrain", *tokens]
-    return vars(parse_args(add_arguments))
+    found = {}
+    for name, tokens in commands.items():
+        sys.argv = ["pretrain", *tokens]
+        found[name] = dict(vars(parse_args(add_arguments)))
+        validate_args(parse_args(add_arguments))
+    return found
 
 
-@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3"])
-def test_the_recipe_says_what_the_checkpoint_does(family: str, tmp_path: Path) -> None:
-    source = hf_models.save(tmp_path / "source", family)
-    import_checkpoint(Import(source, tmp_path / "megatron"))
-    saved = TorchDistCheckpoint(find_checkpoint(tmp_path / "megatron")).arguments
-    command = read_recipe(tmp_path / "megatron" / "recipe.yaml").command()
-    parsed = run_rank(parse, command[command.index("-m") + 2 :])
-    assert parsed["pretrained_checkpoint"] == str(tmp_path / "megatron")
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """An import of every family, and what its recipe says to Megatron's parser."""
+    folder = tmp_path_factory.mktemp("recipes")
+    commands = {}
+    for family in hf_models.CONFIGS:
+        import_checkpoint(Import(hf_models.save(folder / "hf" / family, family), folder / family))
+        command = read_recipe(folder / family / "recipe.yaml").command()
+        commands[family] = command[command.index("-m") + 2 :]
+    return folder, run_rank(parse_all, commands)
+
+
+@pytest.mark.parametrize("family", hf_models.CONFIGS)
+def test_the_recipe_says_what_the_checkpoint_does(family: str, recipes: tuple[Path, dict[str, dict[str, Any]]]) -> None:
+    folder, parsed = recipes[0] / family, recipes[1][family]
+    saved = TorchDistCheckpoint(find_checkpoint(folder)).arguments
+    assert parsed["pretrained_checkpoint"] == str(folder)
     assert parsed["padded_vocab_size"] == 256
     differing = {
         name: (value, parsed.get(name))
@@ -205,7 +219,7 @@ def test_tensors_that_are_not_the_model(changes: dict[str, Any], message: str, t
     assert list(tmp_path.iterdir()) == [source]  # nothing left over
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "qwen2_moe", "deepseek_v3", "glm4_moe"])
+@pytest.mark.parametrize("family", [name for name in hf_models.CONFIGS if name not in hf_models.DENSE])
 def test_fused_experts_are_the_same_model(family: str, tmp_path: Path) -> None:
     """transformers 5 writes all experts of a layer as one tensor with save_original_format=False, and loads either."""
     source = hf_models.save(tmp_path / "source", family, torch.bfloat16)

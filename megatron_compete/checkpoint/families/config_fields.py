@@ -41,6 +41,7 @@ WAYS_OUT = {
     "rope_parameters": "to train without the scaling, at the length that the model was made for, set rope_scaling to null",
     "attention_bias": "only a model whose biases are zeros can do without: drop them, and set it to false",
     "mlp_bias": "only a model whose biases are zeros can do without: drop them, and set it to false",
+    "topk_group": "to train without the limit, set topk_method to greedy",
     "transformers_weights": "save it again with save_pretrained()",
 }
 """By field, what a user can do."""
@@ -71,6 +72,8 @@ def complete(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
                 [layer for layer, sparse in enumerate(frequency) if not sparse] if isinstance(frequency, list) else []
             )
             result |= {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+        if result.get("topk_method") == "greedy":  # groups are not read then
+            result |= {"n_group": None, "topk_group": None}
     except Exception as error:  # the classes validate in many ways
         raise CompeteError(f"config.json is not that of a {family.title}: {error}") from error
     if set(result.get("layer_types") or ()) == {"full_attention"}:

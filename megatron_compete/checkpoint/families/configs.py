@@ -161,6 +161,7 @@ def sigmoid_router_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "moe_router_num_groups": config["n_group"] if grouped else None,
         "moe_router_group_topk": config["topk_group"] if grouped else None,
         "moe_router_topk_scaling_factor": config["routed_scaling_factor"],
+        "moe_router_dtype": "fp32",
     }
 
 

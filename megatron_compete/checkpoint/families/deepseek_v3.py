@@ -1,8 +1,5 @@
-"""DeepSeek-V3: multi-latent attention, sigmoid scores with a correction bias, shared experts, dense layers first.
-
-Positions: Megatron and `rope_interleave` both take the two numbers of a rotated pair from neighbouring places
-(upstream: `apply_rotary_pos_emb` with mla_rotary_interleaved), so projections go over unchanged. transformers gives the
-norms inside of attention an epsilon of 1e-6 whatever config.json says; others are refused.
+"""DeepSeek-V3, and Kimi-K2 in other sizes: multi-latent attention, sigmoid scores with a correction bias, shared experts,
+dense layers first.
 """
 
 from collections.abc import Mapping
@@ -11,7 +8,6 @@ from typing import Any
 from megatron_compete.checkpoint.families.configs import (
     decoder_arguments,
     decoder_config,
-    norm_epsilon,
     sigmoid_router_arguments,
     sigmoid_router_caution,
     sigmoid_router_config,
@@ -19,44 +15,8 @@ from megatron_compete.checkpoint.families.configs import (
 from megatron_compete.checkpoint.families.dimensions import Dimensions
 from megatron_compete.checkpoint.families.family import Family
 from megatron_compete.checkpoint.families.key_table import read_keys
-from megatron_compete.checkpoint.families.requirements import (
-    BLOCK,
-    ON,
-    SIGMOID,
-    Requirement,
-    allow,
-    anything,
-    changed,
-    one_of,
-    positive,
-)
-
-INNER_EPSILON = 1e-6
-YARN = {"original_max_position_embeddings": 4096, "beta_fast": 32.0, "beta_slow": 1.0}
-"""Fixed in Megatron's trainer (upstream: defaults of `MLATransformerConfig`)."""
-
-OWN = (
-    Requirement("multi_latent_attention", False, ON, "it has multi-latent attention"),
-    Requirement("qk_layernorm", False, ON, "it normalises the latents: train with --qk-layernorm"),
-)
-MLA = (
-    Requirement(
-        "q_lora_rank", None, positive, "without it Megatron normalises what queries are made from a second time, "
-        "which this architecture does not",
-    ),
-    Requirement(
-        "layernorm_epsilon", 1e-5, anything, "it has 1e-6 inside of attention",
-        where=lambda a: norm_epsilon(a) == INNER_EPSILON,
-    ),
-    Requirement(
-        "mscale", 1.0, anything, "it stretches scores by mscale_all_dim, and without that by an mscale of 1",
-        where=lambda a: not _stretched(a) or _mscale(a)[1] > 0 or _mscale(a)[0] == 1,
-    ),
-    Requirement(
-        "mscale_all_dim", 0.0, anything, "it scales scores under YaRN alone",
-        where=lambda a: not _mscale(a)[1] or _yarn(a) or float(a.get("rotary_scaling_factor", 1.0)) <= 1,
-    ),
-)  # fmt: skip
+from megatron_compete.checkpoint.families.latent import LATENT_BLOCK, latent_arguments, latent_config
+from megatron_compete.checkpoint.families.requirements import SIGMOID
 
 KEYS = read_keys("""
 embedding.word_embeddings.weight                                    -> model.embed_tokens.weight                           used   [V,H]
@@ -91,86 +51,23 @@ output_layer.weight                                                 -> lm_head.w
 """)
 
 
-def _yarn(arguments: Mapping[str, Any]) -> bool:
-    return arguments.get("rope_type") in (None, "yarn")
-
-
-def _stretched(arguments: Mapping[str, Any]) -> bool:
-    """Whether positions are: Megatron's YaRN with a factor of 1 is plain RoPE."""
-    return _yarn(arguments) and float(arguments.get("rotary_scaling_factor", 1.0)) != 1
-
-
-def _mscale(arguments: Mapping[str, Any]) -> tuple[float, float]:
-    return float(arguments.get("mscale", 1.0)), float(arguments.get("mscale_all_dim", 0.0))
-
-
 def _config(d: Dimensions, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    latent = d.mla
-    return (
-        decoder_config(d, arguments)
-        | sigmoid_router_config(d, arguments)
-        | {
-            "num_key_value_heads": d.heads,
-            "q_lora_rank": latent.query_rank,
-            "kv_lora_rank": latent.rank,
-            "qk_nope_head_dim": latent.plain_head,
-            "qk_rope_head_dim": latent.rotary_head,
-            "v_head_dim": latent.value_head,
-            "attention_bias": False,
-            "rope_interleave": True,
-            "rope_scaling": _rope_scaling(arguments),
-            "scoring_func": "sigmoid",
-            "topk_method": "noaux_tc",
-            "moe_layer_freq": 1,
-        }
-    )
-
-
-def _rope_scaling(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
-    if not _stretched(arguments):
-        return None
-    mscale, all_dim = _mscale(arguments)
-    factor = float(arguments.get("rotary_scaling_factor", 1.0))
-    return {"type": "yarn", "factor": factor, "mscale": mscale, "mscale_all_dim": all_dim, **YARN}
+    own = {"rope_interleave": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
+    return decoder_config(d, arguments) | sigmoid_router_config(d, arguments) | latent_config(d, arguments) | own
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    rope = config["rope_parameters"]
-    yarn = {}
-    if rope.get("rope_type") == "yarn":
-        yarn = {
-            "rope_type": "yarn",
-            "rotary_scaling_factor": rope["factor"],
-            "mscale": float(rope.get("mscale") or 1.0),
-            "mscale_all_dim": float(rope.get("mscale_all_dim") or 0.0),
-        }
-    return (
-        decoder_arguments(config)
-        | sigmoid_router_arguments(config)
-        | {
-            "group_query_attention": False,
-            "num_query_groups": 1,
-            "kv_channels": config["v_head_dim"],
-            "multi_latent_attention": True,
-            "qk_layernorm": True,
-            "q_lora_rank": config["q_lora_rank"],
-            "kv_lora_rank": config["kv_lora_rank"],
-            "qk_head_dim": config["qk_nope_head_dim"],
-            "qk_pos_emb_head_dim": config["qk_rope_head_dim"],
-            "v_head_dim": config["v_head_dim"],
-            "rope_type": "rope",
-        }
-        | yarn
-    )
+    return decoder_arguments(config) | sigmoid_router_arguments(config) | latent_arguments(config)
 
 
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
     title="DeepSeek-V3",
     architecture="DeepseekV3ForCausalLM",
-    requirements=changed(allow(BLOCK, rope_type=one_of(None, "rope", "yarn")), *OWN) + MLA + SIGMOID,
+    requirements=LATENT_BLOCK + SIGMOID,
     keys=KEYS,
     to_config=_config,
     to_arguments=_arguments,
     caution=sigmoid_router_caution,
+    aliases=("kimi_k2",),
 )

@@ -30,6 +30,8 @@ class Family:
     """Megatron's arguments, from a config.json with every default filled in."""
     caution: Callable[[Mapping[str, Any]], str | None] = lambda arguments: None
     """What a reader of the export should know, where there is something."""
+    aliases: tuple[str, ...] = ()
+    """Other `model_type`s whose checkpoints are of this architecture, in its names and with its fields."""
     code: tuple[str, ...] = ()
     """Files of `custom_code` that go with an export: the architecture is not one of transformers'."""
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from megatron_compete.checkpoint.families.competesmoe import COMPETESMOE
 from megatron_compete.checkpoint.families.config_fields import check_fields, complete, passed_over
+from megatron_compete.checkpoint.families.deepseek_v2 import DEEPSEEK_V2
 from megatron_compete.checkpoint.families.deepseek_v3 import DEEPSEEK_V3
 from megatron_compete.checkpoint.families.dimensions import Dimensions
 from megatron_compete.checkpoint.families.family import Family
@@ -19,7 +20,7 @@ from megatron_compete.common.errors import CompeteError
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (MIXTRAL, QWEN3_MOE, QWEN2_MOE, DEEPSEEK_V3, GLM4_MOE, LLAMA, QWEN3, QWEN2, COMPETESMOE)
+    for family in (MIXTRAL, QWEN3_MOE, QWEN2_MOE, DEEPSEEK_V3, DEEPSEEK_V2, GLM4_MOE, LLAMA, QWEN3, QWEN2, COMPETESMOE)
 }
 """By name, in the order in which an export tries them; the last needs code of its own and expresses the most."""
 
@@ -47,9 +48,10 @@ def family_of_config(config: Mapping[str, Any]) -> Family:
         CompeteError: an architecture that is not one of these.
     """
     kind = config.get("model_type")
-    if kind not in FAMILIES:
-        raise CompeteError(f"config.json has model_type {kind}: supported are {', '.join(FAMILIES)}")
-    return FAMILIES[kind]
+    known = FAMILIES | {alias: family for family in FAMILIES.values() for alias in family.aliases}
+    if kind not in known:
+        raise CompeteError(f"config.json has model_type {kind}: supported are {', '.join(known)}")
+    return known[kind]
 
 
 def read_config(config: Mapping[str, Any]) -> tuple[Family, dict[str, Any]]:

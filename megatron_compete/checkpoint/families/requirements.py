@@ -209,6 +209,14 @@ def allow(table: tuple[Requirement, ...], **allowed: Allowed) -> tuple[Requireme
     return changed(table, *(replace(found[name], allowed=values) for name, values in allowed.items()))
 
 
+def best_of_group(arguments: Arguments) -> int | None:
+    """By how many of its best experts Megatron ranks a group (upstream: `group_limited_topk`); None where all are taken."""
+    groups, chosen = (arguments.get(f"moe_router_{name}") for name in ("num_groups", "group_topk"))
+    if not chosen or chosen == groups:
+        return None
+    return int(arguments.get("moe_router_topk") or 2) // int(chosen)
+
+
 SHARED_EXPERTS = Requirement(
     "moe_shared_expert_intermediate_size", None, positive,
     "it has shared experts, as wide as some whole number of routed ones",
@@ -217,7 +225,7 @@ SHARED_EXPERTS = Requirement(
 GROUPS = Requirement(
     "moe_router_group_topk", None, positive_or_none, "it ranks groups by the sum of their two best experts, Megatron by "
     "--moe-router-topk over --moe-router-group-topk of them: two are exact",
-    where=lambda a: not a.get("moe_router_group_topk") or a.get("moe_router_topk", 2) // a["moe_router_group_topk"] == 2,
+    where=lambda a: best_of_group(a) in (None, 2),
 )  # fmt: skip
 SIGMOID = changed(
     allow(

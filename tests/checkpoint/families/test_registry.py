@@ -57,6 +57,47 @@ def test_sizes_that_follow_from_others_and_fields_that_are_elsewhere() -> None:
     assert read_config(config)[1] == arguments
 
 
+KIMI_K2: dict[str, Any] = {
+    "architectures": ["DeepseekV3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "aux_loss_alpha": 0.001,
+    "bos_token_id": 163584, "eos_token_id": 163585, "first_k_dense_replace": 1, "hidden_act": "silu", "hidden_size": 7168,
+    "initializer_range": 0.02, "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 131072,
+    "model_type": "kimi_k2", "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 1, "n_routed_experts": 384,
+    "n_shared_experts": 1, "norm_topk_prob": True, "num_attention_heads": 64, "num_experts_per_tok": 8,
+    "num_hidden_layers": 61, "num_key_value_heads": 64, "num_nextn_predict_layers": 0, "pretraining_tp": 1,
+    "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06, "rope_theta": 50000.0,
+    "rope_scaling": {
+        "beta_fast": 1.0, "beta_slow": 1.0, "factor": 32.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096, "type": "yarn",
+    },
+    "routed_scaling_factor": 2.827, "scoring_func": "sigmoid", "seq_aux": True, "tie_word_embeddings": False,
+    "topk_group": 1, "topk_method": "noaux_tc", "torch_dtype": "bfloat16", "use_cache": True, "v_head_dim": 128,
+    "vocab_size": 163840,
+}  # fmt: skip
+
+
+def test_kimi_k2_is_a_deepseek_v3_by_another_name() -> None:
+    family, arguments = read_config(KIMI_K2)
+    assert family is FAMILIES["deepseek_v3"]
+    assert arguments["moe_router_num_groups"] is None and arguments["moe_layer_freq"] == [0] + [1] * 60
+    assert (arguments["yarn_beta_fast"], arguments["yarn_original_max_position_embeddings"]) == (1.0, 4096)
+    again = config_of("deepseek_v3", arguments) | {"vocab_size": 163840}
+    assert read_config(again)[1] == arguments
+    with pytest.raises(CompeteError, match=r"quantization_config .* dequantize\(\)"):
+        read_config(KIMI_K2 | {"quantization_config": {"quant_method": "fp8"}})
+
+
+def test_groups_of_which_all_are_taken_are_none() -> None:
+    for name in ("deepseek_v3", "glm4_moe"):
+        arguments = gpt.ARGUMENTS | gpt.FAMILIES[name] | {"moe_router_num_groups": 1, "moe_router_group_topk": 1}
+        assert choose_family(arguments) is FAMILIES[name]
+
+
+def test_groups_of_a_model_that_chooses_greedily_are_not_read() -> None:
+    config = config_of("deepseek_v2", gpt.ARGUMENTS | gpt.VARIANTS["deepseek_v2 with YaRN"][1])
+    assert config["topk_method"] == "greedy"
+    assert read_config(config | {"n_group": 1, "topk_group": 1}) == read_config(config)
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mixtral", {"sliding_window": 128}, "sliding_window 128"),
     ("mixtral", {"hidden_act": "gelu"}, "hidden_act gelu"),
@@ -83,6 +124,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("deepseek_v3", {"norm_topk_prob": False}, "norm_topk_prob False"),
     ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func softmax"),
     ("deepseek_v3", {"rope_interleave": False}, "rope_interleave False"),
+    ("deepseek_v2", {"q_lora_rank": None}, "--q-lora-rank None"),
+    ("deepseek_v2", {"topk_group": 1}, "--moe-router-group-topk 1, which DeepSeek-V2 .* by their best expert"),
+    ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob True"),
+    ("deepseek_v2", {"scoring_func": "sigmoid"}, "scoring_func sigmoid"),
     ("glm4_moe", {"n_group": 8, "topk_group": 4}, "--moe-router-group-topk 4"),
 ]
 
