@@ -66,9 +66,9 @@ LATENT_YARN = ("original_max_position_embeddings", "beta_fast", "beta_slow")
 def transformer_config(args: argparse.Namespace) -> TransformerConfig:
     """Megatron's transformer settings; with `--relu` its activation is ReLU, which Megatron cannot fuse."""
     config = core_transformer_config_from_args(args)
-    for name in LATENT_YARN if args.multi_latent_attention else ():
-        if getattr(args, f"yarn_{name}") is not None:
-            setattr(config, name, getattr(args, f"yarn_{name}"))
+    if args.multi_latent_attention:
+        given = {name: getattr(args, f"yarn_{name}") for name in LATENT_YARN}
+        vars(config).update({name: value for name, value in given.items() if value is not None})
     if args.relu:
         config.activation_func = torch.nn.functional.relu
         config.bias_activation_fusion = False
