@@ -103,8 +103,6 @@ class CudaToCpu(TorchFunctionMode):
             kwargs["device"] = CPU
         if func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
             return args[0]
-        if func is torch.Tensor.record_stream:
-            return None
         if func is torch.Tensor.to and len(args) > 1 and _names_cuda(args[1]):
             args = (args[0], CPU, *args[2:])
         if func is torch.Tensor.type and len(args) == 1 and not kwargs:
@@ -119,6 +117,13 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 def _zero(*args: Any, **kwargs: Any) -> int:
     """Memory counters: the host's memory is not torch's to count."""
     return 0
+
+
+def _share_storage(discarded: torch.Tensor, recomputed: torch.Tensor) -> None:
+    """What was discarded holds values again, in all its views; on a device upstream compiles this in C++."""
+    storage, source = discarded.untyped_storage(), recomputed.untyped_storage()
+    storage.resize_(source.nbytes())
+    storage.copy_(source)
 
 
 @contextlib.contextmanager
@@ -159,9 +164,11 @@ def answers() -> dict[str, Any]:
         "torch.cuda:is_current_stream_capturing": lambda: False,
         "torch.cuda.nvtx:range_push": _nothing,
         "torch.cuda.nvtx:range_pop": _nothing,
+        "torch:Tensor.record_stream": _nothing,
         "torch.nn:Module.cuda": lambda module, device=None: module,
         "megatron.core.tensor_parallel.random:_get_cuda_rng_state": lambda *a, **k: torch.get_rng_state(),
         "megatron.core.tensor_parallel.random:_set_cuda_rng_state": lambda state, *a, **k: torch.set_rng_state(state),
+        "megatron.core.tensor_parallel.random:_get_share_storage": lambda: _share_storage,
         "megatron.core.datasets.utils:compile_helpers": _nothing,
     }
 
@@ -213,9 +220,15 @@ def _without_cuda(upstream: Callable[..., Any], *args: Any, **kwargs: Any) -> An
     return upstream(*args, **{"allow_no_cuda": True, **kwargs})
 
 
+def _checkpoint_outside_of_fp8(upstream: Callable[..., Any], self: Any, fp8: Any = None) -> None:
+    """Megatron asks Transformer Engine for the state of FP8 unless told None, which it tells only some checkpoints."""
+    upstream(self, fp8=None)
+
+
 WRAPPED: dict[str, Callable[..., Any]] = {
     "torch.distributed:all_to_all_single": _all_to_all_with_lists,
     "torch.distributed:all_gather": _all_gather_of_unequal,
+    "megatron.core.tensor_parallel.random:CheckpointWithoutOutput.__init__": _checkpoint_outside_of_fp8,
     "megatron.core.transformer.torch_norm:WrappedTorchNorm.__new__": _norm_with_sequence_parallel,
     "megatron.training.training:initialize_megatron": _without_cuda,
 }

@@ -26,12 +26,13 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.moe.auxiliary import AlsoReaching, AuxiliaryLoss
 from megatron_compete.moe.centering import make_centering
 from megatron_compete.moe.competition import Competition
+from megatron_compete.moe.crossing import Crossing
 from megatron_compete.moe.expert_group import ExpertGroups
 from megatron_compete.moe.losses import CompetitionLosses, Outcome
 from megatron_compete.moe.response_gradients import AllResponses, Recomputation
 from megatron_compete.moe.router import CompeteRouter, valid_tokens
 from megatron_compete.moe.scoring import ScoringPass
-from megatron_compete.moe.utility import Routed, UtilityCompetition
+from megatron_compete.moe.utility import UtilityCompetition
 from megatron_compete.routing.responses import RESPONSES
 from megatron_compete.routing.utility import utility
 from megatron_compete.routing.winners import choose_winners, competition_weights, winners_map
@@ -79,11 +80,11 @@ class CompeteMoELayer(MoELayer):
             competition.config, config, self.experts, self.groups, utility if by_utility else self.response
         )
         self._outcome: Outcome | None = None
+        self._crossing: Crossing | None = None
         self._first_pass: deque[Outcome] = deque()
         self._utility = (
             UtilityCompetition(competition.config.utility_gradient, self.router, self.score) if by_utility else None
         )
-        self._routed: Routed | None = None
 
     def _make_row_dispatcher(self, groups: ProcessGroupCollection) -> MoEAlltoAllTokenDispatcher:
         """A dispatcher that brings back one row per (token, winner): all-to-all, dropless, without fused permutation.
@@ -111,7 +112,7 @@ class CompeteMoELayer(MoELayer):
     def route(self, hidden_states: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Routing weights and map [T, E] for tokens [S, B, H]; on a competing step ones on the winners, or by utility
         the router's own."""
-        self._outcome, self._routed = None, None
+        self._outcome, self._crossing = None, None
         if self.token_dispatcher is self._row_dispatcher:  # a competing step was broken off
             self.token_dispatcher = self._normal_dispatcher
         if not self.competes():
@@ -119,28 +120,32 @@ class CompeteMoELayer(MoELayer):
         if self._utility is not None:
             return self._route_by_router(self._utility, hidden_states, padding_mask)
         self._outcome = outcome = self._compete(hidden_states, padding_mask)
+        self._crossing = crossing = Crossing()
         # Megatron's forward has just set this step's dispatcher, and inference has another than training: keep that one
         self._normal_dispatcher = self.token_dispatcher
         self.token_dispatcher = self._row_dispatcher
         routing_map_TE = winners_map(outcome.winners_TK, self.config.num_moe_experts)
         self.router.observe_routing(outcome.logits, routing_map_TE, padding_mask)
-        return routing_map_TE.to(outcome.logits.dtype), routing_map_TE
+        probs_TE = routing_map_TE.to(outcome.logits.dtype)
+        return crossing.depart(probs_TE, outcome.logits, self._all_responses(outcome, hidden_states)), routing_map_TE
 
     def postprocess(self, output: Tensor, shared_expert_output: Tensor | None) -> Tensor:
         """The layer's output [S, B, H]; on a competing step from the winners' rows, with the losses attached."""
         outcome, self._outcome = self._outcome, None
-        routed, self._routed = self._routed, None
-        if self._utility is not None and routed is not None:
-            return self._utility.attach(super().postprocess(output, shared_expert_output), routed)
-        if outcome is None:
+        crossing, self._crossing = self._crossing, None
+        if crossing is None:
             return super().postprocess(output, shared_expert_output)
+        if outcome is None:  # by utility
+            return crossing.arrive(super().postprocess(output, shared_expert_output))[0]
         self.token_dispatcher = self._normal_dispatcher
+        output, logits, responses_TE = crossing.arrive(output)
+        outcome = dataclasses.replace(outcome, logits=logits)
         rows_TKH = self._rows_by_token(output, num_winners=outcome.winners_TK.shape[1])
         responses_TK = self.response(rows_TKH)
         weights_TK = competition_weights(responses_TK, self.router.weight_sum(outcome.logits, outcome.choice_TE))
         combined_TH = (weights_TK.unsqueeze(-1) * rows_TKH).sum(dim=1).to(output.dtype)
         if torch.is_grad_enabled():
-            responses_TE = self._all_responses(outcome).scatter(1, outcome.winners_TK, responses_TK)
+            responses_TE = responses_TE.scatter(1, outcome.winners_TK, responses_TK)
             combined_TH = self.losses.attach(combined_TH, rows_TKH, responses_TE, outcome, self.layer_number)
         combined = combined_TH.view(self._row_dispatcher.hidden_shape)
         if self._row_dispatcher.shared_experts is not None:  # overlapped: computed between dispatch and combine
@@ -150,12 +155,13 @@ class CompeteMoELayer(MoELayer):
     def _route_by_router(
         self, utility: UtilityCompetition, hidden_states: Tensor, padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """As at a normal step; what the backward pass scores by is left for `postprocess`."""
+        """As at a normal step; the backward pass scores by the gradient of the output, which `postprocess` keeps."""
         with self.router.keep_logits() as kept:
             probs_TE, routing_map_TE = super().route(hidden_states, padding_mask)
         choice_TE = self.router.chosen(kept[0], routing_map_TE)
-        self._routed = Routed(hidden_states, kept[0], choice_TE, valid_tokens(padding_mask))
-        return utility.routing_weights(probs_TE), routing_map_TE
+        self._crossing = crossing = Crossing()
+        probs_TE = utility.depart(crossing, probs_TE, hidden_states, kept[0], choice_TE, valid_tokens(padding_mask))
+        return probs_TE, routing_map_TE
 
     def _compete(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Outcome:
         """Score all experts and choose the winners.
@@ -168,9 +174,7 @@ class CompeteMoELayer(MoELayer):
         step = self.competition.current_step()
         recomputes = torch.is_grad_enabled() and len(self._first_pass) > 0
         if recomputes:
-            outcome = dataclasses.replace(
-                self._first_pass.popleft(), logits=logits, choice_TE=choice_TE, hidden_states=hidden_states
-            )
+            outcome = dataclasses.replace(self._first_pass.popleft(), logits=logits, choice_TE=choice_TE)
             assert outcome.step == step, f"winners of step {outcome.step} left over at step {step}"
             return outcome
         tokens_TH = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
@@ -181,9 +185,9 @@ class CompeteMoELayer(MoELayer):
                 scores_TE = self.centering(responses_TE, valid_tokens(padding_mask))
         ranked_TE = logits.detach().reshape(scores_TE.shape) if self.router.forces_load else scores_TE
         winners_TK = choose_winners(ranked_TE, self.router.rule)
-        outcome = Outcome(responses_TE, scores_TE, winners_TK, logits, choice_TE, hidden_states, padding_mask, step)
+        outcome = Outcome(responses_TE, scores_TE, winners_TK, logits, choice_TE, padding_mask, step)
         if not torch.is_grad_enabled():
-            self._first_pass.append(dataclasses.replace(outcome, logits=None, choice_TE=None, hidden_states=None))
+            self._first_pass.append(dataclasses.replace(outcome, logits=None, choice_TE=None))
         return outcome
 
     def _ask_router(self, hidden_states: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -195,12 +199,12 @@ class CompeteMoELayer(MoELayer):
             probs_TE, routing_map_TE = self.router(hidden_states, padding_mask, competes=True)
         return AlsoReaching.apply(kept[0], probs_TE), self.router.chosen(kept[0], routing_map_TE)
 
-    def _all_responses(self, outcome: Outcome) -> Tensor:
+    def _all_responses(self, outcome: Outcome, hidden_states: Tensor) -> Tensor:
         """The scored responses [T, E]; with `--compete-response-gradients all` differentiable in every expert."""
         if self.competition.config.response_gradients == "winners":
             return outcome.responses_TE
         plan = Recomputation(self.experts, self.response, self.groups, self.competition.config.score_chunk_tokens)
-        tokens_TH = outcome.hidden_states.reshape(-1, outcome.hidden_states.shape[-1])
+        tokens_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
         return AllResponses.apply(plan, outcome.responses_TE, tokens_TH, *self.experts.parameters())
 
     def _rows_by_token(self, rows: Tensor, num_winners: int) -> Tensor:

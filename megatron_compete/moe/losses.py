@@ -33,8 +33,6 @@ class Outcome:
     """The router's logits [S, B, E], with gradient; theirs brings the router's own losses along."""
     choice_TE: Any
     """The experts that the router would have chosen, bool."""
-    hidden_states: Any
-    """The layer's input [S, B, H], with gradient."""
     padding_mask: Tensor | None
     step: int
 

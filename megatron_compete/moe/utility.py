@@ -1,38 +1,25 @@
 """Competition by utility in a layer: a normal step whose backward pass scores all experts.
 
 Forward, the router routes as at any step, with its own losses, through whatever dispatcher. Backward, the gradient of
-the layer's output arrives first; the scoring pass runs there, with it, and the router's logits get their dense gradient.
+the layer's output arrives first and is kept (`moe/crossing.py`); where the backward pass comes by the routing weights,
+the scoring pass runs with it, and the router's logits get their dense gradient.
 All ranks of an expert group go through the backward passes of the same layers in the same order, so its collectives
 meet as those of the dispatcher's backward pass do.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from megatron_compete.moe.crossing import Crossing
 from megatron_compete.moe.metrics import CompetitionMetrics, metrics_due
 from megatron_compete.moe.router import CompeteRouter
 from megatron_compete.moe.scoring import ScoringPass
 from megatron_compete.routing.losses import token_mean
 from megatron_compete.routing.utility import dense_router_gradient
 from megatron_compete.routing.winners import choose_winners, overlap, same_favourite
-
-
-@dataclass(frozen=True)
-class Routed:
-    """How a competing step was routed: what `CompeteMoELayer.route` leaves for `postprocess`."""
-
-    hidden_states: Tensor
-    """The layer's input [S, B, H]."""
-    logits: Tensor
-    """The logits [S, B, E] that the router routed by, with gradient."""
-    choice_TE: Tensor
-    """The experts that the router chose, bool, before any was dropped for capacity."""
-    valid_T: Tensor | None
-    """Mask of the tokens that count in metrics, None for all."""
 
 
 class UtilityCompetition:
@@ -48,19 +35,30 @@ class UtilityCompetition:
         self.score = score
         self.replaces_sparse = gradient == "dense"
 
-    def routing_weights(self, probs_TE: Tensor) -> Tensor:
-        """The router's weights [T, E] for the dispatcher, without their sparse gradient where the dense one replaces
-        it."""
-        return _WithoutTaskGradient.apply(probs_TE) if self.replaces_sparse else probs_TE
+    def depart(
+        self,
+        crossing: Crossing,
+        probs_TE: Tensor,
+        hidden_states: Tensor,
+        logits: Tensor,
+        choice_TE: Tensor,
+        valid_T: Tensor | None,
+    ) -> Tensor:
+        """The router's weights [T, E] unchanged; their backward pass sends the logits their gradient.
 
-    def attach(self, output: Tensor, routed: Routed) -> Tensor:
-        """The layer's output [S, B, H] unchanged; its backward pass sends the logits their gradient.
+        Their own sparse gradient ends here where the dense one replaces it. Losses that Megatron and the router attached
+        to them send theirs on: those only need the backward pass to come by.
 
-        A shared expert's output may be part of it: the gradient of a sum is that of its parts.
+        Args:
+            crossing: brings the gradient of the layer's output. A shared expert's output may be part of it: the
+                gradient of a sum is that of its parts.
+            hidden_states: the layer's input [S, B, H].
+            logits: those that the router routed by [S, B, E], with gradient.
+            choice_TE: the experts that the router chose, bool, before any was dropped for capacity.
+            valid_T: mask of the tokens that count in metrics, None for all.
         """
-        hidden_states = routed.hidden_states.detach()
         return _LogitGradient.apply(
-            self, metrics_due(), output, hidden_states, routed.logits, routed.choice_TE, routed.valid_T
+            self, metrics_due(), crossing, probs_TE, hidden_states.detach(), logits, choice_TE, valid_T
         )
 
     def utilities(self, hidden_states: Tensor, grad_output: Tensor) -> Tensor:
@@ -97,46 +95,37 @@ class UtilityCompetition:
         )
 
 
-class _WithoutTaskGradient(torch.autograd.Function):
-    """Routing weights whose own gradient ends here. Losses that Megatron and the router attached to them send theirs
-    on: those only need the backward pass to come by."""
-
-    @staticmethod
-    def forward(ctx: Any, probs_TE: Tensor) -> Tensor:
-        return probs_TE
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        return torch.zeros_like(grad_outputs[0])
-
-
 class _LogitGradient(torch.autograd.Function):
-    """A layer's output, unchanged, that also depends on the router's logits in the backward pass."""
+    """Routing weights, unchanged, whose backward pass scores all experts by the gradient of the layer's output."""
 
     @staticmethod
     def forward(
         ctx: Any,
         competition: UtilityCompetition,
         metrics: CompetitionMetrics | None,
-        output: Tensor,
+        crossing: Crossing,
+        probs_TE: Tensor,
         hidden_states: Tensor,
         logits: Tensor,
         choice_TE: Tensor,
         valid_T: Tensor | None,
     ) -> Tensor:
         # whether a step is logged is asked in the forward pass: a backward pass runs without gradients
-        ctx.competition, ctx.metrics = competition, metrics
+        ctx.competition, ctx.metrics, ctx.crossing = competition, metrics, crossing
         ctx.save_for_backward(hidden_states, logits, choice_TE, valid_T)
-        return output
+        return probs_TE.view_as(probs_TE)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_output,) = grad_outputs
+        (grad_probs_TE,) = grad_outputs
+        (grad_output,) = ctx.crossing.take_gradients()
         hidden_states, logits, choice_TE, valid_T = ctx.saved_tensors
         competition: UtilityCompetition = ctx.competition
         utilities_TE = competition.utilities(hidden_states, grad_output)
         grad_TE = competition.logit_gradient(logits, utilities_TE, choice_TE)
         if ctx.metrics is not None:
             competition.record(ctx.metrics, logits, utilities_TE, choice_TE, valid_T)
-        return None, None, grad_output, None, grad_TE.to(logits.dtype).view_as(logits), None, None
+        if competition.replaces_sparse:
+            grad_probs_TE = torch.zeros_like(grad_probs_TE)
+        return None, None, None, grad_probs_TE, None, grad_TE.to(logits.dtype).view_as(logits), None, None

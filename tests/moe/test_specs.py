@@ -93,6 +93,16 @@ def test_gradients_for_all_responses_need_activations_that_are_kept() -> None:
         check_supported(config, CompeteConfig(response_gradients="all"))
 
 
+def test_gradients_for_all_responses_need_one_backward_pass_of_the_experts() -> None:
+    from megatron_compete.moe.validation import check_supported
+
+    config = transformer_config(Layout())
+    config.overlap_moe_expert_parallel_comm = True
+    check_supported(config, CompeteConfig())
+    with pytest.raises(CompeteError, match=r"--overlap-moe-expert-parallel-comm .* leave one of the two out"):
+        check_supported(config, CompeteConfig(response_gradients="all"))
+
+
 def test_every_refusal_reads_a_real_setting() -> None:
     """A flag that Megatron renames must not turn its refusal into an error or a silence."""
     from megatron_compete.moe.validation import REFUSALS

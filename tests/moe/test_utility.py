@@ -91,12 +91,13 @@ def routed_by_jittered_inputs() -> None:
     layer = build(TASK_ALONE, moe_input_jitter_eps=0.3)
     hidden_states = torch.randn(SEQUENCE, BATCH, HIDDEN)
     probs_TE, routing_map_TE = layer.route(hidden_states)
-    logits = layer._routed.logits.reshape(-1, EXPERTS)
+    _, logits, *_ = probs_TE.grad_fn.saved_tensors  # what the backward pass will take the gradient at
+    logits = logits.reshape(-1, EXPERTS)
     without_jitter = layer.router.gating(hidden_states).reshape(-1, EXPERTS)
     assert largest_difference(logits, without_jitter, "logits") > 1e-3
     expected = logits.masked_fill(~routing_map_TE, -torch.inf).softmax(-1)
     torch.testing.assert_close(probs_TE, expected)
-    assert torch.equal(layer._routed.logits.reshape(-1, EXPERTS).topk(WINNERS).indices.sort().values,
+    assert torch.equal(logits.topk(WINNERS).indices.sort().values,
                        routing_map_TE.nonzero()[:, 1].view(-1, WINNERS))  # fmt: skip
 
 
@@ -126,7 +127,7 @@ def steps_of_one_layer(layout: Layout) -> list[Result]:
     layer = build(UTILITY, layout, current_step=lambda: len(results))
     for _ in range(STEPS):
         results.append(train_step(layer, layout, random_batch(layout, SEQUENCE, BATCH)))
-        assert layer._routed is None and layer.router._kept_logits is None
+        assert layer._crossing is None and layer.router._kept_logits is None
         layer.zero_grad(set_to_none=True)
     return results
 
@@ -215,7 +216,7 @@ def passes_without_gradient() -> None:
     with torch.no_grad():
         layer(tokens)
     layer.eval()(tokens.clone().requires_grad_())[0].sum().backward()
-    assert not scored and layer._routed is None
+    assert not scored and layer._crossing is None
     layer.train()(tokens.clone().requires_grad_())[0].sum().backward()
     assert len(scored) == 1
 
