@@ -1,5 +1,6 @@
 """Competing steps of both kinds and a normal step with dense tensors and plain autograd, in whatever precision their weights have."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -61,18 +62,47 @@ class Router:
 
     scale: float = 1.0
     """--moe-router-topk-scaling-factor"""
+    function: str = "softmax"
+    """--moe-router-score-function"""
     pre_softmax: bool = False
     """Weights are shares of the softmax over all experts."""
     groups: tuple[int, int] | None = None
     """Groups of experts, and how many of them a token may use."""
+    bias: tuple[float, ...] | None = None
+    """The expert bias of each expert."""
+    capacity: float | None = None
+    """--moe-expert-capacity-factor, with the most probable tokens kept."""
+    pads: bool = False
+    """--moe-pad-expert-input-to-capacity"""
+    shards: int = 1
+    """Equal parts of a microbatch that are held, and dropped from, by different ranks."""
 
     def overrides(self) -> dict[str, Any]:
         """The settings by Megatron's names."""
         groups, chosen = self.groups or (None, None)
         return dict(
             moe_router_topk_scaling_factor=self.scale, moe_router_pre_softmax=self.pre_softmax,
-            moe_router_num_groups=groups, moe_router_group_topk=chosen,
+            moe_router_num_groups=groups, moe_router_group_topk=chosen, moe_router_score_function=self.function,
+            moe_router_enable_expert_bias=self.bias is not None, moe_expert_capacity_factor=self.capacity,
+            moe_pad_expert_input_to_capacity=self.pads,
         )  # fmt: skip
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """What each expert gets, [T, E], whoever is chosen."""
+        functions = {
+            "softmax": lambda z: z.softmax(-1), "sigmoid": torch.sigmoid, "sqrtsoftplus": lambda z: (1 + z.exp()).log().sqrt(),
+        }  # fmt: skip
+        return functions[self.function](logits)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The p of the paper: scores over their sum, [T, E]."""
+        s = self.scores(logits)
+        return s / s.sum(-1, keepdim=True)
+
+    def mixture(self, logits: Tensor, k: int) -> Tensor:
+        """The weights of the sum of all experts through which utility teaches, [T, E]."""
+        alone = self.function != "softmax" and k == 1
+        return self.scale * (self.scores(logits) if alone else self.probabilities(logits))
 
     def best(self, scores: Tensor, k: int) -> Tensor:
         """The k experts [T, k] with the highest scores, in the best groups: token by token."""
@@ -89,15 +119,29 @@ class Router:
         return torch.tensor(chosen).view(len(scores), k)
 
     def choice(self, logits: Tensor, k: int) -> Tensor:
-        """The experts that it routes to, [T, k]; groups are ranked by what the experts are."""
-        return self.best(logits.softmax(-1) if self.pre_softmax else logits, k)
+        """The experts that it chooses, [T, k]; groups are ranked by what the experts are."""
+        ranked = logits if self.function == "softmax" and not self.pre_softmax else self.scores(logits)
+        return self.best(ranked if self.bias is None else ranked + torch.tensor(self.bias), k)
+
+    def weights_of_choice(self, logits: Tensor, k: int) -> Tensor:
+        """Those of a normal step that drops nothing, [T, E]."""
+        chosen = torch.zeros_like(logits, dtype=torch.bool).scatter(1, self.choice(logits, k), True)
+        shares = self.scores(logits) * chosen
+        if not self.pre_softmax and (self.function == "softmax" or k > 1):
+            shares = shares / shares.sum(-1, keepdim=True)
+        return self.scale * shares
 
     def weights(self, logits: Tensor, k: int) -> Tensor:
         """Those of a normal step, [T, E]."""
-        chosen = torch.zeros_like(logits, dtype=torch.bool).scatter(1, self.choice(logits, k), True)
-        return (
-            self.scale * (logits if self.pre_softmax else logits.masked_fill(~chosen, -torch.inf)).softmax(-1) * chosen
-        )
+        g = self.weights_of_choice(logits, k)
+        if self.capacity is None:
+            return g
+        kept = []
+        for part in g.detach().chunk(self.shards):
+            most = math.ceil(len(part) * k / g.shape[1] * self.capacity)
+            places = part.argsort(dim=0, descending=True).argsort(dim=0)
+            kept.append(places < most)
+        return g * torch.cat(kept)
 
 
 TOP_K = Router()
@@ -139,10 +183,10 @@ def competing_step(
     y_w = y.gather(1, winners.unsqueeze(-1).expand(-1, -1, y.shape[-1]))
     s_w = s.gather(1, winners)
     logits = tokens @ weights.router.T
-    total = router.weights(logits.detach(), k).sum(1, keepdim=True)
+    total = router.weights_of_choice(logits.detach(), k).sum(1, keepdim=True)
     output = ((total * s_w / s_w.sum(1, keepdim=True)).unsqueeze(-1) * y_w).sum(1) + shared_output(tokens, weights)
 
-    p = logits.softmax(-1)
+    p = router.probabilities(logits)
     if not valid.any():
         return output, p.sum() * 0, winners
     attached = s if config.response_gradients == "all" else s.detach().scatter(1, winners, s_w)
@@ -170,6 +214,8 @@ def distillation(p: Tensor, z: Tensor, winners: Tensor, config: CompeteConfig) -
 def mean_cosine(y_w: Tensor) -> Tensor:
     """Between the outputs of a token's winners [T, K, H], over tokens and ordered pairs."""
     k = y_w.shape[1]
+    if k == 1:
+        return y_w.new_zeros(())
     cosine = F.cosine_similarity(y_w.unsqueeze(1), y_w.unsqueeze(2), dim=-1)
     return (cosine.sum((1, 2)) - k).mean() / (k * (k - 1))
 
@@ -192,12 +238,12 @@ def normal_step(
     logits = tokens @ weights.router.T
     g = router.weights(logits, k)
     output = torch.einsum("te,teh->th", g, expert_outputs(tokens, weights)) + shared_output(tokens, weights)
-    return output, router_balance(logits, config, valid), router.choice(logits, k)
+    return output, router_balance(router, logits, config, valid), router.choice(logits, k)
 
 
-def router_balance(logits: Tensor, config: CompeteConfig, valid: Tensor | None) -> Tensor:
+def router_balance(router: Router, logits: Tensor, config: CompeteConfig, valid: Tensor | None) -> Tensor:
     """Loss of the router at a step that it routes."""
-    p = logits.softmax(-1)[slice(None) if valid is None else valid]
+    p = router.probabilities(logits)[slice(None) if valid is None else valid]
     return config.router_balance_coeff * entropy_form(p) if len(p) else p.sum()
 
 
@@ -216,9 +262,9 @@ def utility_step(
     g = router.weights(logits, k)
     y = expert_outputs(tokens, weights)
     if config.utility_gradient == "dense":
-        g, p = g.detach(), logits.softmax(-1)
+        g, mixture = g.detach(), router.mixture(logits, k)
     else:
-        p = torch.where(chosen, logits.detach(), logits).softmax(-1)
-    dense = router.scale * torch.einsum("te,teh->th", p, y.detach())
+        mixture = router.mixture(torch.where(chosen, logits.detach(), logits), k)
+    dense = torch.einsum("te,teh->th", mixture, y.detach())
     output = torch.einsum("te,teh->th", g, y) + dense - dense.detach() + shared_output(tokens, weights)
-    return output, router_balance(logits, config, valid), choice
+    return output, router_balance(router, logits, config, valid), choice

@@ -82,7 +82,7 @@ def shard_of_rank(whole: Microbatch, layout: Layout, rank: int) -> Microbatch:
     return whole.shard(context, layout.cp).shard(tensor, layout.tp)
 
 
-def _trainable(layer: Any) -> Any:
+def _trainable(layer: Any, finalize: Callable[..., None] | None) -> Any:
     """The layer as the trainer would hold it: a model with one input, wrapped for data parallelism."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.enums import ModelType
@@ -101,16 +101,20 @@ def _trainable(layer: Any) -> Any:
             assert bias is None
             return output
 
-    layer.config.finalize_model_grads_func = finalize_model_grads
+    layer.config.finalize_model_grads_func = finalize or finalize_model_grads
     ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
     return DistributedDataParallel(layer.config, ddp, OneLayer())
 
 
-def train_step(layer: Any, layout: Layout, batch: Batch) -> Result:
-    """Forward and backward pass of all microbatches on this rank, and the finished gradients."""
+def train_step(layer: Any, layout: Layout, batch: Batch, finalize: Callable[..., None] | None = None) -> Result:
+    """Forward and backward pass of all microbatches on this rank, and the finished gradients.
+
+    Args:
+        finalize: in place of Megatron's `finalize_model_grads`.
+    """
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    model = _trainable(layer)
+    model = _trainable(layer, finalize)
     rank = torch.distributed.get_rank()
     data, context, _ = layout.coordinates(rank)
     counted = [int(whole.shard(context, layout.cp).valid_T.sum()) for whole in batch[data]]
@@ -139,7 +143,12 @@ Step = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
 def reference_step(
-    batch: Batch, whole: Weights, layout: Layout, config: CompeteConfig, step: Step = reference.competing_step
+    batch: Batch,
+    whole: Weights,
+    layout: Layout,
+    config: CompeteConfig,
+    step: Step = reference.competing_step,
+    top_k: int = WINNERS,
 ) -> list[Result]:
     """The step in fp64, by data parallel rank; token gradients as a rank sees them, before data parallel scaling."""
     weights = whole.double()
@@ -149,7 +158,7 @@ def reference_step(
         result = Result([], [], None)
         for microbatch in microbatches:
             tokens = microbatch.tokens.double().requires_grad_()
-            output, loss, _ = step(tokens.reshape(-1, HIDDEN), weights, WINNERS, config, microbatch.valid_T)
+            output, loss, _ = step(tokens.reshape(-1, HIDDEN), weights, top_k, config, microbatch.valid_T)
             result.outputs.append(output.view_as(tokens))
             result.token_grads.append(tokens)
             share = (
@@ -226,6 +235,8 @@ def train_on_rank(
     results = {}
     for name, case in cases.items():
         layer = layouts.build_layer(layout, weights, case.config, case.current_step, **overrides)
+        if case.router.bias is not None:
+            layer.router.expert_bias.copy_(torch.tensor(case.router.bias))
         results[name] = train_step(layer, layout, batch)
     return results
 
@@ -242,7 +253,8 @@ def check(
     weights = weights or Weights.random(EXPERTS, HIDDEN, FFN)
     per_rank = run_ranks(layout.world, on_rank, layout, batch, cases, weights, overrides)
     for name, case in cases.items():
-        expected = reference_step(batch, weights, layout, case.config, case.reference)
+        top_k = overrides.get("moe_router_topk", WINNERS)
+        expected = reference_step(batch, weights, layout, case.config, case.reference, top_k)
         try:
             assert_equal_to_reference([results[name] for results in per_rank], expected, layout)
         except AssertionError as error:

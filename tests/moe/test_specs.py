@@ -103,6 +103,12 @@ def test_gradients_for_all_responses_need_one_backward_pass_of_the_experts() -> 
         check_supported(config, CompeteConfig(response_gradients="all"))
 
 
+def test_replayed_routing_leaves_utility_its_tokens() -> None:
+    from megatron_compete.moe.validation import check_supported
+
+    check_supported(transformer_config(Layout(), moe_enable_routing_replay=True), CompeteConfig(kind="utility"))
+
+
 def test_every_refusal_reads_a_real_setting() -> None:
     """A flag that Megatron renames must not turn its refusal into an error or a silence."""
     from megatron_compete.moe.validation import REFUSALS
