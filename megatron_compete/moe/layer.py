@@ -7,7 +7,6 @@ combine in between are Megatron's, untouched. `forward` is not overridden becaus
 the hooks directly.
 """
 
-import copy
 import dataclasses
 import functools
 from collections import deque
@@ -18,7 +17,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from megatron.core.transformer.moe.router import TopKRouter
-from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher, MoETokenDispatcher
+from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from megatron_compete.moe.expert_group import ExpertGroups
 from megatron_compete.moe.losses import CompetitionLosses, Outcome
 from megatron_compete.moe.response_gradients import AllResponses, Recomputation
 from megatron_compete.moe.router import CompeteRouter, valid_tokens
+from megatron_compete.moe.row_dispatcher import RowDispatcher, experts_of_rows
 from megatron_compete.moe.scoring import ScoringPass
 from megatron_compete.moe.utility import UtilityCompetition
 from megatron_compete.routing.responses import RESPONSES
@@ -74,7 +74,9 @@ class CompeteMoELayer(MoELayer):
             competition.config, self.router, AuxiliaryLoss(groups, config.calculate_per_token_loss)
         )
         self._normal_dispatcher = self.token_dispatcher
-        self._row_dispatcher = self._make_row_dispatcher(groups)
+        self._row_dispatcher = RowDispatcher(self.num_local_experts, self.local_expert_indices, config, groups)
+        if self.shared_expert_overlap:
+            self._row_dispatcher.set_shared_experts(self.shared_experts)
         by_utility = competition.config.kind == "utility"
         self.score = ScoringPass(
             competition.config, config, self.experts, self.groups, utility if by_utility else self.response
@@ -85,23 +87,6 @@ class CompeteMoELayer(MoELayer):
         self._utility = (
             UtilityCompetition(competition.config.utility_gradient, self.router, self.score) if by_utility else None
         )
-
-    def _make_row_dispatcher(self, groups: ProcessGroupCollection) -> MoEAlltoAllTokenDispatcher:
-        """A dispatcher that brings back one row per (token, winner): all-to-all, dropless, without fused permutation.
-
-        The fused dispatchers reduce inside the kernel, and under fused permutation (Transformer Engine)
-        `reversed_local_input_permutation_mapping` is not a list of token indices.
-        """
-        config = copy.copy(self.config)
-        config.moe_token_dispatcher_type = "alltoall"
-        config.moe_permute_fusion = False
-        config.moe_expert_capacity_factor, config.moe_pad_expert_input_to_capacity = None, False
-        dispatcher = MoEAlltoAllTokenDispatcher(
-            self.num_local_experts, self.local_expert_indices, config=config, pg_collection=groups
-        )
-        if self.shared_expert_overlap:
-            dispatcher.set_shared_experts(self.shared_experts)
-        return dispatcher
 
     def competes(self) -> bool:
         """Whether this layer competes at the current step; never in evaluation or inference, never as an MTP layer."""
@@ -129,6 +114,13 @@ class CompeteMoELayer(MoELayer):
         probs_TE = routing_map_TE.to(outcome.logits.dtype)
         return crossing.depart(probs_TE, outcome.logits, self._all_responses(outcome, hidden_states)), routing_map_TE
 
+    def routed_experts_compute(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As upstream; on a competing step the experts know that neither router nor dispatcher has padded."""
+        if self.token_dispatcher is not self._row_dispatcher:
+            return super().routed_experts_compute(hidden_states, probs)
+        with experts_of_rows(self.experts, self._row_dispatcher.config):
+            return super().routed_experts_compute(hidden_states, probs)
+
     def postprocess(self, output: Tensor, shared_expert_output: Tensor | None) -> Tensor:
         """The layer's output [S, B, H]; on a competing step from the winners' rows, with the losses attached."""
         outcome, self._outcome = self._outcome, None
@@ -140,7 +132,7 @@ class CompeteMoELayer(MoELayer):
         self.token_dispatcher = self._normal_dispatcher
         output, logits, responses_TE = crossing.arrive(output)
         outcome = dataclasses.replace(outcome, logits=logits)
-        rows_TKH = self._rows_by_token(output, num_winners=outcome.winners_TK.shape[1])
+        rows_TKH = self._row_dispatcher.rows_by_token(output, num_winners=outcome.winners_TK.shape[1])
         responses_TK = self.response(rows_TKH)
         weights_TK = competition_weights(responses_TK, self.router.weight_sum(outcome.logits, outcome.choice_TE))
         combined_TH = (weights_TK.unsqueeze(-1) * rows_TKH).sum(dim=1).to(output.dtype)
@@ -158,7 +150,8 @@ class CompeteMoELayer(MoELayer):
         """As at a normal step; the backward pass scores by the gradient of the output, which `postprocess` keeps."""
         with self.router.keep_logits() as kept:
             probs_TE, routing_map_TE = super().route(hidden_states, padding_mask)
-        choice_TE = self.router.chosen(kept[0], routing_map_TE)
+        # the dispatcher pads for quantisation within the map that it is given (upstream: `pad_routing_map`)
+        choice_TE = self.router.chosen(kept[0], routing_map_TE).clone()
         self._crossing = crossing = Crossing()
         probs_TE = utility.depart(crossing, probs_TE, hidden_states, kept[0], choice_TE, valid_tokens(padding_mask))
         return probs_TE, routing_map_TE
@@ -206,12 +199,6 @@ class CompeteMoELayer(MoELayer):
         plan = Recomputation(self.experts, self.response, self.groups, self.competition.config.score_chunk_tokens)
         tokens_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
         return AllResponses.apply(plan, outcome.responses_TE, tokens_TH, *self.experts.parameters())
-
-    def _rows_by_token(self, rows: Tensor, num_winners: int) -> Tensor:
-        """Rows in the dispatcher's order (by expert, then token) to token order [T, K, H], experts ascending."""
-        token_of_row = self._row_dispatcher.reversed_local_input_permutation_mapping
-        by_token = rows.index_select(0, token_of_row.argsort(stable=True))
-        return by_token.view(-1, num_winners, rows.shape[-1])
 
 
 def with_compete_router(submodules: MoESubmodules, competition: Competition) -> MoESubmodules:

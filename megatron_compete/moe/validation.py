@@ -27,20 +27,13 @@ class Refusal:
 REFUSALS = (
     Refusal("--cuda-graph-impl", lambda c: c.cuda_graph_impl != "none", "a captured router cannot change its mind from step to step"),
     Refusal("--moe-latent-size", lambda c: c.moe_latent_size, "experts there see projected tokens, the router does not"),
-    Refusal("--moe-router-padding-for-quantization", lambda c: c.moe_router_padding_for_quantization, "it adds experts to a token's K"),
     Refusal("--overlap-dispatch-backward-with-experts-wgrad", lambda c: c.overlap_dispatch_backward_with_experts_wgrad, "not yet proven with the scoring pass"),
     Refusal("--moe-apply-probs-on-input", lambda c: c.moe_apply_probs_on_input, "experts would answer weighted tokens, and their answers would not be weighted"),
     Refusal("--moe-enable-routing-replay", lambda c: c.moe_enable_routing_replay, "who wins is not replayed: only --compete-kind utility leaves tokens to the experts that are", kind="response"),
     Refusal("--fp4-format", lambda c: c.fp4, "the scoring pass does not pad its tokens"),
     Refusal("--te-precision-config-file", lambda c: c.quant_recipe is not None, "modules with a precision of their own would score in it"),
     Refusal("--use-transformer-engine-op-fuser", lambda c: c.use_transformer_engine_op_fuser, "not yet proven with the scoring pass"),
-    Refusal("--moe-flex-dispatcher-backend", lambda c: c.fp8 and _pads_in_dispatcher(c), "under FP8 these experts leave padding to that dispatcher, and a competing step uses another"),
 )  # fmt: skip
-
-
-def _pads_in_dispatcher(config: TransformerConfig) -> bool:
-    """Upstream: `moe_utils.skip_routed_expert_padding`."""
-    return config.moe_token_dispatcher_type == "flex" and config.moe_flex_dispatcher_backend in ("hybridep", "ncclep")
 
 
 def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:

@@ -94,7 +94,7 @@ def test_a_module_stays_one_that_trains_in_fp8(states: list[bool]) -> None:
     assert not hasattr(experts[1], "fp8")
 
 
-def build(recipe: str | None, config: CompeteConfig = STRONG) -> Any:
+def build(recipe: str | None, config: CompeteConfig = STRONG, **overrides: Any) -> Any:
     """A competing layer of Transformer Engine's grouped experts in bf16, on the GPU; the same weights each time."""
     from megatron.core import parallel_state
     from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
@@ -113,7 +113,7 @@ def build(recipe: str | None, config: CompeteConfig = STRONG) -> Any:
     fp8 = {} if recipe is None else {"fp8": "hybrid", "fp8_recipe": recipe}
     settings = transformer_config(
         Layout(), hidden_size=HIDDEN, ffn_hidden_size=FFN, moe_ffn_hidden_size=FFN, num_moe_experts=EXPERTS, bf16=True,
-        params_dtype=torch.bfloat16, moe_router_dtype="fp32", moe_grouped_gemm=True, use_cpu_initialization=False, **fp8,
+        params_dtype=torch.bfloat16, moe_router_dtype="fp32", moe_grouped_gemm=True, use_cpu_initialization=False, **fp8, **overrides,
     )  # fmt: skip
     spec = get_moe_module_spec(use_te=True, num_experts=EXPERTS, moe_grouped_gemm=True)
     layer = CompeteMoELayer(
@@ -195,3 +195,27 @@ def test_a_competing_step_runs_on_this_steps_weights(recipe: str, kernel: str) -
         expected = fresh(inputs)[0].detach().float()
     assert (after - expected).norm() < 0.1 * expected.norm()
     assert (after - before).norm() > 0.5 * before.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["response", "utility"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_router_padding_changes_no_competing_step(recipe: str, kind: str) -> None:
+    """Rows that the router would pad are padded by the experts: the same rows, in the same GEMM."""
+    pytest.importorskip("transformer_engine")
+    from megatron.core.fp8_utils import get_fp8_context
+
+    config = (
+        replace(STRONG, kind=kind) if kind == "response" else CompeteConfig(rate=1.0, max_active_layers=1, kind=kind)
+    )
+    outputs, grads = [], []
+    for padded in (False, True):
+        layer, inputs = build(recipe, config, moe_router_padding_for_quantization=padded), tokens()
+        with get_fp8_context(layer.config):
+            output, _ = layer(inputs)
+        output.float().square().sum().backward()
+        outputs.append(output.detach().float())
+        grads.append(inputs.grad.float())
+    for plain, padded in (outputs, grads):
+        assert padded.isfinite().all()
+        assert (plain - padded).norm() < 0.02 * plain.norm()

@@ -45,9 +45,6 @@ REFUSED: dict[str, dict[str, Any]] = {
 NEEDS_CUDA: dict[str, dict[str, Any]] = {
     "--te-precision-config-file": dict(quant_recipe=object()),
     "--use-transformer-engine-op-fuser": dict(use_transformer_engine_op_fuser=True),
-    "--moe-flex-dispatcher-backend": dict(
-        fp8="hybrid", moe_token_dispatcher_type="flex", moe_flex_dispatcher_backend="hybridep"
-    ),
 }
 """Settings that Megatron's own configuration accepts only where Transformer Engine is installed."""
 
@@ -72,12 +69,14 @@ def test_refusals_of_settings_for_cuda(flag: str) -> None:
         check_supported(config, CompeteConfig())
 
 
-def test_deepep_pads_fp8_tokens_in_the_experts_and_is_allowed() -> None:
+def test_whoever_pads_fp8_tokens_is_allowed() -> None:
     from megatron_compete.moe.validation import check_supported
 
     config = transformer_config(Layout())
-    config.fp8, config.moe_token_dispatcher_type, config.moe_flex_dispatcher_backend = "hybrid", "flex", "deepep"
-    check_supported(config, CompeteConfig())
+    config.fp8, config.moe_token_dispatcher_type, config.moe_router_padding_for_quantization = "hybrid", "flex", True
+    for backend in ("deepep", "hybridep", "ncclep"):
+        config.moe_flex_dispatcher_backend = backend
+        check_supported(config, CompeteConfig())
     config.fp8_param = True
     with pytest.raises(CompeteError, match="--fp8-param-gather keeps in FP8"):
         check_supported(config, CompeteConfig(response_gradients="all"))

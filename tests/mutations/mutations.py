@@ -12,6 +12,7 @@ RULE = "routing/test_rule.py"
 EMA = "moe/test_centering.py::test_running_statistics_are_over_all_replicas[world2-tp1-cp1-ep1-etp1-alltoall]"
 LAYER = "moe/test_layouts.py::test_layer_equals_dense_reference[world1-tp1-cp1-ep1-etp1-alltoall]"
 PADDED = "moe/test_uneven.py::test_losses_ignore_padding[world2-tp2-cp1-ep1-etp1-alltoall]"
+ROWS = "moe/test_row_dispatcher.py"
 SETTINGS = "moe/test_router_settings.py"
 DIGESTS = "schedule/test_table.py::test_digests_tell_another_way_of_drawing"
 EVERY_SETTING = "schedule/test_table.py::test_every_setting_of_a_job_reaches_the_schedule"
@@ -44,6 +45,10 @@ LAYERS = (
     Mutation("moe/layer.py", "choose_winners(ranked_TE, self.router.rule)", "ranked_TE.topk(self.router.rule.top_k).indices.sort().values", f"{SETTINGS}::test_output_keeps_its_scale_and_tokens_their_groups[groups]"),
     Mutation("moe/layer.py", "self._first_pass.popleft()", "self._first_pass.pop()", "moe/test_recompute.py::test_microbatches_in_flight_keep_their_winners"),
     Mutation("moe/layer.py", "or InferenceMode.is_active() or", "or", "moe/test_dispatchers.py::test_inference_keeps_its_own_dispatcher"),
+    Mutation("moe/layer.py", ".chosen(kept[0], routing_map_TE).clone()", ".chosen(kept[0], routing_map_TE)", f"{ROWS}::test_competing_experts_pad_for_themselves[world1-tp1-cp1-ep1-etp1-alltoall]"),
+    Mutation("moe/row_dispatcher.py", "experts.config = config", "pass", f"{ROWS}::test_competing_experts_pad_for_themselves[world1-tp1-cp1-ep1-etp1-alltoall]"),
+    Mutation("moe/row_dispatcher.py", "global_input_tokens = global_input_tokens.clone()", "pass", f"{ROWS}::test_the_overlapped_schedule_of_deepep_frees_nothing_that_rows_need"),
+    Mutation("moe/crossing.py", "*grad_outputs, *grads", "*grad_outputs, *(None for _ in grads)", LAYER),
     Mutation("moe/router.py", "return self.training and not self.is_mtp_layer and", "return self.training and", "moe/test_competing_metrics.py::test_mtp_layers_leave_the_decoders_metrics_alone"),
     Mutation("moe/router.py", "self.balance_coeff > 0.0 and self.training and", "self.balance_coeff > 0.0 and", "moe/test_competing_metrics.py::test_evaluation_carries_no_loss"),
     Mutation("training/metrics.py", "args.tensorboard_log_interval if written else None", "args.tensorboard_log_interval", "training/test_metrics.py::test_without_a_writer_the_console_alone_is_logged"),

@@ -1,0 +1,84 @@
+"""The dispatcher of competing steps: it brings back one row per (token, winner), before anything is summed.
+
+The flex dispatchers (DeepEP, HybridEP, NCCL-EP) sum a token's rows inside their kernels, and under fused permutation
+(Transformer Engine) `reversed_local_input_permutation_mapping` is not a list of token indices. So it is all-to-all and
+unfused, whatever normal steps use; dropless, and without rows that pad an expert's tokens for quantisation.
+"""
+
+import contextlib
+import copy
+import types
+from collections.abc import Iterator
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+
+def row_config(config: TransformerConfig) -> TransformerConfig:
+    """A layer's settings as they are on a competing step, for the dispatcher and for the experts behind it."""
+    config = copy.copy(config)
+    config.moe_token_dispatcher_type = "alltoall"
+    config.moe_permute_fusion = False
+    config.moe_expert_capacity_factor, config.moe_pad_expert_input_to_capacity = None, False
+    config.moe_router_padding_for_quantization = config.moe_router_padding_for_fp8 = False
+    config.cuda_graph_impl = "none"  # a competing layer runs eagerly
+    return config
+
+
+class RowDispatcher(MoEAlltoAllTokenDispatcher):
+    """Megatron's all-to-all dispatcher without its last step, the sum over a token's rows.
+
+    Args:
+        config: the layer's own settings. The other arguments are `MoEAlltoAllTokenDispatcher`'s.
+    """
+
+    def __init__(
+        self,
+        num_local_experts: int,
+        local_expert_indices: list[int],
+        config: TransformerConfig,
+        groups: ProcessGroupCollection,
+    ) -> None:
+        super().__init__(num_local_experts, local_expert_indices, config=row_config(config), pg_collection=groups)
+        of_flex = config.moe_token_dispatcher_type == "flex"
+        self._input_is_freed = of_flex and config.overlap_moe_expert_parallel_comm and num_local_experts == 1
+        if of_flex:
+            # Megatron's EP-overlap schedule hands a flex dispatcher the tensors of its nodes (upstream:
+            # `gpt/fine_grained_callables.py`); this one is given them as arguments, too, and uses those
+            self._comm_manager = types.SimpleNamespace(get_number_of_tokens_per_expert=lambda: self.tokens_per_expert)
+
+    def dispatch_postprocess(self, global_input_tokens: Tensor, global_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As upstream: received tokens in the order of this rank's experts, their counts, and probabilities.
+
+        With one expert there is nothing to sort, and the experts' input is what was received. The EP-overlap schedule
+        frees that after the experts where it takes the dispatcher to be DeepEP's (`models/common/utils.py`).
+        """
+        if self._input_is_freed:
+            global_input_tokens = global_input_tokens.clone()
+        return super().dispatch_postprocess(global_input_tokens, global_probs)
+
+    def rows_by_token(self, rows: Tensor, num_winners: int) -> Tensor:
+        """Combined rows [T * K, H], by expert and then token, in token order [T, K, H], experts ascending."""
+        token_of_row = self.reversed_local_input_permutation_mapping
+        by_token = rows.index_select(0, token_of_row.argsort(stable=True))
+        return by_token.view(-1, num_winners, rows.shape[-1])
+
+
+@contextlib.contextmanager
+def experts_of_rows(experts: torch.nn.Module, config: TransformerConfig) -> Iterator[None]:
+    """Megatron's experts get their tokens from the row dispatcher: under FP8 they pad by themselves.
+
+    They ask their settings whether router or dispatcher has padded already (upstream: `skip_routed_expert_padding`).
+
+    Args:
+        config: the row dispatcher's.
+    """
+    own = experts.config
+    experts.config = config
+    try:
+        yield
+    finally:
+        experts.config = own
