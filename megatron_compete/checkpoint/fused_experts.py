@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from megatron_compete.checkpoint.families import FAMILIES
+from megatron_compete.checkpoint.families.key_table import ALL_EXPERTS
 from megatron_compete.checkpoint.families.qwen3_moe import QWEN3_MOE
 from megatron_compete.checkpoint.reader import TensorInfo
 
@@ -36,6 +37,9 @@ class FusedSlice:
 
 def unfused(stored: Mapping[str, TensorInfo], model_type: str) -> dict[str, FusedSlice]:
     """By the hub's names, what fused tensors hold, and the router beside them where it is named otherwise."""
+    family = FAMILIES.get(model_type)
+    if family and any(part in ALL_EXPERTS for key in family.keys for part in key.parts):
+        return {}  # its own names are those of fused tensors
     names, parts = _hub_names(model_type), {}
     for name, info in stored.items():
         found = FUSED.fullmatch(name)

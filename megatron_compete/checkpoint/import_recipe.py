@@ -15,7 +15,10 @@ RECIPE = "recipe.yaml"
 PRETRAINED = "pretrained-checkpoint"
 
 RENAMED = {"layernorm_epsilon": "norm-epsilon"}
-NEGATED = {"add_bias_linear": "disable-bias-linear"}
+NEGATED = {
+    "add_bias_linear": "disable-bias-linear",
+    "yarn_correction_range_round_to_int": "no-yarn-correction-range-round-to-int",
+}
 """Arguments that a flag of another name switches off (upstream: megatron/training/arguments.py)."""
 
 SIZES = frozenset({
@@ -23,7 +26,8 @@ SIZES = frozenset({
     "ffn_hidden_size", "max_position_embeddings", "seq_length", "layernorm_epsilon", "rotary_base", "init_method_std",
     "attention_dropout", "hidden_dropout", "untie_embeddings_and_output_weights", "moe_ffn_hidden_size", "num_experts",
     "moe_router_topk", "moe_token_dispatcher_type", "moe_router_dtype", "rope_scaling_factor", "rotary_scaling_factor",
-    "yarn_original_max_position_embeddings", "yarn_beta_fast", "yarn_beta_slow", "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "mscale", "mscale_all_dim",
+    "yarn_original_max_position_embeddings", "yarn_beta_fast", "yarn_beta_slow", "yarn_correction_range_round_to_int",
+    "window_attn_skip_freq", "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "mscale", "mscale_all_dim",
     "tokenizer_type", "tokenizer_model", "vocab_size", "padded_vocab_size", "compete_diversity_coeff",
 })  # fmt: skip
 """Arguments that say what the model is, beside those that `families.requirements` lists."""
@@ -55,8 +59,15 @@ def flags(arguments: Mapping[str, Any]) -> dict[str, Any]:
                 result[NEGATED[name]] = True
         elif value is not None and value is not False:
             flag = RENAMED.get(name, name.replace("_", "-"))
-            result[flag] = str(value).replace(" ", "") if isinstance(value, list) else value
+            result[flag] = _written(value)
     return result
+
+
+def _written(value: Any) -> Any:
+    """A list as the expression, and a tuple as the numbers that Megatron's parser reads."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).replace(" ", "") if isinstance(value, list) else value
 
 
 def write_recipe(folder: Path, arguments: Mapping[str, Any], checkpoint: Path, note: str) -> None:

@@ -36,7 +36,7 @@ class Reading:
         parts = [source.read(key, self.at) for key in self.keys]
         if not parts:
             return torch.zeros(self.rule.shape, dtype=self.dtype)
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts).view(self.rule.shape)
         return whole.to(self.dtype)
 
 
@@ -89,14 +89,21 @@ class ExportPlan:
         )
 
     def _keys(self, place: StoredSlice) -> tuple[str, ...]:
-        """The key, or those of gate and up where they are stored apart (`singleton_local_shards`)."""
+        """The key, or those of experts, and of gate and up, where they are stored apart (`singleton_local_shards`)."""
+        if "*" in place.key:
+            each = [place._replace(key=place.key.replace("*", str(one))) for one in range(self.dimensions.experts)]
+            found = [self._keys(one) for one in each]
+            return tuple(key for keys in found for key in keys) if all(found) else ()
         if place.key in self.source.tensors:
             return (place.key,)
         halves = (place.key + "_w", place.key + "_v")
         return halves if all(half in self.source.tensors for half in halves) else ()
 
     def _check(self, keys: tuple[str, ...], place: StoredSlice, rule: TensorRule) -> None:
-        expected = (*place.stack, rule.shape[0] // len(keys), *rule.shape[1:])
+        shape = rule.shape
+        if "*" in place.key:  # the first axis is that of the experts, each of which has as many keys
+            shape = (shape[1] * shape[0], *shape[2:])
+        expected = (*place.stack, shape[0] // len(keys), *shape[1:])
         for key in keys:
             info = self.source.tensors[key]
             if info.shape != expected:

@@ -86,12 +86,36 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_router_group_topk": 2,
     },
     "glm4_moe": SIGMOID | {"add_qkv_bias": True, "qk_layernorm": True, "rotary_percent": 0.5},
+    "gpt_oss": {
+        "add_bias_linear": True,
+        "swiglu": False,
+        "quick_geglu": True,
+        "glu_linear_offset": 1.0,
+        "activation_func_clamp_value": 1.5,
+        "softmax_type": "learnable",
+        "window_size": (4, 0),
+        "window_attn_skip_freq": 2,
+        "position_embedding_type": "yarn",
+        "rotary_scaling_factor": 4.0,
+        "yarn_original_max_position_embeddings": 16,
+        "yarn_correction_range_round_to_int": False,
+    },
     "llama": DENSE,
+    "mistral": DENSE,
     "qwen3": DENSE | {"qk_layernorm": True, "untie_embeddings_and_output_weights": False},
     "qwen2": DENSE | {"add_qkv_bias": True, "kv_channels": 8},
     "competesmoe": {"normalization": "LayerNorm", "swiglu": False, "relu": True, "rotary_percent": 0.5},
 }
 """What each family's model has beside or instead of `ARGUMENTS`; the last is the authors' recipe."""
+
+NAMED = ("mistral",)
+"""Families that an export takes where they are named; another one comes first."""
+
+
+def named(family: str) -> str | None:
+    """What --family has to say for the family to be taken."""
+    return family if family in NAMED else None
+
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe of all probabilities": ("qwen3_moe", {"qk_layernorm": True, "moe_router_pre_softmax": True}),
@@ -122,6 +146,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"moe_router_topk": 3, "rope_type": "yarn", "rotary_scaling_factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.7},
     ),
     "glm4_moe without bias": ("glm4_moe", SIGMOID | {"moe_router_enable_expert_bias": False, "moe_router_topk_scaling_factor": None}),
+    "gpt_oss with plain positions and no window": (
+        "gpt_oss",
+        {"add_bias_linear": True, "swiglu": False, "quick_geglu": True, "glu_linear_offset": 1.0, "softmax_type": "learnable"}
+        | {"activation_func_clamp_value": 7.0},
+    ),
     "llama with scaled frequencies": ("llama", DENSE | {"use_rope_scaling": True, "rope_scaling_factor": 4.0, "rotary_base": 500000}),
     "competesmoe with everything else": (
         "competesmoe",
@@ -273,7 +302,7 @@ def _build(arguments: dict[str, Any], layout: dict[str, int]) -> list[Any]:
                 max_sequence_length=SIZES["max_position_embeddings"],
                 pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
                 post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
-                position_embedding_type="rope",
+                position_embedding_type=arguments["position_embedding_type"],
                 rotary_percent=arguments.get("rotary_percent", 1.0),
                 rotary_base=arguments["rotary_base"],
                 rope_scaling=arguments.get("use_rope_scaling", False),

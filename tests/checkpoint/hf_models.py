@@ -33,6 +33,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": DECODER,
     "qwen2": DECODER,
     "qwen3": DECODER | {"head_dim": 12},
+    "mistral": DECODER | {"head_dim": 12, "sliding_window": None},
+    "gpt_oss": DECODER | {
+        "head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5, "swiglu_limit": 1.5,
+        "rope_parameters": {
+            "rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+            "original_max_position_embeddings": 16, "rope_theta": 10000.0,
+        },
+    },
     "mixtral": DECODER | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     "qwen3_moe": DECODER | SPARSE | {"head_dim": 12, "norm_topk_prob": True},
     "qwen2_moe": DECODER | SPARSE | {"shared_expert_intermediate_size": 40, "num_key_value_heads": 4},
@@ -44,7 +52,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "glm4_moe": DECODER | SIGMOID | {"head_dim": 12, "partial_rotary_factor": 0.5, "use_qk_norm": False},
 }  # fmt: skip
-DENSE = ("llama", "qwen2", "qwen3")
+DENSE = ("llama", "qwen2", "qwen3", "mistral")
 SOFTMAX = ("mixtral", "qwen3_moe", "qwen2_moe")
 """Families whose router competition can teach."""
 

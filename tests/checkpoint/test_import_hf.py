@@ -19,6 +19,7 @@ from megatron_compete.cli.convert import main
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch.recipe import read_recipe
 from tests.checkpoint import hf_models
+from tests.checkpoint.gpt import named
 from tests.ranks import run_rank
 
 
@@ -39,7 +40,7 @@ def megatron_logits(folder: str) -> torch.Tensor:
 def test_there_and_back_is_bit_for_bit_the_same(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
     source = hf_models.save(tmp_path / "source", family, dtype, shard="60KB")
     import_checkpoint(Import(source, tmp_path / "megatron", file_bytes=50_000))
-    export_to_hf(Export(tmp_path / "megatron", tmp_path / "back"))
+    export_to_hf(Export(tmp_path / "megatron", tmp_path / "back", family=named(family)))
     wanted, found = weights(source), weights(tmp_path / "back")
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
@@ -49,7 +50,7 @@ def test_there_and_back_is_bit_for_bit_the_same(family: str, dtype: torch.dtype,
     assert config["model_type"] == family
 
 
-@pytest.mark.parametrize("family", ["mixtral", "glm4_moe"])
+@pytest.mark.parametrize("family", ["mixtral", "glm4_moe", "gpt_oss"])
 def test_megatron_computes_the_same(family: str, tmp_path: Path) -> None:
     source = hf_models.save(tmp_path / "source", family)
     import_checkpoint(Import(source, tmp_path / "megatron"))

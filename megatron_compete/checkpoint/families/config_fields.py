@@ -78,6 +78,8 @@ def complete(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
         raise CompeteError(f"config.json is not that of a {family.title}: {error}") from error
     if set(result.get("layer_types") or ()) == {"full_attention"}:
         del result["layer_types"]
+        if "layer_types" in known_fields(family):  # which layers have the window
+            result["sliding_window"] = None
     return result
 
 

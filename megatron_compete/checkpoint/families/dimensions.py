@@ -140,6 +140,13 @@ def moe_pattern(frequency: int | list[int], layers: int) -> tuple[bool, ...]:
     return tuple(bool(one) for one in frequency)
 
 
+def layer_pattern(frequency: int | list[int] | None, layers: int) -> tuple[bool, ...]:
+    """Layers that are not every `frequency`th, from 1: all of them under None (upstream: `is_layer_window_attention`)."""
+    if isinstance(frequency, list):
+        return tuple(map(bool, frequency))
+    return tuple(frequency is None or (layer + 1) % int(frequency) != 0 for layer in range(layers))
+
+
 def _latent(arguments: Mapping[str, Any]) -> Latent:
     return Latent(
         query_rank=int(arguments.get("q_lora_rank") or 0),

@@ -77,6 +77,37 @@ class QueryKeyValue:
 
 
 @dataclass(frozen=True)
+class Interleaved:
+    """Gate and up of all experts, [E, H, 2F] with their columns in turns, of linear_fc1 [E, 2F, H] with their halves.
+
+    Biases [E, 2F] alike.
+    """
+
+    def split(self, stored: Tensor) -> tuple[Tensor, ...]:
+        """The columns in turns."""
+        in_turns = torch.stack(stored.chunk(2, dim=1), dim=2).flatten(1, 2)  # [E, 2F, ...]
+        return (in_turns.transpose(1, -1).contiguous() if stored.dim() == 3 else in_turns,)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """[gate; up] of every expert."""
+        rows = parts[0].transpose(1, -1) if parts[0].dim() == 3 else parts[0]
+        return torch.cat((rows[:, 0::2], rows[:, 1::2]), dim=1)
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """Matrices [E, F, H] of all experts that are stored as [E, H, F]."""
+
+    def split(self, stored: Tensor) -> tuple[Tensor, ...]:
+        """Every matrix transposed."""
+        return (stored.transpose(1, 2).contiguous(),)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Every matrix transposed."""
+        return parts[0].transpose(1, 2).contiguous()
+
+
+@dataclass(frozen=True)
 class Rows:
     """The first `used` rows of a table of `total`; the rest is padding, zeros where they are made."""
 

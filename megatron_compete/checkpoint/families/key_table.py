@@ -14,6 +14,9 @@ part        what the Hugging Face tensor is of Megatron's
   gate up   halves of a gated MLP's linear_fc1 (`forms.Halves`): two lines
   used      the rows of ids in use; Megatron's tables are padded (`forms.Rows`)
   fp32      all of it, in fp32 whatever the model's dtype, as in Megatron
+  interleaved   all experts at once, the columns of gate and up in turns, of their linear_fc1 (`forms.Interleaved`)
+  transposed    all experts at once, their matrices transposed (`forms.Transposed`)
+  experts       all experts at once
   zeros     Megatron has no such tensor (`-`): it means zeros
   also      another key of Megatron's for the tensor of the line above: Transformer Engine stores norms with the linear
             layer behind them, the local implementation apart (upstream: `sharded_state_dict_keys_map` in
@@ -34,7 +37,15 @@ from itertools import groupby
 import torch
 
 from megatron_compete.checkpoint.families.dimensions import Dimensions
-from megatron_compete.checkpoint.families.forms import SAME, Form, Halves, QueryKeyValue, Rows
+from megatron_compete.checkpoint.families.forms import (
+    SAME,
+    Form,
+    Halves,
+    Interleaved,
+    QueryKeyValue,
+    Rows,
+    Transposed,
+)
 from megatron_compete.checkpoint.families.tensors import Slot, TensorRule
 
 SIZES: dict[str, Callable[[Dimensions], int]] = {
@@ -47,6 +58,8 @@ SIZES: dict[str, Callable[[Dimensions], int]] = {
     "E": lambda d: d.experts,
     "M": lambda d: d.expert_ffn,
     "S": lambda d: d.shared_ffn,
+    "2M": lambda d: 2 * d.expert_ffn,
+    "N": lambda d: d.heads,
     "1": lambda d: 1,
     # Multi-latent attention.
     "QL": lambda d: d.mla.query_rank,
@@ -75,11 +88,17 @@ FORMS: dict[tuple[str, ...], Callable[[Dimensions], Form]] = {
     ("whole",): lambda d: SAME,
     ("fp32",): lambda d: SAME,
     ("zeros",): lambda d: SAME,
+    ("experts",): lambda d: SAME,
+    ("interleaved",): lambda d: Interleaved(),
+    ("transposed",): lambda d: Transposed(),
     ("used",): lambda d: Rows(d.vocab, d.padded_vocab),
     ("gate", "up"): lambda d: Halves(),
     ("q", "k", "v"): lambda d: QueryKeyValue(d.groups, d.head),
 }
 """By the parts of the lines that share Megatron's key."""
+
+ALL_EXPERTS = ("experts", "interleaved", "transposed")
+"""Parts whose Hugging Face tensor has no number of an expert."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +126,14 @@ class Key:
     def rule(self, d: Dimensions, layer: int | None, expert: int | None) -> TensorRule:
         """The rule of this tensor of one layer and expert."""
         shapes = [[SIZES[letter](d) for letter in shape] for shape in self.shapes]
-        rows = d.padded_vocab if self.parts == ("used",) else sum(shape[0] for shape in shapes)
+        form = FORMS[self.parts](d)
+        joined = form.join([torch.empty(shape, device="meta") for shape in shapes])
         numbers = [str(one) for one in (layer, expert) if one is not None]
         return TensorRule(
             slot=Slot(self.megatron, layer, expert) if self.megatron else None,
-            shape=(rows, *shapes[0][1:]),
+            shape=tuple(joined.shape),
             names=tuple(name.replace("*", "{}").format(*numbers) for name in self.names),
-            form=FORMS[self.parts](d),
+            form=form,
             dtype=torch.float32 if self.parts[0] in ("fp32", "zeros") else None,
         )
 
@@ -132,7 +152,8 @@ def read_keys(text: str) -> KeyTable:
         megatron, arrow, name, part, shape, *conditions = line.split()
         letters = tuple(shape.strip("[]").split(","))
         known = {*SIZES, *CONDITIONS} >= {*letters, *(one.lstrip("!") for one in conditions)}
-        if arrow != "->" or not known or (part != "zeros" and megatron.count("*") != name.count("*")):
+        numbers = name.count("*") + (part in ALL_EXPERTS)
+        if arrow != "->" or not known or (part != "zeros" and megatron.count("*") != numbers):
             raise ValueError(f"no line of a key table: {line}")
         keys = () if part == "zeros" else (megatron,)
         key = Key(keys, (name,), (part,), (letters,), tuple(conditions))

@@ -10,7 +10,9 @@ from megatron_compete.checkpoint.families.deepseek_v3 import DEEPSEEK_V3
 from megatron_compete.checkpoint.families.dimensions import Dimensions
 from megatron_compete.checkpoint.families.family import Family
 from megatron_compete.checkpoint.families.glm4_moe import GLM4_MOE
+from megatron_compete.checkpoint.families.gpt_oss import GPT_OSS
 from megatron_compete.checkpoint.families.llama import LLAMA
+from megatron_compete.checkpoint.families.mistral import MISTRAL
 from megatron_compete.checkpoint.families.mixtral import MIXTRAL
 from megatron_compete.checkpoint.families.qwen2 import QWEN2
 from megatron_compete.checkpoint.families.qwen2_moe import QWEN2_MOE
@@ -20,7 +22,20 @@ from megatron_compete.common.errors import CompeteError
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (MIXTRAL, QWEN3_MOE, QWEN2_MOE, DEEPSEEK_V3, DEEPSEEK_V2, GLM4_MOE, LLAMA, QWEN3, QWEN2, COMPETESMOE)
+    for family in (
+        MIXTRAL,
+        QWEN3_MOE,
+        QWEN2_MOE,
+        DEEPSEEK_V3,
+        DEEPSEEK_V2,
+        GLM4_MOE,
+        GPT_OSS,
+        LLAMA,
+        MISTRAL,
+        QWEN3,
+        QWEN2,
+        COMPETESMOE,
+    )
 }
 """By name, in the order in which an export tries them; the last needs code of its own and expresses the most."""
 

@@ -77,6 +77,11 @@ def positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def positive_number(value: Any) -> bool:
+    """A number above zero, whole or not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
 def positive_or_none(value: Any) -> bool:
     """Not set, or a number that is not negative."""
     return value is None or (isinstance(value, int) and value >= 0)

@@ -11,7 +11,10 @@ from megatron_compete.checkpoint.families.forms import SAME, Form
 
 
 class StoredSlice(NamedTuple):
-    """Where a tensor is stored: the slice of `key` that `at` indexes, whose leading axes have the sizes `stack`."""
+    """Where a tensor is stored: the slice of `key` that `at` indexes, whose leading axes have the sizes `stack`.
+
+    A `*` is left in `key` where each expert has a key of its own.
+    """
 
     key: str
     at: tuple[int, ...] = ()
@@ -26,6 +29,7 @@ class Slot:
     """With `*` for layer and expert; several where Megatron's implementations name it differently."""
     layer: int | None = None
     expert: int | None = None
+    """None where the keys have a second `*`: all experts of the layer, on the first axis."""
 
     def canonical(self, d: Dimensions) -> list[StoredSlice]:
         """Where Megatron's trainer stores it: once for each key."""
@@ -40,7 +44,8 @@ class Slot:
             return [StoredSlice(key)]
         in_layer, all_layers = key.replace("*", str(self.layer), 1), key.replace("*.", "")
         if self.expert is None:
-            stacked, apart = StoredSlice(all_layers, (self.layer,), (d.layers,)), [StoredSlice(in_layer)]
+            stacked = StoredSlice(all_layers, (self.layer,), (d.layers,))
+            apart = [StoredSlice(one) for one in dict.fromkeys((in_layer.replace("*.", ""), in_layer))]
         else:
             at, stack = (self.layer, self.expert), (d.layers, d.experts)
             stacked = StoredSlice(all_layers, at, stack)

@@ -38,7 +38,9 @@ def config(family: str, **more: Any) -> dict[str, Any]:
 )
 @pytest.mark.parametrize("family", STOCK)
 def test_what_says_nothing_of_the_model_passes(family: str, more: dict[str, Any]) -> None:
-    assert read_config(config(family, **more)) == read_config(config(family))
+    says_layers = family == "gpt_oss" and "layer_types" in more
+    other = more | {"sliding_window": None} if says_layers else {}
+    assert read_config(config(family, **more)) == read_config(config(family, **other))
 
 
 def test_what_is_passed_over_is_known() -> None:

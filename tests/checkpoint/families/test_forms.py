@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_compete.checkpoint.families.forms import SAME, Form, Halves, QueryKeyValue, Rows
+from megatron_compete.checkpoint.families.forms import SAME, Form, Halves, Interleaved, QueryKeyValue, Rows, Transposed
 
 GROUPS, HEADS, HEAD = 2, 6, 3
 
@@ -27,6 +27,15 @@ def test_gate_comes_before_up() -> None:
     assert up.flatten().tolist() == [3, 4, 5]
 
 
+def test_experts_whose_columns_of_gate_and_up_come_in_turns() -> None:
+    (bias,) = Interleaved().split(torch.arange(8.0).view(2, 4))
+    assert bias.tolist() == [[0, 2, 1, 3], [4, 6, 5, 7]]
+    stored = torch.randn(2, 4, 3)
+    (weight,) = Interleaved().split(stored)
+    assert weight.shape == (2, 3, 4)
+    assert weight[1, :, 0].equal(stored[1, 0]) and weight[1, :, 1].equal(stored[1, 2])
+
+
 def test_rows_beyond_the_vocabulary_are_padding() -> None:
     (table,) = Rows(3, 5).split(torch.arange(10.0).view(5, 2))
     assert table.flatten().tolist() == [0, 1, 2, 3, 4, 5]
@@ -40,6 +49,9 @@ CASES: list[tuple[Form, Tensor]] = [
     (QueryKeyValue(GROUPS, HEAD), torch.randn(QKV, 5)),
     (QueryKeyValue(GROUPS, HEAD), torch.randn(QKV)),
     (QueryKeyValue(1, HEAD), torch.randn(5 * HEAD, 7)),
+    (Interleaved(), torch.randn(3, 8, 5)),
+    (Interleaved(), torch.randn(3, 8)),
+    (Transposed(), torch.randn(3, 8, 5)),
     (Rows(4, 4), torch.randn(4, 3)),
 ]
 
