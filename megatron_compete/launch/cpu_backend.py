@@ -2,12 +2,12 @@
 
 `megatron.training` calls `torch.cuda` in about a hundred places; nearly all of them (streams, events, memory counters,
 "the current device") have an obvious answer on a CPU. `activate()` puts those answers in place, one small function per
-replaced symbol (`megatron_compete/upstream/table.py` says why), and `deactivate()` takes them back. Nothing is installed while a CUDA device is
-visible. Everything runs over gloo, in the caller's thread.
+replaced symbol (`megatron_compete/upstream/table.py` says why), and `deactivate()` takes them back. Modules and kernels
+that only packages for CUDA have are beside it, in `cpu_modules.py` and `cpu_kernels.py`. Nothing is installed while a
+CUDA device is visible. Everything runs over gloo, in the caller's thread.
 """
 
 import contextlib
-import copy
 import os
 import time
 import types
@@ -200,21 +200,6 @@ def _all_gather_of_unequal(
     return None
 
 
-def _norm_with_sequence_parallel(
-    upstream: Callable[..., Any], cls: type, config: Any, *args: Any, **kwargs: Any
-) -> Any:
-    """Megatron's torch norm refuses sequence parallelism; all it lacks is the mark on its weights.
-
-    `finalize_model_grads` sums the gradients of parameters marked `sequence_parallel` over the tensor parallel ranks.
-    """
-    plain = copy.copy(config)
-    plain.sequence_parallel = False
-    norm = upstream(cls, plain, *args, **kwargs)
-    for parameter in norm.parameters():
-        parameter.sequence_parallel = config.sequence_parallel
-    return norm
-
-
 def _without_cuda(upstream: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """ "Megatron requires CUDA" is asserted unless this says otherwise."""
     return upstream(*args, **{"allow_no_cuda": True, **kwargs})
@@ -229,7 +214,6 @@ WRAPPED: dict[str, Callable[..., Any]] = {
     "torch.distributed:all_to_all_single": _all_to_all_with_lists,
     "torch.distributed:all_gather": _all_gather_of_unequal,
     "megatron.core.tensor_parallel.random:CheckpointWithoutOutput.__init__": _checkpoint_outside_of_fp8,
-    "megatron.core.transformer.torch_norm:WrappedTorchNorm.__new__": _norm_with_sequence_parallel,
     "megatron.training.training:initialize_megatron": _without_cuda,
 }
 """What CPUs do as well, once they are asked in another way."""
@@ -261,9 +245,11 @@ def activate() -> None:
     # Compiling Megatron's small fused functions for a CPU costs 40 s at start-up and gains nothing.
     torch.compiler.set_stance("force_eager")
     _active.callback(torch.compiler.set_stance, "default")
-    for symbol, answer in answers().items():
+    from megatron_compete.launch import cpu_kernels, cpu_modules  # they import Megatron
+
+    for symbol, answer in (answers() | cpu_kernels.REPLACED | cpu_modules.REPLACED).items():
         _active.enter_context(replace_symbol(symbol, answer))
-    for symbol, around in WRAPPED.items():
+    for symbol, around in (WRAPPED | cpu_modules.WRAPPED).items():
         _active.enter_context(wrap_symbol(symbol, around))
     _active.enter_context(CudaToCpu())
     if int(os.environ.get("RANK", "0")) == 0:

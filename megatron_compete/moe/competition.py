@@ -33,7 +33,7 @@ def competing_layers(model: Any, hybrid_layer_pattern: str | None = None) -> tup
             `HybridModelConfig` of `megatron.training.models`).
         hybrid_layer_pattern: `--hybrid-layer-pattern`; None: what `model` has, and a GPT where it has none.
     """
-    transformer, pattern = _transformer(model), _pattern(model, hybrid_layer_pattern)
+    transformer, pattern = transformer_of(model), _pattern(model, hybrid_layer_pattern)
     if not transformer.num_moe_experts:
         return ()
     if pattern is not None:
@@ -58,7 +58,7 @@ def moe_stage_chunks(model: Any, hybrid_layer_pattern: str | None = None) -> tup
 def decoder_stage_chunks(model: Any, hybrid_layer_pattern: str | None = None) -> tuple[StageChunk, ...]:
     """Pipeline stage and model chunk of each decoder layer, in order of depth: uneven stages, virtual stages, custom
     layouts and the `|` of hybrid patterns included. The arguments are those of `competing_layers`."""
-    transformer, pattern = _transformer(model), _pattern(model, hybrid_layer_pattern)
+    transformer, pattern = transformer_of(model), _pattern(model, hybrid_layer_pattern)
     stages = range(transformer.pipeline_model_parallel_size)
     if pattern is not None:
         segments = _main_pattern(pattern).split(Symbols.PIPE)
@@ -73,7 +73,8 @@ def decoder_stage_chunks(model: Any, hybrid_layer_pattern: str | None = None) ->
     )
 
 
-def _transformer(model: Any) -> TransformerConfig:
+def transformer_of(model: Any) -> TransformerConfig:
+    """The TransformerConfig of a model's configuration, or that configuration where it is one."""
     return getattr(model, "transformer", model)
 
 

@@ -1,4 +1,4 @@
-"""Layer specs whose MoE layers compete, or route by a baseline router."""
+"""Layer specs whose MoE layers compete, or route by a baseline router: Megatron's own with the MoE layers exchanged."""
 
 import copy
 import dataclasses
@@ -6,95 +6,171 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.training.models import hybrid
+from megatron.training.models.gpt import GPTModelConfig, default_layer_spec
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.moe.baselines import BASELINES, check_baseline
 from megatron_compete.moe.baselines.config import BaselineConfig
 from megatron_compete.moe.baselines.layer import VariableMoELayer
 from megatron_compete.moe.baselines.step import install_router_step
-from megatron_compete.moe.competition import Competition
+from megatron_compete.moe.competition import Competition, competing_layers, transformer_of
 from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.validation import check_supported
 
+Exchange = Callable[[functools.partial], functools.partial]
+"""From the builder of a layer's `MoELayer` to what is built in its place."""
+
 
 def compete_layer_spec(
-    model_config: Any, vp_stage: int | None = None, *, competition: Competition
-) -> TransformerBlockSubmodules:
-    """Megatron's decoder block spec of this pipeline stage with every `MoELayer` replaced by `CompeteMoELayer`.
+    model_config: Any, vp_stage: int | None = None, *, competition: Competition, stock: Any = None
+) -> Any:
+    """Megatron's decoder spec of this pipeline stage with every `MoELayer` replaced by `CompeteMoELayer`.
 
     Args:
-        model_config: Megatron's GPTModelConfig (upstream: `megatron.training.models.gpt`).
+        model_config: Megatron's GPTModelConfig (upstream: `megatron.training.models.gpt`), or a TransformerConfig.
         vp_stage: virtual pipeline stage that is being built.
         competition: the model's one.
+        stock: the spec to replace them in; default the one that Megatron's trainer chooses for this configuration.
     Raises:
         CompeteError: a setting that excludes competition, or a MoE module that is not Megatron's.
     """
-    transformer: TransformerConfig = model_config.transformer
+    exchange = competing(transformer_of(model_config), competition)
+    return with_moe(_stock_spec(model_config, vp_stage) if stock is None else stock, exchange)
+
+
+def compete_hybrid_spec(model_config: Any, *, competition: Competition, stock: ModuleSpec | None = None) -> ModuleSpec:
+    """As `compete_layer_spec`, the spec of a hybrid model's layers.
+
+    Args:
+        model_config: Megatron's HybridModelConfig (upstream: `megatron.training.models.hybrid`), or a TransformerConfig.
+        stock: the spec to replace them in; default Megatron's.
+    """
+    exchange = competing(transformer_of(model_config), competition)
+    return hybrid_with_moe(hybrid.default_hybrid_stack_spec if stock is None else stock, exchange)
+
+
+def competing(transformer: TransformerConfig, competition: Competition) -> Exchange:
+    """The exchange of `MoELayer` for `CompeteMoELayer`.
+
+    Raises:
+        CompeteError: a setting that excludes competition.
+    """
     check_supported(transformer, competition.config)
 
-    def competing(moe: functools.partial) -> functools.partial:
+    def exchange(moe: functools.partial) -> functools.partial:
         return functools.partial(CompeteMoELayer, *moe.args, **moe.keywords, competition=competition)
 
-    return _block_with(transformer, vp_stage, competing)
+    return exchange
 
 
 def baseline_layer_spec(
     model_config: Any, vp_stage: int | None = None, *, router: str, settings: BaselineConfig
-) -> TransformerBlockSubmodules:
-    """Megatron's decoder block spec of this pipeline stage with the routers of its MoE layers replaced by a baseline.
+) -> Any:
+    """Megatron's decoder spec of this pipeline stage with the routers of its MoE layers replaced by a baseline.
 
     Args:
-        model_config: Megatron's GPTModelConfig (upstream: `megatron.training.models.gpt`).
+        model_config: Megatron's GPTModelConfig (upstream: `megatron.training.models.gpt`), or a TransformerConfig.
         vp_stage: virtual pipeline stage that is being built.
         router: its name in `BASELINES`.
     Raises:
         CompeteError: a setting that excludes this router, or a MoE module that is not Megatron's.
     """
-    transformer: TransformerConfig = model_config.transformer
+    exchange = routing_by(model_config, router, settings)
+    return with_moe(_stock_spec(model_config, vp_stage), exchange)
+
+
+def baseline_hybrid_spec(model_config: Any, *, router: str, settings: BaselineConfig) -> ModuleSpec:
+    """As `baseline_layer_spec`, the spec of a hybrid model's layers."""
+    exchange = routing_by(model_config, router, settings)
+    return hybrid_with_moe(hybrid.default_hybrid_stack_spec, exchange)
+
+
+def routing_by(model_config: Any, router: str, settings: BaselineConfig) -> Exchange:
+    """The exchange of Megatron's routers for a baseline.
+
+    Raises:
+        CompeteError: a setting that excludes this router.
+    """
+    transformer = transformer_of(model_config)
     check_baseline(router, transformer, settings)
     install_router_step(transformer, BASELINES[router].router)
-    return _block_with(transformer, vp_stage, lambda moe: with_baseline(moe, router, settings))
+    num_layers = len(competing_layers(model_config))
+    return functools.partial(with_baseline, router=router, settings=settings, num_layers=num_layers)
 
 
-def with_baseline(moe: functools.partial, router: str, settings: BaselineConfig) -> functools.partial:
-    """A layer's `MoELayer` builder with the router that `--router` names, and with a dispatcher that suits it."""
+def with_baseline(
+    moe: functools.partial, router: str, settings: BaselineConfig, num_layers: int = 1
+) -> functools.partial:
+    """A layer's `MoELayer` builder with the router that `--router` names, and with a dispatcher that suits it.
+
+    Args:
+        num_layers: layers of the whole model with this router.
+    """
     baseline = BASELINES[router]
+    keywords: dict[str, Any] = {"settings": settings}
+    if baseline.of_model:
+        keywords["num_layers"] = num_layers
     router_builder: Callable[..., Any] = baseline.router
-    submodules = dataclasses.replace(
-        moe.keywords["submodules"], router=functools.partial(router_builder, settings=settings)
-    )
+    submodules = dataclasses.replace(moe.keywords["submodules"], router=functools.partial(router_builder, **keywords))
     layer: Callable[..., Any] = VariableMoELayer if baseline.variable else MoELayer
     return functools.partial(layer, *moe.args, **(moe.keywords | {"submodules": submodules}))
 
 
-def _block_with(
-    transformer: TransformerConfig, vp_stage: int | None, replace: Callable[[functools.partial], functools.partial]
-) -> TransformerBlockSubmodules:
-    """Megatron's decoder block spec with `replace` applied to every `MoELayer`."""
-    block = get_gpt_decoder_block_spec(
-        transformer,
-        use_transformer_engine=transformer.transformer_impl == "transformer_engine",
-        normalization=transformer.normalization,
-        qk_l2_norm=transformer.qk_l2_norm,
-        vp_stage=vp_stage,
-    )
-    block.layer_specs = [_with_moe(spec, replace) for spec in block.layer_specs]
-    return block
+def _stock_spec(model_config: Any, vp_stage: int | None) -> Any:
+    """The spec that Megatron's trainer chooses."""
+    if isinstance(model_config, TransformerConfig):
+        model_config = GPTModelConfig(transformer=model_config)
+    return default_layer_spec(model_config, vp_stage)
 
 
-def _with_moe(layer_spec: ModuleSpec, replace: Callable[[functools.partial], functools.partial]) -> ModuleSpec:
-    """A copy of `layer_spec` (Megatron shares one among the layers of a kind); dense layers stay as they are."""
-    mlp = layer_spec.submodules.mlp
+def with_moe[LayerSpec: (ModuleSpec, TransformerBlockSubmodules)](spec: LayerSpec, exchange: Exchange) -> LayerSpec:
+    """A copy of the spec of a layer or of a block with `exchange` applied to every `MoELayer`.
+
+    Megatron shares one spec among the layers of a kind; dense layers stay as they are.
+    """
+    if isinstance(spec, TransformerBlockSubmodules):
+        assert spec.layer_specs is not None
+        return dataclasses.replace(spec, layer_specs=[with_moe(layer, exchange) for layer in spec.layer_specs])
+    mlp = spec.submodules.mlp
     if not isinstance(mlp, functools.partial) or mlp.func is not MoELayer:
         if "MoE" in repr(mlp):
             raise CompeteError(f"expected Megatron's MoELayer in the layer spec and found {mlp!r}")
-        return layer_spec
-    layer_spec = copy.copy(layer_spec)
-    layer_spec.submodules = copy.copy(layer_spec.submodules)
-    layer_spec.submodules.mlp = replace(mlp)
-    return layer_spec
+        return spec
+    spec = copy.copy(spec)
+    spec.submodules = copy.copy(spec.submodules)
+    spec.submodules.mlp = exchange(mlp)
+    return spec
+
+
+def hybrid_with_moe(spec: ModuleSpec, exchange: Exchange) -> ModuleSpec:
+    """A copy of a hybrid model's spec with `exchange` applied to the MoE layers of its decoder alone.
+
+    The spec's submodules stay Megatron's: those are what the layers of multi-token prediction are made of, where a MoE
+    layer has the number of one in the decoder and nothing that tells it from that one.
+    """
+    if spec.module is not HybridStack:
+        raise CompeteError(
+            f"expected Megatron's HybridStack as the decoder of a hybrid model and found {spec.module!r}"
+        )
+    return dataclasses.replace(spec, module=ExchangedStack, params=spec.params | {"exchange": exchange})
+
+
+class ExchangedStack(HybridStack):
+    """Megatron's stack of hybrid layers with other MoE layers. The arguments are its own, and the exchange."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: HybridStackSubmodules,
+        *args: Any,
+        exchange: Exchange,
+        **keywords: Any,
+    ) -> None:
+        moe_layer = with_moe(submodules.moe_layer, exchange)
+        super().__init__(config, dataclasses.replace(submodules, moe_layer=moe_layer), *args, **keywords)

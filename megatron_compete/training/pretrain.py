@@ -15,6 +15,8 @@ import argparse
 import contextlib
 import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from megatron.core.enums import ModelType
@@ -24,9 +26,11 @@ from megatron.training import pretrain
 from megatron.training.argument_utils import (
     core_transformer_config_from_args,
     gpt_config_from_args,
+    hybrid_config_from_args,
     pretrain_cfg_container_from_args,
 )
-from megatron.training.models.gpt import GPTModelConfig
+from megatron.training.models.base import ModelConfig
+from megatron.training.models.hybrid import HybridModelConfig
 from megatron.training.utils import print_rank_0
 
 from megatron_compete.common.errors import CompeteError
@@ -35,9 +39,14 @@ from megatron_compete.launch.environment import enter_launch
 from megatron_compete.launch.launchers import environment_defaults
 from megatron_compete.moe.baselines import BASELINES, check_baseline
 from megatron_compete.moe.baselines.config import BaselineConfig
-from megatron_compete.moe.competition import Competition, moe_layer_numbers
+from megatron_compete.moe.competition import Competition, competing_layers
 from megatron_compete.moe.layer import CompeteMoELayer
-from megatron_compete.moe.specs import baseline_layer_spec, compete_layer_spec
+from megatron_compete.moe.specs import (
+    baseline_hybrid_spec,
+    baseline_layer_spec,
+    compete_hybrid_spec,
+    compete_layer_spec,
+)
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.resilience.agreement import on_rank_0
 from megatron_compete.resilience.devices import settle_device
@@ -75,8 +84,10 @@ def transformer_config(args: argparse.Namespace) -> TransformerConfig:
     return config
 
 
-def model_config(args: argparse.Namespace) -> GPTModelConfig:
+def model_config(args: argparse.Namespace) -> ModelConfig:
     """Megatron's model configuration, with competing layers, or those of a baseline router, unless `--router topk`.
+
+    With `--hybrid-layer-pattern` a HybridModelConfig, else a GPTModelConfig.
 
     Raises:
         CompeteError: settings that exclude competition or the baseline, or a schedule that cannot be met.
@@ -84,8 +95,8 @@ def model_config(args: argparse.Namespace) -> GPTModelConfig:
     return _model_and_competition(args)[0]
 
 
-def _model_and_competition(args: argparse.Namespace) -> tuple[GPTModelConfig, Competition | None]:
-    config = gpt_config_from_args(args, transformer_config(args))
+def _model_and_competition(args: argparse.Namespace) -> tuple[ModelConfig, Competition | None]:
+    config = stock_config(args)
     config.pre_wrap_hooks.append(functools.partial(say_preset, args=args))
     if args.router == "topk":
         return config, None
@@ -93,12 +104,26 @@ def _model_and_competition(args: argparse.Namespace) -> tuple[GPTModelConfig, Co
         return _with_baseline(config, args), None
     compete = CompeteConfig.from_arguments(args)
     check_supported(config.transformer, compete)
-    competition = Competition.of_model(compete, config.transformer, trainer_step)
+    competition = Competition.of_model(compete, config, trainer_step)
     report_metrics(competition, args.num_experts, args)
-    config.transformer_layer_spec = functools.partial(compete_layer_spec, competition=competition)
+    _set_layers(config, compete_layer_spec, compete_hybrid_spec, competition=competition)
     config.pre_wrap_hooks.append(functools.partial(check_layers, expected=len(competition.layer_numbers)))
     config.pre_wrap_hooks.append(functools.partial(check_agreement, competition=competition))
     return config, competition
+
+
+def stock_config(args: argparse.Namespace) -> Any:
+    """Megatron's own configuration of the model that these arguments ask for."""
+    of_args = gpt_config_from_args if args.hybrid_layer_pattern is None else hybrid_config_from_args
+    return of_args(args, transformer_config(args))
+
+
+def _set_layers(config: Any, of_gpt: Callable[..., Any], of_hybrid: Callable[..., Any], **settings: Any) -> None:
+    """Have the model built of these layers; a hybrid model's are the same on all pipeline stages."""
+    if isinstance(config, HybridModelConfig):
+        config.hybrid_stack_spec = of_hybrid(config, **settings)
+    else:
+        config.transformer_layer_spec = functools.partial(of_gpt, **settings)
 
 
 def say_preset(model: list[MegatronModule], args: argparse.Namespace) -> list[MegatronModule]:
@@ -108,11 +133,11 @@ def say_preset(model: list[MegatronModule], args: argparse.Namespace) -> list[Me
     return model
 
 
-def _with_baseline(config: GPTModelConfig, args: argparse.Namespace) -> GPTModelConfig:
+def _with_baseline(config: Any, args: argparse.Namespace) -> Any:
     settings = BaselineConfig.from_arguments(args)
     check_baseline(args.router, config.transformer, settings)
-    config.transformer_layer_spec = functools.partial(baseline_layer_spec, router=args.router, settings=settings)
-    expected = len(moe_layer_numbers(config.transformer))
+    _set_layers(config, baseline_layer_spec, baseline_hybrid_spec, router=args.router, settings=settings)
+    expected = len(competing_layers(config))
     config.pre_wrap_hooks.append(functools.partial(check_routers, router=args.router, expected=expected))
     return config
 

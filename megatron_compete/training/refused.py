@@ -40,8 +40,6 @@ REFUSED = (
             "without --async-save no worker is ever asked: add it, or leave both out"),
     Refused("perform_rl_step", "--perform-rl-step", lambda a: a.perform_rl_step,
             "reinforcement learning has an entry of its own in Megatron-LM (train_rl.py): leave it out"),
-    Refused("hybrid_layer_pattern", "--hybrid-layer-pattern", lambda a: a.hybrid_layer_pattern is not None,
-            "Mamba layers have an entry of their own in Megatron-LM (pretrain_hybrid.py): leave it out"),
     Refused("sft", "--sft", lambda a: a.sft and a.create_attention_mask_in_dataloader,
             "its datasets make no masks: give --no-create-attention-mask-in-dataloader"),
     Refused("sft", "--sft", lambda a: a.sft and a.mock_data, "there is no synthetic dataset of dialogues: give --data-path"),

@@ -27,6 +27,7 @@ ASYNC_WRITER = "megatron.core.dist_checkpointing.strategies.filesystem_async"
 PLANNED = "Megatron's checks of arguments ask this host for what the planned one has"
 
 CPU = "tests/launch/test_cpu_backend.py"
+CPU_KERNELS, CPU_MODULES = "tests/launch/test_cpu_kernels.py", "tests/launch/test_cpu_modules.py"
 HOOKS = "tests/upstream/test_hooks.py::test_megatron_still_has_no_hook_there"
 SAVING = "tests/resilience/saving/test_guard.py::test_upstream_still_needs_it"
 CAUSES = "tests/resilience/saving/test_causes.py::test_upstream_still_needs_it"
@@ -56,11 +57,18 @@ ON_CPU = (
     Row("megatron.core.tensor_parallel.random", ("_get_cuda_rng_state", "_set_cuda_rng_state"), "they read torch's CUDA generators, of which a host without CUDA has none", f"{CPU}::test_upstream_still_needs_the_stand_ins"),
     Row("megatron.core.tensor_parallel.random", ("_get_share_storage",), "it compiles an extension when recomputed activations come back", f"{CPU}::test_upstream_still_needs_the_stand_ins"),
     Row("megatron.core.tensor_parallel.random:CheckpointWithoutOutput", ("__init__",), "it takes a default of False for FP8 and asks Transformer Engine about it", f"{CPU}::test_upstream_still_needs_the_stand_ins"),
-    Row("megatron.core.transformer.torch_norm:WrappedTorchNorm", ("__new__",), "it refuses sequence parallelism, which lacks nothing but a mark on its weights", f"{CPU}::test_upstream_still_needs_the_stand_ins"),
+    Row("megatron.core.transformer.torch_norm:WrappedTorchNorm", ("__new__",), "it refuses sequence parallelism, which lacks nothing but a mark on its weights, and --apply-layernorm-1p", f"{CPU_MODULES}::test_upstream_still_needs_them"),
+    Row("megatron.core.models.backends", ("DotProductAttention",), "it takes no sizes of latent keys and values", f"{CPU_MODULES}::test_upstream_still_needs_them"),
+    Row("megatron.training.models.hybrid", ("default_hybrid_stack_spec",), "hybrid layers are of Transformer Engine's modules alone", f"{CPU_MODULES}::test_upstream_still_needs_them"),
+    Row("megatron.core.models.hybrid.hybrid_block", ("TENorm",), "the final norm is Transformer Engine's, whatever the spec", f"{CPU_MODULES}::test_upstream_still_needs_them"),
+    Row("megatron.core.models.gpt.experimental_attention_variant_module_specs", ("_get_backend_spec_provider", "_get_self_attention_module_spec"), "layers of these variants are of Transformer Engine's modules alone", f"{CPU_MODULES}::test_upstream_still_needs_them"),
+    Row("megatron.core.ssm.mamba_mixer", ("HAVE_MAMBA_SSM", "ExtendedRMSNorm", "mamba_split_conv1d_scan_combined"), "mamba_ssm has its kernels for CUDA alone", f"{CPU_KERNELS}::test_upstream_still_needs_them"),
+    Row("megatron.core.ssm.gated_delta_net.common", ("HAVE_FLA", "l2norm"), "flash-linear-attention has its kernels for CUDA alone", f"{CPU_KERNELS}::test_upstream_still_needs_them"),
+    Row("megatron.core.ssm.gated_delta_net.gdn", ("causal_conv1d", "chunk_gated_delta_rule"), "flash-linear-attention has its kernels for CUDA alone", f"{CPU_KERNELS}::test_upstream_still_needs_them"),
     Row(LOOP, ("initialize_megatron",), "it asserts that there is CUDA unless its caller says otherwise", f"{CPU}::test_upstream_still_needs_the_stand_ins"),
     Row("torch.distributed.launcher.api", ("LocalElasticAgent",), "torchrun kills ranks 30 s after SIGTERM, in the midst of a save", "tests/upstream/test_hooks.py::test_torchrun_still_takes_no_other_agent"),
 )  # fmt: skip
-"""`launch/cpu_backend.py`, and the agent that starts ranks on any host."""
+"""`launch/cpu_*.py`, and the agent that starts ranks on any host."""
 
 AROUND_THE_LOOP = (
     Row("megatron.core.datasets.utils", ("compile_helpers",), "its wheel has the compiled helpers and no Makefile to compile them by", "tests/training/test_dataset_helpers.py::test_the_wheel_needs_no_compiling"),

@@ -26,6 +26,9 @@ class Baseline:
     variable: bool = False
     """Whether a token may have more or fewer than K experts; the layer then has a dispatcher that counts them."""
 
+    of_model: bool = False
+    """Whether the router is also told `num_layers`: layers of the whole model with this router."""
+
     check: Check | None = None
     """Raises a `CompeteError` for settings that exclude this router."""
 
@@ -42,6 +45,7 @@ BASELINES: dict[str, Baseline] = {
     "remoe": Baseline(
         ReMoERouter,
         variable=True,
+        of_model=True,
         check=check_variable("remoe", (), "whose own penalty balances the load"),
         reads=("l1_init", "l1_factor"),
     ),

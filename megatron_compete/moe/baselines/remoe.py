@@ -14,7 +14,6 @@ from torch import Tensor
 
 from megatron_compete.moe.baselines.config import BaselineConfig
 from megatron_compete.moe.baselines.variable import VariableRouter
-from megatron_compete.moe.competition import moe_layer_numbers
 from megatron_compete.routing.baselines.remoe import l1_regularization, next_coefficient, relu_weights
 
 
@@ -36,9 +35,10 @@ class ReMoERouter(VariableRouter):
         is_mtp_layer: bool = False,
         *,
         settings: BaselineConfig,
+        num_layers: int,
     ) -> None:
         super().__init__(config, pg_collection, is_mtp_layer, settings=settings)
-        self.num_layers = len(moe_layer_numbers(config)) + (config.mtp_num_layers or 0)
+        self.num_layers = num_layers
         self.register_buffer("l1_coefficient", torch.full((1,), settings.l1_init, dtype=torch.float32))
 
     @property
