@@ -291,9 +291,6 @@ def _build(arguments: dict[str, Any], layout: dict[str, int]) -> list[Any]:
         spec = get_gpt_decoder_block_spec(
             config, use_transformer_engine=False, normalization=config.normalization, vp_stage=vp_stage
         )
-        if config.multi_latent_attention:
-            for layer in spec.layer_specs:
-                layer.submodules.self_attention.submodules.core_attention = latent_core_attention()
         models.append(
             GPTModel(
                 config,
@@ -312,18 +309,6 @@ def _build(arguments: dict[str, Any], layout: dict[str, int]) -> list[Any]:
             )
         )
     return models
-
-
-def latent_core_attention() -> type:
-    """Megatron's local attention for latent attention, which gives it two sizes that it does not take."""
-    from megatron.core.transformer.dot_product_attention import DotProductAttention
-
-    class LatentDotProductAttention(DotProductAttention):
-        def __init__(self, *args: Any, k_channels: int = 0, v_channels: int = 0, **keywords: Any) -> None:
-            super().__init__(*args, **keywords)
-            self.hidden_size_per_partition = v_channels * self.num_attention_heads_per_partition
-
-    return LatentDotProductAttention
 
 
 def _save_models(models: list[Any], folder: str, arguments: dict[str, Any], singleton: bool = False) -> None:
