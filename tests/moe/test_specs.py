@@ -14,8 +14,6 @@ from tests.ranks import run_rank
 
 def layer_kinds() -> list[list[str]]:
     """Kinds of MLP in the specs of a model with two dense layers in five, and of Megatron's own afterwards."""
-    from types import SimpleNamespace
-
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 
     from megatron_compete.moe.competition import Competition, moe_layer_numbers
@@ -25,7 +23,7 @@ def layer_kinds() -> list[list[str]]:
     config = transformer_config(Layout(), num_layers=5, moe_layer_freq=[0, 1, 1, 0, 1], transformer_impl="local")
     assert moe_layer_numbers(config) == (2, 3, 5)
     competition = Competition(CompeteConfig(), moe_layer_numbers(config), lambda: 0)
-    ours = compete_layer_spec(SimpleNamespace(transformer=config), competition=competition)
+    ours = compete_layer_spec(config, competition=competition)
     stock = get_gpt_decoder_block_spec(config, use_transformer_engine=False)
     return [
         [mlp.func.__name__ if isinstance(mlp, functools.partial) else type(mlp).__name__ for mlp in mlps]
