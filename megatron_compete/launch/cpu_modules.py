@@ -176,9 +176,11 @@ def norm_of_megatron(upstream: Callable[..., Any], cls: type, config: Any, *args
     return norm
 
 
+LOCAL_HYBRID = local_form(hybrid_layer_specs.hybrid_stack_spec)
 REPLACED: dict[str, Any] = {
     "megatron.core.models.backends:DotProductAttention": LatentDotProductAttention,
-    "megatron.training.models.hybrid:default_hybrid_stack_spec": local_form(hybrid_layer_specs.hybrid_stack_spec),
+    "megatron.core.models.hybrid.hybrid_layer_specs:hybrid_stack_spec": LOCAL_HYBRID,
+    "megatron.training.models.hybrid:default_hybrid_stack_spec": LOCAL_HYBRID,
     "megatron.core.models.hybrid.hybrid_block:TENorm": WrappedTorchNorm,
 }
 WRAPPED: dict[str, Callable[..., Any]] = {

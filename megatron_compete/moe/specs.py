@@ -6,13 +6,16 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from megatron.core.models.gpt.experimental_attention_variant_module_specs import (
+    get_transformer_block_with_experimental_attention_variant_spec,
+)
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.models.hybrid import hybrid_layer_specs
 from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.training.models import hybrid
-from megatron.training.models.gpt import GPTModelConfig, default_layer_spec
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.moe.baselines import BASELINES, check_baseline
@@ -27,32 +30,51 @@ Exchange = Callable[[functools.partial], functools.partial]
 """From the builder of a layer's `MoELayer` to what is built in its place."""
 
 
+def decoder_layer_spec(model_config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
+    """Megatron's spec of this pipeline stage's decoder layers, with or without an experimental attention variant."""
+    transformer = transformer_of(model_config)
+    if transformer.experimental_attention_variant is not None:
+        return get_transformer_block_with_experimental_attention_variant_spec(transformer, vp_stage)
+    return get_gpt_decoder_block_spec(
+        transformer,
+        use_transformer_engine=transformer.transformer_impl == "transformer_engine",
+        normalization=transformer.normalization,
+        qk_l2_norm=transformer.qk_l2_norm,
+        vp_stage=vp_stage,
+    )
+
+
 def compete_layer_spec(
-    model_config: Any, vp_stage: int | None = None, *, competition: Competition, stock: Any = None
+    model_config: Any,
+    vp_stage: int | None = None,
+    *,
+    competition: Competition,
+    stock: Callable[..., Any] = decoder_layer_spec,
 ) -> Any:
     """Megatron's decoder spec of this pipeline stage with every `MoELayer` replaced by `CompeteMoELayer`.
 
     Args:
-        model_config: Megatron's GPTModelConfig (upstream: `megatron.training.models.gpt`), or a TransformerConfig.
+        model_config: a TransformerConfig, or a configuration that has one in `transformer` (upstream: `GPTModelConfig` of
+            `megatron.training.models.gpt`).
         vp_stage: virtual pipeline stage that is being built.
         competition: the model's one.
-        stock: the spec to replace them in; default the one that Megatron's trainer chooses for this configuration.
+        stock: makes the spec to replace them in, of the same two arguments; a trainer has its own choice.
     Raises:
         CompeteError: a setting that excludes competition, or a MoE module that is not Megatron's.
     """
     exchange = competing(transformer_of(model_config), competition)
-    return with_moe(_stock_spec(model_config, vp_stage) if stock is None else stock, exchange)
+    return with_moe(stock(model_config, vp_stage), exchange)
 
 
 def compete_hybrid_spec(model_config: Any, *, competition: Competition, stock: ModuleSpec | None = None) -> ModuleSpec:
     """As `compete_layer_spec`, the spec of a hybrid model's layers.
 
     Args:
-        model_config: Megatron's HybridModelConfig (upstream: `megatron.training.models.hybrid`), or a TransformerConfig.
+        model_config: as for `compete_layer_spec` (upstream: `HybridModelConfig` of `megatron.training.models.hybrid`).
         stock: the spec to replace them in; default Megatron's.
     """
     exchange = competing(transformer_of(model_config), competition)
-    return hybrid_with_moe(hybrid.default_hybrid_stack_spec if stock is None else stock, exchange)
+    return hybrid_with_moe(stock or hybrid_layer_specs.hybrid_stack_spec, exchange)
 
 
 def competing(transformer: TransformerConfig, competition: Competition) -> Exchange:
@@ -70,25 +92,27 @@ def competing(transformer: TransformerConfig, competition: Competition) -> Excha
 
 
 def baseline_layer_spec(
-    model_config: Any, vp_stage: int | None = None, *, router: str, settings: BaselineConfig
+    model_config: Any,
+    vp_stage: int | None = None,
+    *,
+    router: str,
+    settings: BaselineConfig,
+    stock: Callable[..., Any] = decoder_layer_spec,
 ) -> Any:
     """Megatron's decoder spec of this pipeline stage with the routers of its MoE layers replaced by a baseline.
 
     Args:
-        model_config: Megatron's GPTModelConfig (upstream: `megatron.training.models.gpt`), or a TransformerConfig.
-        vp_stage: virtual pipeline stage that is being built.
+        model_config, vp_stage, stock: as for `compete_layer_spec`.
         router: its name in `BASELINES`.
     Raises:
         CompeteError: a setting that excludes this router, or a MoE module that is not Megatron's.
     """
-    exchange = routing_by(model_config, router, settings)
-    return with_moe(_stock_spec(model_config, vp_stage), exchange)
+    return with_moe(stock(model_config, vp_stage), routing_by(model_config, router, settings))
 
 
 def baseline_hybrid_spec(model_config: Any, *, router: str, settings: BaselineConfig) -> ModuleSpec:
     """As `baseline_layer_spec`, the spec of a hybrid model's layers."""
-    exchange = routing_by(model_config, router, settings)
-    return hybrid_with_moe(hybrid.default_hybrid_stack_spec, exchange)
+    return hybrid_with_moe(hybrid_layer_specs.hybrid_stack_spec, routing_by(model_config, router, settings))
 
 
 def routing_by(model_config: Any, router: str, settings: BaselineConfig) -> Exchange:
@@ -120,13 +144,6 @@ def with_baseline(
     submodules = dataclasses.replace(moe.keywords["submodules"], router=functools.partial(router_builder, **keywords))
     layer: Callable[..., Any] = VariableMoELayer if baseline.variable else MoELayer
     return functools.partial(layer, *moe.args, **(moe.keywords | {"submodules": submodules}))
-
-
-def _stock_spec(model_config: Any, vp_stage: int | None) -> Any:
-    """The spec that Megatron's trainer chooses."""
-    if isinstance(model_config, TransformerConfig):
-        model_config = GPTModelConfig(transformer=model_config)
-    return default_layer_spec(model_config, vp_stage)
 
 
 def with_moe[LayerSpec: (ModuleSpec, TransformerBlockSubmodules)](spec: LayerSpec, exchange: Exchange) -> LayerSpec:

@@ -30,6 +30,7 @@ from megatron.training.argument_utils import (
     pretrain_cfg_container_from_args,
 )
 from megatron.training.models.base import ModelConfig
+from megatron.training.models.gpt import default_layer_spec
 from megatron.training.models.hybrid import HybridModelConfig
 from megatron.training.utils import print_rank_0
 
@@ -123,7 +124,7 @@ def _set_layers(config: Any, of_gpt: Callable[..., Any], of_hybrid: Callable[...
     if isinstance(config, HybridModelConfig):
         config.hybrid_stack_spec = of_hybrid(config, **settings)
     else:
-        config.transformer_layer_spec = functools.partial(of_gpt, **settings)
+        config.transformer_layer_spec = functools.partial(of_gpt, stock=default_layer_spec, **settings)
 
 
 def say_preset(model: list[MegatronModule], args: argparse.Namespace) -> list[MegatronModule]:

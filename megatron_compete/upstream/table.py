@@ -59,6 +59,7 @@ ON_CPU = (
     Row("megatron.core.tensor_parallel.random:CheckpointWithoutOutput", ("__init__",), "it takes a default of False for FP8 and asks Transformer Engine about it", f"{CPU}::test_upstream_still_needs_the_stand_ins"),
     Row("megatron.core.transformer.torch_norm:WrappedTorchNorm", ("__new__",), "it refuses sequence parallelism, which lacks nothing but a mark on its weights, and --apply-layernorm-1p", f"{CPU_MODULES}::test_upstream_still_needs_them"),
     Row("megatron.core.models.backends", ("DotProductAttention",), "it takes no sizes of latent keys and values", f"{CPU_MODULES}::test_upstream_still_needs_them"),
+    Row("megatron.core.models.hybrid.hybrid_layer_specs", ("hybrid_stack_spec",), "hybrid layers are of Transformer Engine's modules alone", f"{CPU_MODULES}::test_upstream_still_needs_them"),
     Row("megatron.training.models.hybrid", ("default_hybrid_stack_spec",), "hybrid layers are of Transformer Engine's modules alone", f"{CPU_MODULES}::test_upstream_still_needs_them"),
     Row("megatron.core.models.hybrid.hybrid_block", ("TENorm",), "the final norm is Transformer Engine's, whatever the spec", f"{CPU_MODULES}::test_upstream_still_needs_them"),
     Row("megatron.core.models.gpt.experimental_attention_variant_module_specs", ("_get_backend_spec_provider", "_get_self_attention_module_spec"), "layers of these variants are of Transformer Engine's modules alone", f"{CPU_MODULES}::test_upstream_still_needs_them"),
