@@ -20,6 +20,7 @@ import torch.distributed
 from torch.overrides import TorchFunctionMode
 
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch.cpu_linear import DuplicatedLinear
 from megatron_compete.upstream import replace_symbol, wrap_symbol
 
 CPU = torch.device("cpu")
@@ -170,6 +171,8 @@ def answers() -> dict[str, Any]:
         "megatron.core.tensor_parallel.random:_set_cuda_rng_state": lambda state, *a, **k: torch.set_rng_state(state),
         "megatron.core.tensor_parallel.random:_get_share_storage": lambda: _share_storage,
         "megatron.core.datasets.utils:compile_helpers": _nothing,
+        "megatron.core.transformer.moe.moe_layer:HAVE_TE": True,
+        "megatron.core.transformer.moe.moe_layer:TELinear": DuplicatedLinear,
     }
 
 

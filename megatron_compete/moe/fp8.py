@@ -15,8 +15,8 @@ META, CHECKPOINT = "fp8_meta", "fp8_checkpoint"
 
 
 @contextlib.contextmanager
-def without_fp8(config: TransformerConfig, experts: torch.nn.Module) -> Iterator[None]:
-    """Score in the activations' precision (bf16) where experts train in FP8.
+def without_fp8(config: TransformerConfig, *parts: torch.nn.Module) -> Iterator[None]:
+    """Score in the activations' precision (bf16) where `parts`, the experts, train in FP8.
 
     FP8 modules keep a history of the largest values they saw, from which delayed scaling makes the next scales. In FP8
     a scoring pass would add to it the tokens that an expert does not win, and those that it wins a second time. Outside
@@ -35,7 +35,7 @@ def without_fp8(config: TransformerConfig, experts: torch.nn.Module) -> Iterator
     import transformer_engine.pytorch as te
 
     autocast = getattr(te, "autocast", None) or te.fp8_autocast  # its older name
-    before = [(module, _state(module)) for module in experts.modules()]
+    before = [(module, _state(module)) for part in parts for module in part.modules()]
     try:
         with autocast(enabled=False):
             yield

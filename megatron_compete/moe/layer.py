@@ -27,6 +27,7 @@ from megatron_compete.moe.centering import make_centering
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.crossing import Crossing
 from megatron_compete.moe.expert_group import ExpertGroups
+from megatron_compete.moe.latent import LatentProjections
 from megatron_compete.moe.losses import CompetitionLosses, Outcome
 from megatron_compete.moe.response_gradients import AllResponses, Recomputation
 from megatron_compete.moe.router import CompeteRouter, valid_tokens
@@ -77,9 +78,11 @@ class CompeteMoELayer(MoELayer):
         self._row_dispatcher = RowDispatcher(self.num_local_experts, self.local_expert_indices, config, groups)
         if self.shared_expert_overlap:
             self._row_dispatcher.set_shared_experts(self.shared_experts)
+        self.latent = LatentProjections.of(self)
         by_utility = competition.config.kind == "utility"
+        response = self.response if self.latent is None else self.latent.response(self.response)
         self.score = ScoringPass(
-            competition.config, config, self.experts, self.groups, utility if by_utility else self.response
+            competition.config, config, self.experts, self.groups, utility if by_utility else response, self.latent
         )
         self._outcome: Outcome | None = None
         self._crossing: Crossing | None = None
@@ -133,13 +136,17 @@ class CompeteMoELayer(MoELayer):
         output, logits, responses_TE = crossing.arrive(output)
         outcome = dataclasses.replace(outcome, logits=logits)
         rows_TKH = self._row_dispatcher.rows_by_token(output, num_winners=outcome.winners_TK.shape[1])
+        if self.latent is not None:
+            rows_TKH = self.latent.contributions(rows_TKH)
         responses_TK = self.response(rows_TKH)
         weights_TK = competition_weights(responses_TK, self.router.weight_sum(outcome.logits, outcome.choice_TE))
         combined_TH = (weights_TK.unsqueeze(-1) * rows_TKH).sum(dim=1).to(output.dtype)
         if torch.is_grad_enabled():
             responses_TE = responses_TE.scatter(1, outcome.winners_TK, responses_TK)
             combined_TH = self.losses.attach(combined_TH, rows_TKH, responses_TE, outcome, self.layer_number)
-        combined = combined_TH.view(self._row_dispatcher.hidden_shape)
+        combined = combined_TH.view(*self._row_dispatcher.hidden_shape[:-1], combined_TH.shape[-1])
+        if self.latent is not None:
+            combined = self.latent.add_bias(combined)
         if self._row_dispatcher.shared_experts is not None:  # overlapped: computed between dispatch and combine
             shared_expert_output = self._row_dispatcher.shared_experts.get_output()
         return combined if shared_expert_output is None else combined + shared_expert_output

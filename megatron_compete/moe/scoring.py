@@ -6,6 +6,8 @@ receives T * H * (group - 1) elements and sends T * E scalars; an all-ones routi
 would move E / group times as much, both ways. Tokens are taken in chunks, so no tensor of size [T, E, H] or
 [T, E_local, H] ever exists. While one chunk is scored, the next one is being gathered.
 
+H is the width that experts see: the hidden size, or that of a latent MoE (`moe/latent.py`).
+
 T tokens of this rank, G of the whole expert group, P of the ranks at this rank's expert tensor parallel position
 (`moe/expert_group.py`), E experts, E_local of this rank, H hidden size.
 """
@@ -23,6 +25,7 @@ from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.expert_group import ExpertGroups, Gathering
 from megatron_compete.moe.fp8 import without_fp8
 from megatron_compete.moe.kernels.choice import check_score_device, choose_fused_scorer
+from megatron_compete.moe.latent import LatentProjections
 
 Reduction = Callable[..., Tensor]
 """Reduces expert outputs [P, H], and the vectors [P, H] given with the tokens if any, to scalars, fp32 [P]."""
@@ -40,6 +43,7 @@ class ScoringPass:
         experts: Megatron's module of this rank's experts (SequentialMLP or TEGroupedMLP).
         groups: the layer's.
         reduction: a response, or another reduction of raw expert outputs, and of a vector per token, to scalars.
+        latent: the layer's projections, where its experts see projected tokens.
     Raises:
         CompeteError: fused kernels are asked for and this process cannot run them.
     """
@@ -51,6 +55,7 @@ class ScoringPass:
         experts: torch.nn.Module,
         groups: ExpertGroups,
         reduction: Reduction,
+        latent: LatentProjections | None = None,
     ) -> None:
         check_score_device(compete.score_kernel)
         self.compete = compete
@@ -58,11 +63,15 @@ class ScoringPass:
         self.experts = experts
         self.groups = groups
         self.reduction = reduction
+        self.latent = latent
         self._scorer: Scorer | None = None
 
     def __call__(self, tokens_TH: Tensor, *vectors_TH: Tensor) -> Tensor:
         """Scores fp32 [T, E] of this rank's tokens, without gradient; a collective of the expert group.
 
+        Args:
+            tokens_TH: the layer's input.
+            vectors_TH: gradients of the layer's output, for a reduction that takes them.
         Raises:
             CompeteError: at the first pass, fused kernels are asked for and do not cover the experts as they are.
         """
@@ -70,7 +79,11 @@ class ScoringPass:
             self._scorer = choose_scorer(
                 self.compete.score_kernel, self.config, self.experts, self.reduction, self.groups, tokens_TH
             )
-        with without_fp8(self.config, self.experts):
+        projections = () if self.latent is None else self.latent.modules
+        with torch.no_grad(), without_fp8(self.config, self.experts, *projections):
+            if self.latent is not None:  # narrower, so it is projected before it is gathered
+                tokens_TH = self.latent.tokens(tokens_TH)
+                vectors_TH = tuple(self.latent.gradients(vector_TH) for vector_TH in vectors_TH)
             return score_tokens(tokens_TH, self._scorer, self.groups, self.compete.score_chunk_tokens, *vectors_TH)
 
 

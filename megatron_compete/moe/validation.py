@@ -26,7 +26,6 @@ class Refusal:
 
 REFUSALS = (
     Refusal("--cuda-graph-impl", lambda c: c.cuda_graph_impl != "none", "a captured router cannot change its mind from step to step"),
-    Refusal("--moe-latent-size", lambda c: c.moe_latent_size, "experts there see projected tokens, the router does not"),
     Refusal("--overlap-dispatch-backward-with-experts-wgrad", lambda c: c.overlap_dispatch_backward_with_experts_wgrad, "not yet proven with the scoring pass"),
     Refusal("--moe-apply-probs-on-input", lambda c: c.moe_apply_probs_on_input, "experts would answer weighted tokens, and their answers would not be weighted"),
     Refusal("--moe-enable-routing-replay", lambda c: c.moe_enable_routing_replay, "who wins is not replayed: only --compete-kind utility leaves tokens to the experts that are", kind="response"),
@@ -96,6 +95,11 @@ def _check_response_gradients(config: TransformerConfig) -> None:
         raise CompeteError(
             "--compete-response-gradients all runs experts again at the end of a layer's backward pass, and under "
             "--overlap-moe-expert-parallel-comm their gradients may be on their way by then: leave one of the two out"
+        )
+    if config.moe_latent_size:
+        raise CompeteError(
+            "--compete-response-gradients all runs the experts again, and not the projections of --moe-latent-size "
+            f"{config.moe_latent_size}: leave one of the two out"
         )
     recomputed = config.recompute_modules if config.recompute_granularity == "selective" else None
     if "moe_act" in (recomputed or ()):

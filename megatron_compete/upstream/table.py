@@ -66,6 +66,7 @@ ON_CPU = (
     Row("megatron.core.ssm.mamba_mixer", ("HAVE_MAMBA_SSM", "ExtendedRMSNorm", "mamba_split_conv1d_scan_combined"), "mamba_ssm has its kernels for CUDA alone", f"{CPU_KERNELS}::test_upstream_still_needs_them"),
     Row("megatron.core.ssm.gated_delta_net.common", ("HAVE_FLA", "l2norm"), "flash-linear-attention has its kernels for CUDA alone", f"{CPU_KERNELS}::test_upstream_still_needs_them"),
     Row("megatron.core.ssm.gated_delta_net.gdn", ("causal_conv1d", "chunk_gated_delta_rule"), "flash-linear-attention has its kernels for CUDA alone", f"{CPU_KERNELS}::test_upstream_still_needs_them"),
+    Row("megatron.core.transformer.moe.moe_layer", ("HAVE_TE", "TELinear"), "the projections of a latent MoE have a form in Transformer Engine alone", f"{CPU}::test_upstream_still_needs_the_stand_ins"),
     Row(LOOP, ("initialize_megatron",), "it asserts that there is CUDA unless its caller says otherwise", f"{CPU}::test_upstream_still_needs_the_stand_ins"),
     Row("torch.distributed.launcher.api", ("LocalElasticAgent",), "torchrun kills ranks 30 s after SIGTERM, in the midst of a save", "tests/upstream/test_hooks.py::test_torchrun_still_takes_no_other_agent"),
 )  # fmt: skip

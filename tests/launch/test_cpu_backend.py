@@ -63,6 +63,7 @@ def upstream() -> dict[str, bool]:
     cpu.deactivate()
     import megatron.core.datasets.utils as dataset_utils
     from megatron.core.tensor_parallel import random as rng
+    from megatron.core.transformer.moe.moe_layer import MoELayer
     from megatron.training.initialize import initialize_megatron
 
     try:
@@ -81,6 +82,8 @@ def upstream() -> dict[str, bool]:
         "the generators are CUDA's": generators != "",
         "checkpoints ask for FP8 by default": rng.CheckpointWithoutOutput().fp8,
         "storage is shared by an extension": "load_inline" in rng._get_share_storage.__code__.co_names,
+        "latent projections are Transformer Engine's": {"HAVE_TE", "TELinear"}
+        <= set(MoELayer.__init__.__code__.co_names),
         "the trainer asserts CUDA": trainer == "Megatron requires CUDA.",
     }
 

@@ -138,6 +138,8 @@ class Shard:
             part |= _sharded(f"expert{local}", fc1, fc2, self.etp_rank, self.etp)
         if whole.shared_fc1 is not None and whole.shared_fc2 is not None:
             part |= _sharded("shared", whole.shared_fc1, whole.shared_fc2, self.tp_rank, self.tp)
+        if whole.latent_down is not None and whole.latent_up is not None:
+            part |= {"latent_down": whole.latent_down, "latent_up": whole.latent_up}
         return part
 
 
@@ -155,6 +157,8 @@ def parameters(layer: Any) -> dict[str, torch.nn.Parameter]:
     named = {"router": layer.router.weight}
     for name, mlp in mlps.items():
         named |= {f"{name}.fc1": mlp.linear_fc1.weight, f"{name}.fc2": mlp.linear_fc2.weight}
+    if layer.config.moe_latent_size:
+        named |= {"latent_down": layer.fc1_latent_proj.weight, "latent_up": layer.fc2_latent_proj.weight}
     return named
 
 

@@ -13,20 +13,27 @@ from megatron_compete.config import CompeteConfig
 
 @dataclass
 class Weights:
-    """All weights of one layer: router [E, H], fc1 [E, 2F, H] (gate over up), fc2 [E, H, F], and a shared expert's."""
+    """All weights of one layer: router [E, H], fc1 [E, 2F, H] (gate over up), fc2 [E, H, F], a shared expert's, and the
+    projections of a latent one, whose experts have L in place of H: down [L, H], up [H, L]."""
 
     router: Tensor
     fc1: Tensor
     fc2: Tensor
     shared_fc1: Tensor | None = None
     shared_fc2: Tensor | None = None
+    latent_down: Tensor | None = None
+    latent_up: Tensor | None = None
 
     @classmethod
-    def random(cls, experts: int, hidden: int, ffn: int, seed: int = 0, shared_ffn: int = 0) -> "Weights":
-        random = torch.Generator().manual_seed(seed)
-        shapes = {"router": (experts, hidden), "fc1": (experts, 2 * ffn, hidden), "fc2": (experts, hidden, ffn)}
+    def random(
+        cls, experts: int, hidden: int, ffn: int, seed: int = 0, shared_ffn: int = 0, latent: int = 0
+    ) -> "Weights":
+        random, width = torch.Generator().manual_seed(seed), latent or hidden
+        shapes = {"router": (experts, hidden), "fc1": (experts, 2 * ffn, width), "fc2": (experts, width, ffn)}
         if shared_ffn:
             shapes |= {"shared_fc1": (2 * shared_ffn, hidden), "shared_fc2": (hidden, shared_ffn)}
+        if latent:
+            shapes |= {"latent_down": (latent, hidden), "latent_up": (hidden, latent)}
         return cls(**{name: torch.randn(shape, generator=random) * 0.3 for name, shape in shapes.items()})
 
     def map(self, function) -> "Weights":  # type: ignore[no-untyped-def]
@@ -43,9 +50,12 @@ class Weights:
 
 
 def expert_outputs(tokens: Tensor, weights: Weights) -> Tensor:
-    """Every expert on every token, [T, E, H]."""
+    """What every expert contributes to every token, [T, E, H]."""
+    if weights.latent_down is not None:
+        tokens = tokens @ weights.latent_down.T
     gate, up = torch.einsum("th,efh->tef", tokens, weights.fc1).chunk(2, dim=-1)
-    return torch.einsum("tef,ehf->teh", F.silu(gate) * up, weights.fc2)
+    outputs = torch.einsum("tef,ehf->teh", F.silu(gate) * up, weights.fc2)
+    return outputs if weights.latent_up is None else outputs @ weights.latent_up.T
 
 
 def shared_output(tokens: Tensor, weights: Weights) -> Tensor | float:

@@ -31,7 +31,7 @@ def check_score_kernel(choice: str, config: TransformerConfig, reduction: Any) -
         return
     try:
         expert_form(config, fp8=choice == "fused-fp8")
-        response_name(reduction)
+        response_name(config, reduction)
     except NotCovered as reason:
         raise _refusal(choice, reason) from None
 
@@ -61,7 +61,7 @@ def choose_fused_scorer(
         return None
     try:
         check_device()
-        form, response = expert_form(config, fp8=choice == "fused-fp8"), response_name(reduction)
+        form, response = expert_form(config, fp8=choice == "fused-fp8"), response_name(config, reduction)
         check_experts(experts, form, tokens_TH)
     except NotCovered as reason:
         if choice != "auto":

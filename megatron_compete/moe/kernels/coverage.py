@@ -77,14 +77,15 @@ def expert_form(config: TransformerConfig, fp8: bool = False) -> ExpertForm:
         _check_gate(config)
     assert config.moe_ffn_hidden_size is not None
     form = ExpertForm(
-        hidden=config.hidden_size,
+        hidden=config.moe_latent_size or config.hidden_size,
         ffn=config.moe_ffn_hidden_size,
         activation=_activation(config),
         gated=config.gated_linear_unit,
         round_gate=not (config.bias_activation_fusion or config.use_te_activation_func),
     )
     multiple = ALIGNMENT // (1 if fp8 else config.params_dtype.itemsize)
-    for flag, size in (("--hidden-size", form.hidden), ("--moe-ffn-hidden-size", form.ffn)):
+    width = "--moe-latent-size" if config.moe_latent_size else "--hidden-size"
+    for flag, size in ((width, form.hidden), ("--moe-ffn-hidden-size", form.ffn)):
         if size % multiple:
             raise NotCovered(f"{flag} {size} is not a multiple of {multiple}")
     return form
@@ -108,12 +109,17 @@ def _activation(config: TransformerConfig) -> str:
     raise NotCovered(f"the experts' activation is {name}")
 
 
-def response_name(reduction: Any) -> str:
+def response_name(config: TransformerConfig, reduction: Any) -> str:
     """The kernels' name of a reduction of expert outputs.
 
     Raises:
         NotCovered: they have none.
     """
+    if config.moe_latent_size and reduction is not utility:
+        raise NotCovered(
+            f"--moe-latent-size {config.moe_latent_size}: a response is that of an expert's output after the layer's "
+            "projection, and the kernels have it before"
+        )
     if reduction not in RESPONSE_NAMES:
         raise NotCovered(f"the kernels do not have the response {getattr(reduction, '__name__', reduction)}")
     return RESPONSE_NAMES[reduction]
