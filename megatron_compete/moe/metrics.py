@@ -114,9 +114,11 @@ def console_text(scalars: dict[str, float]) -> str:
     return "".join(f" {part} |" for part in parts)
 
 
-def install_metrics(competition: Competition, num_experts: int, intervals: LogIntervals) -> None:
+def install_metrics(competition: Competition, num_experts: int, intervals: LogIntervals) -> CompetitionMetrics:
     """Make this competition's metrics those that layers record in, and that Megatron's MoE tracker reports."""
-    set_moe_metrics_tracker(CompetitionMetrics(competition, num_experts, intervals))
+    metrics = CompetitionMetrics(competition, num_experts, intervals)
+    set_moe_metrics_tracker(metrics)
+    return metrics
 
 
 def metrics_due() -> CompetitionMetrics | None:

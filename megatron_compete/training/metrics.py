@@ -2,16 +2,10 @@
 
 import argparse
 
-from megatron_compete.moe.competition import Competition
-from megatron_compete.moe.metrics import LogIntervals, install_metrics
+from megatron_compete.moe.metrics import LogIntervals
 
 
 def log_intervals(args: argparse.Namespace) -> LogIntervals:
     """`--tensorboard-log-interval` and `--log-interval`. The writer is on the last rank alone, the folder's name on all."""
     written = bool(args.tensorboard_dir or args.wandb_project)
     return LogIntervals(args.tensorboard_log_interval if written else None, args.log_interval)
-
-
-def report_metrics(competition: Competition, num_experts: int, args: argparse.Namespace) -> None:
-    """Have the trainer report this competition's metrics, where its arguments say."""
-    install_metrics(competition, num_experts, log_intervals(args))

@@ -40,29 +40,28 @@ from megatron_compete.launch.environment import enter_launch
 from megatron_compete.launch.launchers import environment_defaults
 from megatron_compete.moe.baselines import BASELINES, check_baseline
 from megatron_compete.moe.baselines.config import BaselineConfig
-from megatron_compete.moe.competition import Competition, competing_layers
-from megatron_compete.moe.layer import CompeteMoELayer
+from megatron_compete.moe.competition import competing_layers
 from megatron_compete.moe.specs import (
     baseline_hybrid_spec,
     baseline_layer_spec,
     compete_hybrid_spec,
     compete_layer_spec,
 )
-from megatron_compete.moe.validation import check_supported
 from megatron_compete.resilience.agreement import on_rank_0
 from megatron_compete.resilience.devices import settle_device
 from megatron_compete.resilience.progress import written_progress
 from megatron_compete.resilience.reliability import reliable
 from megatron_compete.resilience.resuming.event_log import one_curve
 from megatron_compete.resilience.resuming.optimizer import any_expert_layout
-from megatron_compete.resilience.resuming.schedule import check_agreement, keep_schedule
+from megatron_compete.resilience.resuming.schedule import keep_schedule
 from megatron_compete.resilience.stopping.leave import refuse_once, run_rank
+from megatron_compete.trainers import ModelCompetition
 from megatron_compete.training.batches import forward_step
 from megatron_compete.training.data_check import check_data
 from megatron_compete.training.dataset_helpers import use_prebuilt_helpers
 from megatron_compete.training.datasets import build_datasets, embedding_ranks
 from megatron_compete.training.flops import counted_scoring
-from megatron_compete.training.metrics import report_metrics
+from megatron_compete.training.metrics import log_intervals
 from megatron_compete.training.parse import parse_arguments
 from megatron_compete.training.presets import describe_preset
 from megatron_compete.training.probe_log import probed_steps
@@ -96,20 +95,16 @@ def model_config(args: argparse.Namespace) -> ModelConfig:
     return _model_and_competition(args)[0]
 
 
-def _model_and_competition(args: argparse.Namespace) -> tuple[ModelConfig, Competition | None]:
+def _model_and_competition(args: argparse.Namespace) -> tuple[ModelConfig, ModelCompetition | None]:
     config = stock_config(args)
     config.pre_wrap_hooks.append(functools.partial(say_preset, args=args))
     if args.router == "topk":
         return config, None
     if args.router in BASELINES:
         return _with_baseline(config, args), None
-    compete = CompeteConfig.from_arguments(args)
-    check_supported(config.transformer, compete)
-    competition = Competition.of_model(compete, config, trainer_step)
-    report_metrics(competition, args.num_experts, args)
+    competition = ModelCompetition(CompeteConfig.from_arguments(args), config, trainer_step, log_intervals(args))
     _set_layers(config, compete_layer_spec, compete_hybrid_spec, competition=competition)
-    config.pre_wrap_hooks.append(functools.partial(check_layers, expected=len(competition.layer_numbers)))
-    config.pre_wrap_hooks.append(functools.partial(check_agreement, competition=competition))
+    config.pre_wrap_hooks.append(competition.check_model)
     return config, competition
 
 
@@ -143,20 +138,11 @@ def _with_baseline(config: Any, args: argparse.Namespace) -> Any:
     return config
 
 
-def check_layers(model: list[MegatronModule], expected: int) -> list[MegatronModule]:
-    """Stop unless the model, over all pipeline stages, has the expected number of competing layers.
+def check_routers(model: list[MegatronModule], router: str, expected: int) -> list[MegatronModule]:
+    """Stop unless the model, over all pipeline stages, has the expected number of layers with this baseline router.
 
     A wrong layer spec would otherwise train Megatron's own layers without a word.
     """
-    count = _count_modules(model, CompeteMoELayer)
-    if count != expected:
-        raise CompeteError(f"the model has {count} competing layers instead of {expected}: its spec was replaced")
-    print_rank_0(f"megatron-compete: {expected} layers compete")
-    return model
-
-
-def check_routers(model: list[MegatronModule], router: str, expected: int) -> list[MegatronModule]:
-    """As `check_layers`: stop unless the model has the expected number of layers with this baseline router."""
     count = _count_modules(model, BASELINES[router].router)
     if count != expected:
         raise CompeteError(f"the model has {count} {router} routers instead of {expected}: its spec was replaced")

@@ -1,18 +1,19 @@
 """Competing layers for any other trainer of Megatron's: `--spec megatron_compete.training.spec compete_layer_spec`."""
 
-import functools
 from typing import Any
 
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training import get_args
 
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe import specs
-from megatron_compete.moe.competition import Competition, moe_layer_numbers, moe_stage_chunks
-from megatron_compete.resilience.resuming.schedule import check_agreement, keep_schedule
-from megatron_compete.schedule.balanced import StageChunk
-from megatron_compete.training.metrics import report_metrics
+from megatron_compete.moe.competition import competing_layers
+from megatron_compete.resilience.resuming.schedule import keep_schedule
+from megatron_compete.trainers import ModelCompetition
+from megatron_compete.training.metrics import log_intervals
+
+_competitions: dict[Any, ModelCompetition] = {}
+"""One in a process, whatever the number of virtual stages."""
 
 
 def compete_layer_spec(model_config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
@@ -25,8 +26,7 @@ def compete_layer_spec(model_config: Any, vp_stage: int | None = None) -> Transf
     Raises:
         CompeteError: a setting that excludes competition, or a MoE module that is not Megatron's.
     """
-    competition = _competition_of_trainer(model_config.transformer)
-    return specs.compete_layer_spec(model_config, vp_stage, competition=competition)
+    return specs.compete_layer_spec(model_config, vp_stage, competition=_competition_of(model_config))
 
 
 def trainer_step() -> int:
@@ -34,19 +34,13 @@ def trainer_step() -> int:
     return getattr(get_args(), "curr_iteration", 0)
 
 
-@functools.cache
-def _trainer_competition(
-    config: CompeteConfig, layer_numbers: tuple[int, ...], stage_chunks: tuple[StageChunk, ...], num_experts: int
-) -> Competition:
+def _competition_of(model_config: Any) -> ModelCompetition:
     args = get_args()
-    competition = Competition(config, layer_numbers, trainer_step, stage_chunks)
-    report_metrics(competition, num_experts, args)
-    keep_schedule(competition, args)  # as long as the process lives
-    check_agreement([], competition)
-    return competition
-
-
-def _competition_of_trainer(transformer: TransformerConfig) -> Competition:
-    """One competition per process, whatever the number of virtual stages."""
-    config, layer_numbers = CompeteConfig.from_arguments(get_args()), moe_layer_numbers(transformer)
-    return _trainer_competition(config, layer_numbers, moe_stage_chunks(transformer), transformer.num_moe_experts or 0)
+    config = CompeteConfig.from_arguments(args)
+    key = (config, competing_layers(model_config))
+    if key not in _competitions:
+        competition = ModelCompetition(config, model_config, trainer_step, log_intervals(args))
+        keep_schedule(competition, args)  # as long as the process lives
+        competition.check_schedule()
+        _competitions[key] = competition
+    return _competitions[key]

@@ -9,8 +9,8 @@ from megatron.training.arguments import parse_args
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
-from megatron_compete.resilience.resuming.schedule import continued
 from megatron_compete.schedule import CompetitionSchedule
+from megatron_compete.trainers.same_schedule import continued
 from megatron_compete.training.arguments import add_arguments
 from megatron_compete.training.presets import PREFIX, PRESETS, describe_preset
 
