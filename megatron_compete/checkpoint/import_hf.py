@@ -20,6 +20,7 @@ from torch import Tensor
 
 from megatron_compete.checkpoint.families import Dimensions, Family, TensorRule, read_config
 from megatron_compete.checkpoint.families.registry import unread_fields
+from megatron_compete.checkpoint.families.tensors import MTP
 from megatron_compete.checkpoint.hf_reader import HfFolder
 from megatron_compete.checkpoint.hf_tokenizer import (
     ID_NAMES,
@@ -130,6 +131,9 @@ def _read(what: Import) -> tuple[Path, dict[str, Any], list[Chunk], Path | None,
     if what.source == "hf":
         folder = HfFolder(what.checkpoint)
         family, arguments = read_config(folder.config)
+        predicting = arguments | {"mtp_num_layers": mtp_layers(folder)}
+        if not what.drop_mtp and family.problem(predicting) is None:
+            arguments = predicting
         chunks = list(hf_chunks(folder, family, arguments, what.drop_mtp))
         arguments |= _tokenizer_arguments(what, folder)
         tokenizer = what.checkpoint if arguments["tokenizer_model"] else None
@@ -146,7 +150,8 @@ def _notes(folder: HfFolder, chunks: Sequence[Chunk]) -> Iterator[str]:
         yield f"passed over {', '.join(folder.passed_over)}: not of the model"
     if unread := unread_fields(folder.config):
         yield f"passed over in config.json: {', '.join(unread)}, which no code of transformers reads"
-    if dropped := [name for name in folder.tensors if is_mtp(name, folder)]:
+    dropped = [name for name in folder.tensors if is_mtp(name, folder)]
+    if dropped and not any(chunk.key.startswith(MTP) for chunk in chunks):
         yield f"left out {len(dropped)} tensors for multi-token prediction, as transformers does"
     sizes: dict[str, int] = defaultdict(int)
     for chunk in chunks:
@@ -175,12 +180,18 @@ def hf_chunks(
     """
     d = Dimensions.from_arguments(arguments, padded_vocab=int(arguments["vocab_size"]))
     used: set[str] = set()
+    first: dict[str, str] = {}
     for rule in family.tensors(d):
+        if rule.again:
+            assert rule.slot is not None
+            used.update(_check_copy(folder, rule.names[0], first[rule.slot.keys[0]]))
+            continue
         dtype = _check_rule(folder, rule)
         used.update(rule.names)
         if rule.slot is None:
             _check_zeros(folder, rule)
             continue
+        first[rule.slot.keys[0]] = rule.names[0]
         for place in rule.slot.canonical(d):
             yield Chunk(place.key, place.at, place.stack, rule.shape, dtype, partial(_join, folder, rule, dtype))
     if drop_mtp:
@@ -196,6 +207,23 @@ def is_mtp(name: str, folder: HfFolder) -> bool:
     """Whether a tensor is of a layer for multi-token prediction: behind the last one, with a projection `eh_proj`."""
     found = re.match(r"model\.layers\.(\d+)\.", name)
     return found is not None and f"model.layers.{found[1]}.eh_proj.weight" in folder.tensors
+
+
+def mtp_layers(folder: HfFolder) -> int | None:
+    """How many layers for multi-token prediction the folder has; None without."""
+    return sum(name.endswith(".eh_proj.weight") and is_mtp(name, folder) for name in folder.tensors) or None
+
+
+def _check_copy(folder: HfFolder, name: str, original: str) -> set[str]:
+    """`name`, which Megatron has no place for beside `original`; empty where the folder does without."""
+    if name not in folder.tensors:
+        return set()
+    if not folder.read(name).equal(folder.read(original)):
+        raise CompeteError(
+            f"{folder.folder}: {name} is not {original}, and Megatron has one tensor for both: give --drop-mtp to leave "
+            "the layer for multi-token prediction out, as transformers does"
+        )
+    return {name}
 
 
 def _check_rule(folder: HfFolder, rule: TensorRule) -> torch.dtype:

@@ -145,6 +145,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         LATENT | {"moe_router_pre_softmax": True, "moe_shared_expert_intermediate_size": 48}
         | {"moe_router_topk": 3, "rope_type": "yarn", "rotary_scaling_factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.7},
     ),
+    "deepseek_v3 with multi-token prediction": ("deepseek_v3", SIGMOID | LATENT | {"mtp_num_layers": 2}),
+    "glm4_moe with multi-token prediction": (
+        "glm4_moe", SIGMOID | {"mtp_num_layers": 1, "add_qkv_bias": True, "moe_layer_freq": 1}
+    ),
     "glm4_moe without bias": ("glm4_moe", SIGMOID | {"moe_router_enable_expert_bias": False, "moe_router_topk_scaling_factor": None}),
     "gpt_oss with plain positions and no window": (
         "gpt_oss",
@@ -281,7 +285,7 @@ def _build(arguments: dict[str, Any], layout: dict[str, int]) -> list[Any]:
     """This rank's models, one a virtual stage."""
     from megatron.core import parallel_state
     from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_mtp_block_spec
 
     config = _config(arguments, layout)
     stages = layout.get("virtual_pipeline_model_parallel_size") or 1
@@ -291,6 +295,9 @@ def _build(arguments: dict[str, Any], layout: dict[str, int]) -> list[Any]:
         spec = get_gpt_decoder_block_spec(
             config, use_transformer_engine=False, normalization=config.normalization, vp_stage=vp_stage
         )
+        mtp = None
+        if config.mtp_num_layers:
+            mtp = get_gpt_mtp_block_spec(config, spec, use_transformer_engine=False, vp_stage=vp_stage)
         models.append(
             GPTModel(
                 config,
@@ -306,6 +313,7 @@ def _build(arguments: dict[str, Any], layout: dict[str, int]) -> list[Any]:
                 rope_scaling_factor=arguments.get("rope_scaling_factor", 8.0),
                 share_embeddings_and_output_weights=not arguments["untie_embeddings_and_output_weights"],
                 vp_stage=vp_stage,
+                mtp_block_spec=mtp,
             )
         )
     return models

@@ -224,13 +224,43 @@ def test_experts_that_are_there_twice(tmp_path: Path) -> None:
 
 
 def with_mtp(source: Path) -> Path:
-    """As GLM-4.5 and DeepSeek-V3 are published: one more layer behind the last, with a projection of its own."""
+    """As GLM-4.5 and DeepSeek-V3 are published: one more layer behind the last, with projection, norms and copies."""
     tensors = weights(source)
-    layer = {name.replace(".1.", ".2."): value.clone() for name, value in tensors.items() if ".layers.1." in name}
-    own = {"model.layers.2.eh_proj.weight": torch.ones(32, 64), "model.layers.2.enorm.weight": torch.ones(32),
-           "model.layers.2.shared_head.head.weight": torch.ones(hf_models.VOCAB, 32)}  # fmt: skip
-    save_file(tensors | layer | own, source / "model.safetensors", metadata={"format": "pt"})
+    layer = {
+        name.replace("layers.1.", "layers.2."): value + 0.5 for name, value in tensors.items() if ".layers.1." in name
+    }
+    own = {
+        "eh_proj.weight": torch.randn(32, 64),
+        "enorm.weight": torch.rand(32),
+        "hnorm.weight": torch.rand(32),
+        "shared_head.norm.weight": torch.rand(32),
+        "shared_head.head.weight": tensors["lm_head.weight"].clone(),
+        "embed_tokens.weight": tensors["model.embed_tokens.weight"].clone(),
+    }
+    added = layer | {f"model.layers.2.{name}": value for name, value in own.items()}
+    save_file(tensors | added, source / "model.safetensors", metadata={"format": "pt"})
     return source
+
+
+@pytest.mark.parametrize("family", ["glm4_moe", "deepseek_v3"])
+def test_multi_token_prediction_there_and_back(family: str, tmp_path: Path) -> None:
+    source = with_mtp(hf_models.save(tmp_path / "source", family))
+    import_checkpoint(Import(source, tmp_path / "megatron"))
+    saved = TorchDistCheckpoint(find_checkpoint(tmp_path / "megatron"))
+    assert saved.arguments["mtp_num_layers"] == 1 and "mtp.layers.0.eh_proj.weight" in saved.tensors
+    assert read_recipe(tmp_path / "megatron" / "recipe.yaml").arguments["mtp-num-layers"] == 1
+    export_to_hf(Export(tmp_path / "megatron", tmp_path / "back"))
+    wanted, found = weights(source), weights(tmp_path / "back")
+    assert found.keys() == wanted.keys()
+    assert all(found[name].equal(wanted[name]) for name in wanted)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())["num_nextn_predict_layers"] == 1
+
+
+def test_a_model_with_multi_token_prediction_computes_the_same(tmp_path: Path) -> None:
+    source = hf_models.save(tmp_path / "source", "glm4_moe")
+    wanted = hf_models.logits(source)
+    import_checkpoint(Import(with_mtp(source), tmp_path / "megatron"))
+    torch.testing.assert_close(run_rank(megatron_logits, str(tmp_path / "megatron")), wanted, atol=1e-4, rtol=0)
 
 
 def test_multi_token_prediction_is_dropped_by_a_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,8 +268,6 @@ def test_multi_token_prediction_is_dropped_by_a_flag(tmp_path: Path, capsys: pyt
     import_checkpoint(Import(source, tmp_path / "plain"))
     with_mtp(source)
     flags = ["--to", "megatron", "--checkpoint", str(source), "--output", str(tmp_path / "megatron")]
-    with pytest.raises(CompeteError, match=r"tensors for multi-token prediction .* give --drop-mtp to leave them out"):
-        main(flags)
     main([*flags, "--drop-mtp"])
     assert "tensors for multi-token prediction, as transformers does" in capsys.readouterr().out
     one, other = (TorchDistCheckpoint(find_checkpoint(tmp_path / name)) for name in ("plain", "megatron"))
@@ -247,6 +275,20 @@ def test_multi_token_prediction_is_dropped_by_a_flag(tmp_path: Path, capsys: pyt
     assert all(one.read(key).equal(other.read(key)) for key in one.tensors)
     with pytest.raises(CompeteError, match="--drop-mtp is of a Hugging Face folder"):
         main([*flags, "--from", "megatron", "--upcycle-experts", "2", "--drop-mtp"])
+
+
+def test_multi_token_prediction_that_megatron_has_no_place_for(tmp_path: Path) -> None:
+    source = with_mtp(hf_models.save(tmp_path / "source", "qwen3_moe"))
+    with pytest.raises(CompeteError, match=r"tensors for multi-token prediction .* give --drop-mtp to leave them out"):
+        import_checkpoint(Import(source, tmp_path / "megatron"))
+    source = with_mtp(hf_models.save(tmp_path / "other", "glm4_moe"))
+    change_tensors(source, model__layers__2__embed_tokens__weight=torch.ones(hf_models.VOCAB, 32))
+    with pytest.raises(
+        CompeteError, match=r"layers.2.embed_tokens.weight is not model.embed_tokens.weight.* --drop-mtp"
+    ):
+        import_checkpoint(Import(source, tmp_path / "megatron"))
+    change_tensors(source, model__layers__2__embed_tokens__weight=None)
+    import_checkpoint(Import(source, tmp_path / "megatron"))
 
 
 def test_dtypes_that_differ_are_kept_and_said(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def sigmoid_router_config(d: Dimensions, arguments: Mapping[str, Any]) -> dict[s
         "topk_group": int(arguments.get("moe_router_group_topk") or 1) if groups else 1,
         "norm_topk_prob": d.topk > 1,  # upstream: `topk_routing_with_score_function`
         "routed_scaling_factor": float(arguments.get("moe_router_topk_scaling_factor") or 1.0),
-        "num_nextn_predict_layers": 0,
+        "num_nextn_predict_layers": d.mtp_layers,
     }
 
 

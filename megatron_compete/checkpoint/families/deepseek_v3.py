@@ -16,7 +16,7 @@ from megatron_compete.checkpoint.families.dimensions import Dimensions
 from megatron_compete.checkpoint.families.family import Family
 from megatron_compete.checkpoint.families.key_table import read_keys
 from megatron_compete.checkpoint.families.latent import LATENT_BLOCK, latent_arguments, latent_config
-from megatron_compete.checkpoint.families.requirements import SIGMOID
+from megatron_compete.checkpoint.families.requirements import SIGMOID, allow, positive_or_none
 
 KEYS = read_keys("""
 embedding.word_embeddings.weight                                    -> model.embed_tokens.weight                           used   [V,H]
@@ -46,6 +46,12 @@ decoder.layers.*.mlp.experts.experts.*.linear_fc2.weight            -> model.lay
 decoder.layers.*.mlp.shared_experts.linear_fc1.weight               -> model.layers.*.mlp.shared_experts.gate_proj.weight  gate   [S,H]    experts
 decoder.layers.*.mlp.shared_experts.linear_fc1.weight               -> model.layers.*.mlp.shared_experts.up_proj.weight    up     [S,H]    experts
 decoder.layers.*.mlp.shared_experts.linear_fc2.weight               -> model.layers.*.mlp.shared_experts.down_proj.weight  whole  [H,S]    experts
+mtp.layers.*.enorm.weight                                           -> model.layers.*.enorm.weight                         whole  [H]
+mtp.layers.*.hnorm.weight                                           -> model.layers.*.hnorm.weight                         whole  [H]
+mtp.layers.*.eh_proj.weight                                         -> model.layers.*.eh_proj.weight                       whole  [H,2H]
+mtp.layers.*.final_layernorm.weight                                 -> model.layers.*.shared_head.norm.weight              whole  [H]
+embedding.word_embeddings.weight                                    -> model.layers.*.embed_tokens.weight                  again  [V,H]
+output_layer.weight                                                 -> model.layers.*.shared_head.head.weight              again  [V,H]    !tied
 decoder.final_layernorm.weight                                      -> model.norm.weight                                   whole  [H]
 output_layer.weight                                                 -> lm_head.weight                                      used   [V,H]    !tied
 """)
@@ -64,7 +70,7 @@ DEEPSEEK_V3 = Family(
     name="deepseek_v3",
     title="DeepSeek-V3",
     architecture="DeepseekV3ForCausalLM",
-    requirements=LATENT_BLOCK + SIGMOID,
+    requirements=allow(LATENT_BLOCK, mtp_num_layers=positive_or_none) + SIGMOID,
     keys=KEYS,
     to_config=_config,
     to_arguments=_arguments,

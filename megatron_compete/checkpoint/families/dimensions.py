@@ -63,6 +63,8 @@ class Dimensions:
     """Whether a sigmoid gate weights the shared experts."""
     expert_bias: bool = False
     """Whether the router has a score-correction bias."""
+    mtp_layers: int = 0
+    """Layers for multi-token prediction, behind the others."""
 
     @property
     def heads(self) -> int:
@@ -124,6 +126,7 @@ class Dimensions:
             gated=bool(arguments.get("swiglu")),
             shared_gate=bool(arguments.get("moe_shared_expert_gate")),
             expert_bias=bool(arguments.get("moe_router_enable_expert_bias")),
+            mtp_layers=int(arguments.get("mtp_num_layers") or 0),
         )
 
 

@@ -13,7 +13,7 @@ from megatron_compete.checkpoint.families.configs import (
 from megatron_compete.checkpoint.families.dimensions import Dimensions
 from megatron_compete.checkpoint.families.family import Family
 from megatron_compete.checkpoint.families.key_table import read_keys
-from megatron_compete.checkpoint.families.requirements import BLOCK, SIGMOID, SWITCH, allow, fraction
+from megatron_compete.checkpoint.families.requirements import BLOCK, SIGMOID, SWITCH, allow, fraction, positive_or_none
 
 KEYS = read_keys("""
 embedding.word_embeddings.weight                             -> model.embed_tokens.weight                           used   [V,H]
@@ -44,6 +44,12 @@ decoder.layers.*.mlp.experts.experts.*.linear_fc2.weight     -> model.layers.*.m
 decoder.layers.*.mlp.shared_experts.linear_fc1.weight        -> model.layers.*.mlp.shared_experts.gate_proj.weight  gate   [S,H]  experts
 decoder.layers.*.mlp.shared_experts.linear_fc1.weight        -> model.layers.*.mlp.shared_experts.up_proj.weight    up     [S,H]  experts
 decoder.layers.*.mlp.shared_experts.linear_fc2.weight        -> model.layers.*.mlp.shared_experts.down_proj.weight  whole  [H,S]  experts
+mtp.layers.*.enorm.weight                                    -> model.layers.*.enorm.weight                         whole  [H]
+mtp.layers.*.hnorm.weight                                    -> model.layers.*.hnorm.weight                         whole  [H]
+mtp.layers.*.eh_proj.weight                                  -> model.layers.*.eh_proj.weight                       whole  [H,2H]
+mtp.layers.*.final_layernorm.weight                          -> model.layers.*.shared_head.norm.weight              whole  [H]
+embedding.word_embeddings.weight                             -> model.layers.*.embed_tokens.weight                  again  [V,H]
+output_layer.weight                                          -> model.layers.*.shared_head.head.weight              again  [V,H]  !tied
 decoder.final_layernorm.weight                               -> model.norm.weight                                   whole  [H]
 output_layer.weight                                          -> lm_head.weight                                      used   [V,H]  !tied
 """)
@@ -68,7 +74,10 @@ GLM4_MOE = Family(
     name="glm4_moe",
     title="GLM-4-MoE",
     architecture="Glm4MoeForCausalLM",
-    requirements=allow(BLOCK, add_qkv_bias=SWITCH, qk_layernorm=SWITCH, rotary_percent=fraction) + SIGMOID,
+    requirements=allow(
+        BLOCK, add_qkv_bias=SWITCH, qk_layernorm=SWITCH, rotary_percent=fraction, mtp_num_layers=positive_or_none
+    )
+    + SIGMOID,
     keys=KEYS,
     to_config=_config,
     to_arguments=_arguments,

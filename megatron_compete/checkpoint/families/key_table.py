@@ -17,6 +17,7 @@ part        what the Hugging Face tensor is of Megatron's
   interleaved   all experts at once, the columns of gate and up in turns, of their linear_fc1 (`forms.Interleaved`)
   transposed    all experts at once, their matrices transposed (`forms.Transposed`)
   experts       all experts at once
+  again     all of it once more: Hugging Face has a copy in a layer for multi-token prediction
   zeros     Megatron has no such tensor (`-`): it means zeros
   also      another key of Megatron's for the tensor of the line above: Transformer Engine stores norms with the linear
             layer behind them, the local implementation apart (upstream: `sharded_state_dict_keys_map` in
@@ -27,11 +28,15 @@ part        what the Hugging Face tensor is of Megatron's
 conditions  all must hold: `experts` or `dense`, what the layer's MLP is; `shared` for shared experts; or a switch of
             `Dimensions`; `!` is not
 
+A layer for multi-token prediction is a decoder layer as the last one, behind it, with what the lines `mtp.layers.*` and
+those of the part `again` add. Megatron counts these layers from 0 and has the decoder layer as `transformer_layer` (upstream:
+`MultiTokenPredictionLayer.sharded_state_dict`), Hugging Face counts on.
+
 RoPE needs no permutation: without --rotary-interleaved Megatron rotates halves, as Hugging Face does.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -46,11 +51,14 @@ from megatron_compete.checkpoint.families.forms import (
     Rows,
     Transposed,
 )
-from megatron_compete.checkpoint.families.tensors import Slot, TensorRule
+from megatron_compete.checkpoint.families.tensors import MTP, Slot, TensorRule
+
+LAYER, MTP_LAYER = "decoder.layers.*.", "mtp.layers.*.transformer_layer."
 
 SIZES: dict[str, Callable[[Dimensions], int]] = {
     "V": lambda d: d.vocab,
     "H": lambda d: d.hidden,
+    "2H": lambda d: 2 * d.hidden,
     "Q": lambda d: d.heads * d.head,  # all query heads
     "K": lambda d: d.groups * d.head,  # all key heads, and all value heads
     "D": lambda d: d.head,
@@ -89,6 +97,7 @@ FORMS: dict[tuple[str, ...], Callable[[Dimensions], Form]] = {
     ("fp32",): lambda d: SAME,
     ("zeros",): lambda d: SAME,
     ("experts",): lambda d: SAME,
+    ("again",): lambda d: Rows(d.vocab, d.padded_vocab),
     ("interleaved",): lambda d: Interleaved(),
     ("transposed",): lambda d: Transposed(),
     ("used",): lambda d: Rows(d.vocab, d.padded_vocab),
@@ -123,19 +132,39 @@ class Key:
         """Whether the model has it, in this layer."""
         return all(CONDITIONS[one.lstrip("!")](d, layer) is not one.startswith("!") for one in self.conditions)
 
-    def rule(self, d: Dimensions, layer: int | None, expert: int | None) -> TensorRule:
-        """The rule of this tensor of one layer and expert."""
+    @property
+    def of_mtp(self) -> bool:
+        """Whether only layers for multi-token prediction have it."""
+        return self.parts == ("again",) or any(key.startswith(MTP) for key in self.megatron)
+
+    def in_mtp(self) -> "Key":
+        """It in a layer for multi-token prediction."""
+        inner = tuple(key.replace(LAYER, MTP_LAYER, 1) for key in self.megatron)
+        return replace(self, megatron=inner)
+
+    def rule(self, d: Dimensions, layer: int | None, expert: int | None, depth: int | None = None) -> TensorRule:
+        """The rule of this tensor of one layer and expert.
+
+        Args:
+            depth: which layer for multi-token prediction, from 0; `layer` counts on from the others.
+        """
         shapes = [[SIZES[letter](d) for letter in shape] for shape in self.shapes]
         form = FORMS[self.parts](d)
         joined = form.join([torch.empty(shape, device="meta") for shape in shapes])
         numbers = [str(one) for one in (layer, expert) if one is not None]
         return TensorRule(
-            slot=Slot(self.megatron, layer, expert) if self.megatron else None,
+            slot=self._slot(layer if depth is None else depth, expert),
             shape=tuple(joined.shape),
             names=tuple(name.replace("*", "{}").format(*numbers) for name in self.names),
             form=form,
             dtype=torch.float32 if self.parts[0] in ("fp32", "zeros") else None,
+            again=self.parts == ("again",),
         )
+
+    def _slot(self, layer: int | None, expert: int | None) -> Slot | None:
+        if not self.megatron:
+            return None
+        return Slot(self.megatron, layer, expert) if "*" in self.megatron[0] else Slot(self.megatron)
 
 
 KeyTable = tuple[Key, ...]
@@ -152,7 +181,7 @@ def read_keys(text: str) -> KeyTable:
         megatron, arrow, name, part, shape, *conditions = line.split()
         letters = tuple(shape.strip("[]").split(","))
         known = {*SIZES, *CONDITIONS} >= {*letters, *(one.lstrip("!") for one in conditions)}
-        numbers = name.count("*") + (part in ALL_EXPERTS)
+        numbers = name.count("*") + (part in ALL_EXPERTS) - (part == "again")
         if arrow != "->" or not known or (part != "zeros" and megatron.count("*") != numbers):
             raise ValueError(f"no line of a key table: {line}")
         keys = () if part == "zeros" else (megatron,)
@@ -173,10 +202,18 @@ def read_keys(text: str) -> KeyTable:
 def tensor_rules(table: KeyTable, d: Dimensions) -> Iterator[TensorRule]:
     """Every tensor of a model of these sizes, in the order in which they are written."""
     for in_layer, lines in groupby(table, key=lambda key: key.axes > 0):
-        keys = list(lines)
+        keys, of_mtp = list(lines), []
+        if in_layer:
+            keys, of_mtp = ([key for key in keys if key.of_mtp is wanted] for wanted in (False, True))
         for layer in range(d.layers) if in_layer else (None,):
-            present = [key for key in keys if key.holds(d, layer)]
-            for per_expert, block in groupby(present, key=lambda key: key.axes == 2):
-                of_each = list(block)
-                for expert in range(d.experts) if per_expert else (None,):
-                    yield from (key.rule(d, layer, expert) for key in of_each)
+            yield from _layer_rules([key for key in keys if key.holds(d, layer)], d, layer)
+        for depth in range(d.mtp_layers if in_layer else 0):
+            last = [key.in_mtp() for key in (*keys, *of_mtp) if key.holds(d, d.layers - 1)]
+            yield from _layer_rules(last, d, d.layers + depth, depth)
+
+
+def _layer_rules(keys: list[Key], d: Dimensions, layer: int | None, depth: int | None = None) -> Iterator[TensorRule]:
+    for per_expert, block in groupby(keys, key=lambda key: key.axes == 2):
+        of_each = list(block)
+        for expert in range(d.experts) if per_expert else (None,):
+            yield from (key.rule(d, layer, expert, depth) for key in of_each)

@@ -9,6 +9,9 @@ import torch
 from megatron_compete.checkpoint.families.dimensions import Dimensions
 from megatron_compete.checkpoint.families.forms import SAME, Form
 
+MTP = "mtp."
+"""Start of the keys of layers for multi-token prediction, which are never stacked."""
+
 
 class StoredSlice(NamedTuple):
     """Where a tensor is stored: the slice of `key` that `at` indexes, whose leading axes have the sizes `stack`.
@@ -53,7 +56,7 @@ class Slot:
                 StoredSlice(in_layer.replace("*.", ""), at[1:], stack[1:]),
                 StoredSlice(in_layer.replace("*", str(self.expert))),
             ]
-        return [stacked, *apart] if d.stacked else [*apart, stacked]
+        return [stacked, *apart] if d.stacked and not key.startswith(MTP) else [*apart, stacked]
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class TensorRule:
     form: Form = SAME
     dtype: torch.dtype | None = None
     """Kept whatever the model's dtype; None is the model's."""
+    again: bool = False
+    """Whether Megatron's tensor is that of a rule before: a copy in Hugging Face's checkpoint."""
 
     @cached_property
     def hf_shapes(self) -> tuple[tuple[int, ...], ...]:

@@ -41,7 +41,36 @@ def test_the_names_and_shapes_are_those_of_transformers_model(model: str) -> Non
     rules = list(FAMILIES[family].tensors(d))
     listed = [pair for rule in rules for pair in zip(rule.names, rule.hf_shapes)]
     assert len(dict(listed)) == len(listed)
-    assert dict(listed) == transformers_shapes(family, d, gpt.ARGUMENTS | changes)
+    behind = tuple(f"model.layers.{d.layers + depth}." for depth in range(d.mtp_layers))
+    shapes = {name: shape for name, shape in listed if not name.startswith(behind)}
+    assert shapes == transformers_shapes(family, d, gpt.ARGUMENTS | changes)
+
+
+OF_MTP = {
+    "enorm.weight": (32,),
+    "hnorm.weight": (32,),
+    "eh_proj.weight": (32, 64),
+    "shared_head.norm.weight": (32,),
+    "embed_tokens.weight": (gpt.VOCAB, 32),
+    "shared_head.head.weight": (gpt.VOCAB, 32),
+}
+"""What a layer for multi-token prediction has beside a decoder layer, in the published DeepSeek-V3 and GLM-4.5."""
+
+
+@pytest.mark.parametrize("model", [name for name in MODELS if "multi-token" in name])
+def test_a_layer_for_multi_token_prediction_is_one_more_and_what_joins_it(model: str) -> None:
+    family, changes = MODELS[model]
+    d = dimensions(changes)
+    listed = {name: shape for rule in FAMILIES[family].tensors(d) for name, shape in zip(rule.names, rule.hf_shapes)}
+
+    def layer(number: int) -> dict[str, tuple[int, ...]]:
+        start = f"model.layers.{number}."
+        return {name.removeprefix(start): shape for name, shape in listed.items() if name.startswith(start)}
+
+    assert d.mtp_layers
+    for depth in range(d.mtp_layers):
+        assert layer(d.layers + depth) == layer(d.layers - 1) | OF_MTP
+    assert not layer(d.layers + d.mtp_layers)
 
 
 def megatron_shapes(models: dict[str, dict[str, Any]]) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -25,6 +25,7 @@ def test_a_configuration_and_back(model: str) -> None:
     config = config_of(family, arguments)
     found, again = read_config(config)
     assert found is FAMILIES[family]
+    again["mtp_num_layers"] = changes.get("mtp_num_layers")  # the folder's tensors say
     assert config_of(family, again) == config
     ours, theirs = (Dimensions.from_arguments(one, gpt.PADDED, gpt.VOCAB) for one in (arguments, again))
     names = [[rule.names for rule in FAMILIES[family].tensors(d)] for d in (ours, theirs)]
