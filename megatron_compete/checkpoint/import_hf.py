@@ -180,20 +180,22 @@ def hf_chunks(
     """
     d = Dimensions.from_arguments(arguments, padded_vocab=int(arguments["vocab_size"]))
     used: set[str] = set()
-    first: dict[str, str] = {}
-    for rule in family.tensors(d):
+    names: dict[str, str] = {}
+    rules = list(family.tensors(d))
+    for rule in rules:
         if rule.again:
-            assert rule.slot is not None
-            used.update(_check_copy(folder, rule.names[0], first[rule.slot.keys[0]]))
             continue
         dtype = _check_rule(folder, rule)
         used.update(rule.names)
         if rule.slot is None:
             _check_zeros(folder, rule)
             continue
-        first[rule.slot.keys[0]] = rule.names[0]
+        names[rule.slot.keys[0]] = rule.names[0]
         for place in rule.slot.canonical(d):
             yield Chunk(place.key, place.at, place.stack, rule.shape, dtype, partial(_join, folder, rule, dtype))
+    for rule in rules:
+        if rule.again and rule.slot is not None:
+            used |= _check_copy(folder, rule.names[0], names[rule.slot.keys[0]])
     if drop_mtp:
         used |= {name for name in folder.tensors if is_mtp(name, folder)}
     _check_strangers(folder, used, d.tied)
