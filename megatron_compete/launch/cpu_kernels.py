@@ -113,10 +113,23 @@ def causal_conv1d(
     return _causal_conv_silu(x, weight, bias), None
 
 
+def hadamard_transform(x: Tensor, scale: float = 1.0) -> Tensor:
+    """`fast_hadamard_transform.hadamard_transform`: the last axis times Sylvester's matrix; its size is a power of two."""
+    size = x.shape[-1]
+    assert size & (size - 1) == 0, f"{size} is no power of two"
+    width = 1
+    while width < size:
+        first, second = x.unflatten(-1, (-1, 2, width)).unbind(-2)
+        x = torch.stack([first + second, first - second], dim=-2).flatten(-3)
+        width *= 2
+    return x * scale
+
+
 REPLACED: dict[str, Any] = {
     "megatron.core.ssm.mamba_mixer:HAVE_MAMBA_SSM": True,
     "megatron.core.ssm.mamba_mixer:ExtendedRMSNorm": GroupedRMSNorm,
     "megatron.core.ssm.mamba_mixer:mamba_split_conv1d_scan_combined": mamba_split_conv1d_scan_combined,
+    "megatron.core.transformer.experimental_attention_variant.dsa:hadamard_transform": hadamard_transform,
     "megatron.core.ssm.gated_delta_net.common:HAVE_FLA": True,
     "megatron.core.ssm.gated_delta_net.common:l2norm": l2norm,
     "megatron.core.ssm.gated_delta_net.gdn:causal_conv1d": causal_conv1d,

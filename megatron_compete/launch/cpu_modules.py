@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core import parallel_state
 from megatron.core.extensions import transformer_engine as te
 from megatron.core.models.backends import LocalSpecProvider
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
@@ -18,9 +19,11 @@ from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
 from megatron.core.models.hybrid import hybrid_layer_specs
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
 
@@ -92,13 +95,45 @@ class NormColumnParallelLinear(ColumnParallelLinear):
         )
 
 
+class DuplicatedLinear(torch.nn.Module):
+    """A linear layer that every tensor parallel rank has whole (upstream: `TELinear` with `parallel_mode` duplicated).
+
+    Megatron's local specs of latent attention have a column parallel layer and gather its output in its place, which
+    loses what the other ranks' heads say about the rotated part of the keys.
+    """
+
+    def __init__(
+        self, input_size: int, output_size: int, *, parallel_mode: str, config: TransformerConfig,
+        init_method: Callable[[Tensor], Any], bias: bool, skip_bias_add: bool, **unused: Any,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        assert parallel_mode == "duplicated" and not bias and not skip_bias_add
+        self.weight = torch.nn.Parameter(torch.empty(output_size, input_size, dtype=config.params_dtype))
+        if config.perform_initialization:
+            whole = torch.empty(output_size, input_size)  # in fp32, from the generator that all ranks share
+            init_method(whole)
+            self.weight.data.copy_(whole)
+        _mark(self.weight, config)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """[.., input] -> [.., output], and no bias."""
+        return F.linear(x, self.weight), None
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None) -> Any:
+        """One tensor, alike on all tensor parallel ranks."""
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(keep_vars=True), prefix, {}, sharded_offsets,
+            tp_group=parallel_state.get_tensor_model_parallel_group(), dp_cp_group=metadata["dp_cp_group"],
+        )  # fmt: skip
+
+
 def _local_of(part: Any) -> Any:
     """The local module for one of Transformer Engine's; None where it is none."""
     pairs = (
         (te.TEColumnParallelLinear, ColumnParallelLinear),
         (te.TERowParallelLinear, RowParallelLinear),
         (te.TELayerNormColumnParallelLinear, NormColumnParallelLinear),
-        (te.TELinear, ColumnParallelLinear),  # latent attention gathers its output, as in Megatron's local specs
+        (te.TELinear, DuplicatedLinear),
         (te.TENorm, WrappedTorchNorm),
         (te.TEDotProductAttention, LatentDotProductAttention),
         (hybrid_layer_specs.moe, get_moe_module_spec(use_te=False, num_experts=1, moe_grouped_gemm=False)),
@@ -138,8 +173,8 @@ class FusedNormProvider(LocalSpecProvider):
         return NormColumnParallelLinear
 
     def linear(self) -> type:
-        """As in Megatron's local specs of latent attention."""
-        return ColumnParallelLinear
+        """As `TESpecProvider` has it."""
+        return DuplicatedLinear
 
 
 def _local_provider(upstream: Callable[..., Any], config: TransformerConfig) -> Any:
@@ -163,6 +198,15 @@ def _local_self_attention(upstream: Callable[..., Any], config: TransformerConfi
     return attention
 
 
+def _latent_with_duplicated(upstream: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    """Megatron's local layer, in latent attention with down projections as Transformer Engine's layer has them."""
+    layer = upstream(*args, **keywords)
+    attention = layer.self_attention.submodules
+    if isinstance(attention, MLASelfAttentionSubmodules):
+        attention.linear_q_down_proj = attention.linear_kv_down_proj = DuplicatedLinear
+    return layer
+
+
 def norm_of_megatron(upstream: Callable[..., Any], cls: type, config: Any, *args: Any, **kwargs: Any) -> Any:
     """Megatron's torch norm refuses sequence parallelism, for which it lacks nothing but the mark on its weights, and
     weights that are kept as their distance from one."""
@@ -182,8 +226,12 @@ REPLACED: dict[str, Any] = {
     "megatron.core.models.hybrid.hybrid_layer_specs:hybrid_stack_spec": LOCAL_HYBRID,
     "megatron.training.models.hybrid:default_hybrid_stack_spec": LOCAL_HYBRID,
     "megatron.core.models.hybrid.hybrid_block:TENorm": WrappedTorchNorm,
+    "megatron.core.transformer.attention:TENorm": WrappedTorchNorm,
+    "megatron.core.transformer.multi_latent_attention:TELinear": DuplicatedLinear,
+    "megatron.core.transformer.experimental_attention_variant.absorbed_mla:TELinear": DuplicatedLinear,
 }
 WRAPPED: dict[str, Callable[..., Any]] = {
+    "megatron.core.models.gpt.gpt_layer_specs:get_gpt_layer_local_submodules": _latent_with_duplicated,
     "megatron.core.transformer.torch_norm:WrappedTorchNorm.__new__": norm_of_megatron,
     "megatron.core.models.gpt.experimental_attention_variant_module_specs:_get_backend_spec_provider": _local_provider,
     "megatron.core.models.gpt.experimental_attention_variant_module_specs:_get_self_attention_module_spec": _local_self_attention,

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 
+from megatron.core.transformer.enums import LayerType
+from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
+
 from megatron_compete.layout.facts import Facts, multiple
 
 
@@ -37,6 +40,23 @@ def layers(f: Facts) -> Iterable[str]:
             f"a stage's layers ({counts}) do not divide into {f.vp} model chunks: change "
             "--num-virtual-stages-per-pipeline-rank or the layers of a stage"
         )
+
+
+def prediction(f: Facts) -> Iterable[str]:
+    """`_allreduce_embedding_grad` (finalize_model_grads.py), `setup_embeddings_and_output_layer` (language_module.py):
+    copies of the embedding are kept alike between stages, and on the stages after the first in the last chunk alone."""
+    layout = f.args.pipeline_model_parallel_layout
+    if not isinstance(layout, str) or not f.args.mtp_num_layers or f.pp < 2:
+        return
+    chunks = PipelineParallelLayerLayout.parse_str_to_list(layout)
+    last_round = len(chunks) - f.pp
+    for index, chunk in enumerate(chunks):
+        if LayerType.mtp in chunk and index and (index % f.pp == 0 or index < last_round):
+            yield (
+                f"--pipeline-model-parallel-layout {layout} predicts later tokens in chunk {index // f.pp} of stage "
+                f"{index % f.pp}, where Megatron would let its copy of the embedding go its own way: move m into the last "
+                "chunk of a stage after the first"
+            )
 
 
 def interleaving(f: Facts) -> Iterable[str]:

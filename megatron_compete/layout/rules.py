@@ -11,7 +11,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 from megatron_compete.layout.facts import Facts, multiple
 from megatron_compete.layout.model_rules import experts, heads, hidden_sizes, sequence, sequence_parallel
-from megatron_compete.layout.pipeline_rules import interleaving, layers
+from megatron_compete.layout.pipeline_rules import interleaving, layers, prediction
 from megatron_compete.schedule import CompetitionSchedule
 
 
@@ -149,5 +149,5 @@ def _schedule(f: Facts) -> Iterable[str]:
 
 RULES: tuple[Rule, ...] = (
     _nodes, _world, _rank_order, experts, sequence_parallel, heads, hidden_sizes, sequence, _batch, layers,
-    interleaving, _optimizer, _learning_rate, _schedule,
+    prediction, interleaving, _optimizer, _learning_rate, _schedule,
 )  # fmt: skip

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from megatron.core.models.hybrid.hybrid_layer_allocation import Symbols, get_hybrid_layer_counts
 from megatron.core.transformer.moe.moe_logging import (
     MoEMetricsTracker,
     get_moe_metrics_tracker,
@@ -18,7 +19,7 @@ from megatron.core.transformer.moe.moe_logging import (
 )
 from torch import Tensor
 
-from megatron_compete.moe.competition import Competition
+from megatron_compete.moe.competition import Competition, transformer_of
 from megatron_compete.moe.metrics_probe import RouterProbe
 from megatron_compete.moe.metrics_table import COMPETITION_METRICS, ROUTING_METRICS, LayerSums
 from megatron_compete.routing.losses import token_mean
@@ -43,17 +44,58 @@ class LogIntervals:
         return iteration % self.console == 0
 
 
-class CompetitionMetrics(MoEMetricsTracker):
+@dataclass(frozen=True)
+class LayerCounts:
+    """What the trainer tells Megatron's tracker wrongly of a hybrid model: for both it gives the MoE layers of all."""
+
+    slots: int
+    """Layers that a router's loss has a place for, whether they have a router or not, MTP included."""
+    routers: int
+    """MoE layers, MTP included."""
+
+    @classmethod
+    def of(cls, model: Any) -> "LayerCounts | None":
+        """Those of a hybrid model's configuration; None for a GPT's, of which the trainer gives the right ones."""
+        pattern = getattr(model, "hybrid_layer_pattern", None)
+        if pattern is None:
+            return None
+        transformer = transformer_of(model)
+        slots = transformer.num_layers + (transformer.mtp_num_layers or 0)
+        return cls(slots, get_hybrid_layer_counts(pattern)[Symbols.MOE])
+
+
+class CountedTracker(MoEMetricsTracker):
+    """Megatron's MoE tracker with these counts instead of its caller's; None: as its caller has them.
+
+    With others, stages without experts would reduce tensors of another length than stages with them, and wait for ever.
+    """
+
+    def __init__(self, counts: LayerCounts | None = None) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def ensure_initialized(self, name: str, num_layers: int, device: Any = None) -> None:
+        """Megatron's, with room for every layer."""
+        super().ensure_initialized(name, self.counts.slots if self.counts else num_layers, device)
+
+    def _count_moe_layers(self, *args: Any, **kwargs: Any) -> int:
+        return self.counts.routers if self.counts else super()._count_moe_layers(*args, **kwargs)
+
+
+class CompetitionMetrics(CountedTracker):
     """Megatron's MoE tracker, with the table's metrics beside its own.
 
     Args:
         competition: whose layers report.
         num_experts: of each layer.
         intervals: when.
+        counts: of a hybrid model.
     """
 
-    def __init__(self, competition: Competition, num_experts: int, intervals: LogIntervals) -> None:
-        super().__init__()
+    def __init__(
+        self, competition: Competition, num_experts: int, intervals: LogIntervals, counts: LayerCounts | None = None
+    ) -> None:
+        super().__init__(counts)
         self.competition = competition
         self.num_experts = num_experts
         self.intervals = intervals
@@ -114,11 +156,20 @@ def console_text(scalars: dict[str, float]) -> str:
     return "".join(f" {part} |" for part in parts)
 
 
-def install_metrics(competition: Competition, num_experts: int, intervals: LogIntervals) -> CompetitionMetrics:
+def install_metrics(
+    competition: Competition, num_experts: int, intervals: LogIntervals, counts: LayerCounts | None = None
+) -> CompetitionMetrics:
     """Make this competition's metrics those that layers record in, and that Megatron's MoE tracker reports."""
-    metrics = CompetitionMetrics(competition, num_experts, intervals)
+    metrics = CompetitionMetrics(competition, num_experts, intervals, counts)
     set_moe_metrics_tracker(metrics)
     return metrics
+
+
+def install_counts(model: Any) -> None:
+    """Have Megatron's MoE tracker count a hybrid model's layers as they are, where there is no competition."""
+    counts = LayerCounts.of(model)
+    if counts is not None:
+        set_moe_metrics_tracker(CountedTracker(counts))
 
 
 def metrics_due() -> CompetitionMetrics | None:

@@ -9,7 +9,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.competition import Competition, competing_layers, transformer_of
 from megatron_compete.moe.layer import CompeteMoELayer
-from megatron_compete.moe.metrics import CompetitionMetrics, LogIntervals, install_metrics
+from megatron_compete.moe.metrics import CompetitionMetrics, LayerCounts, LogIntervals, install_metrics
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.trainers.same_schedule import (
     check_agreement,
@@ -53,7 +53,7 @@ class ModelCompetition(Competition):
         numbers, stage_chunks = zip(*layers, strict=True)
         super().__init__(config, numbers, current_step, stage_chunks)
         self.recorder: CompetitionMetrics = install_metrics(
-            self, self.transformer.num_moe_experts or 0, intervals or LogIntervals()
+            self, self.transformer.num_moe_experts or 0, intervals or LogIntervals(), LayerCounts.of(model)
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ModelCompetition":

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from typing import Any, NoReturn
 
+from megatron.core.models.hybrid.hybrid_layer_allocation import Symbols
 from megatron.training.argument_utils import ArgumentGroupFactory
 
 from megatron_compete.common.errors import CompeteError
@@ -161,10 +162,15 @@ def check_installed(args: argparse.Namespace) -> None:
     Megatron would end in a traceback while it builds the model.
     """
     local_attention = args.transformer_impl == "local" and args.masked_softmax_fusion and (args.bf16 or args.fp16)
+    kinds = set(args.hybrid_layer_pattern or "")
+    delta_nets = Symbols.GDN in kinds or args.experimental_attention_variant == "gated_delta_net"
     for needed, module, way_out in (
         (args.transformer_impl == "transformer_engine", "transformer_engine", "--transformer-impl local"),
         (args.gradient_accumulation_fusion, GRADIENT_FUSION, "--no-gradient-accumulation-fusion"),
         (local_attention, SOFTMAX_FUSION, "--no-masked-softmax-fusion"),
+        (Symbols.MAMBA in kinds, "mamba_ssm", "a --hybrid-layer-pattern without M"),
+        (Symbols.MAMBA in kinds, "causal_conv1d", "a --hybrid-layer-pattern without M"),
+        (delta_nets, "fla", "another attention than gated delta nets (it is of flash-linear-attention)"),
     ):
         if needed and not installed(module):
-            raise CompeteError(f"Megatron's default needs the module {module}: install it, or give {way_out}")
+            raise CompeteError(f"Megatron needs the module {module} for this: install it, or give {way_out}")

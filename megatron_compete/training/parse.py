@@ -1,7 +1,9 @@
 """A rank's arguments: parsed, checked by our rules, validated by Megatron and made its global ones."""
 
 import argparse
+import contextlib
 import traceback
+from collections.abc import Iterator
 
 from megatron.training.arguments import parse_and_validate_args, parse_args
 
@@ -25,8 +27,15 @@ def parse_arguments() -> argparse.Namespace:
     check_arguments(args)
     if not cpu.is_needed():
         check_installed(args)
-    try:
+    with megatrons_words():
         return parse_and_validate_args(add_arguments)
+
+
+@contextlib.contextmanager
+def megatrons_words() -> Iterator[None]:
+    """Megatron's assertions about arguments, in one line."""
+    try:
+        yield
     except (AssertionError, ValueError) as error:
         if isinstance(error, CompeteError):
             raise

@@ -41,6 +41,7 @@ from megatron_compete.launch.launchers import environment_defaults
 from megatron_compete.moe.baselines import BASELINES, check_baseline
 from megatron_compete.moe.baselines.config import BaselineConfig
 from megatron_compete.moe.competition import competing_layers
+from megatron_compete.moe.metrics import install_counts
 from megatron_compete.moe.specs import (
     baseline_hybrid_spec,
     baseline_layer_spec,
@@ -62,7 +63,8 @@ from megatron_compete.training.dataset_helpers import use_prebuilt_helpers
 from megatron_compete.training.datasets import build_datasets, embedding_ranks
 from megatron_compete.training.flops import counted_scoring
 from megatron_compete.training.metrics import log_intervals
-from megatron_compete.training.parse import parse_arguments
+from megatron_compete.training.mtp_of_variants import predicting_like_the_last_layer
+from megatron_compete.training.parse import megatrons_words, parse_arguments
 from megatron_compete.training.presets import describe_preset
 from megatron_compete.training.probe_log import probed_steps
 from megatron_compete.training.spec import trainer_step
@@ -98,6 +100,7 @@ def model_config(args: argparse.Namespace) -> ModelConfig:
 def _model_and_competition(args: argparse.Namespace) -> tuple[ModelConfig, ModelCompetition | None]:
     config = stock_config(args)
     config.pre_wrap_hooks.append(functools.partial(say_preset, args=args))
+    install_counts(config)
     if args.router == "topk":
         return config, None
     if args.router in BASELINES:
@@ -109,9 +112,14 @@ def _model_and_competition(args: argparse.Namespace) -> tuple[ModelConfig, Model
 
 
 def stock_config(args: argparse.Namespace) -> Any:
-    """Megatron's own configuration of the model that these arguments ask for."""
+    """Megatron's own configuration of the model that these arguments ask for.
+
+    Raises:
+        CompeteError: Megatron's refusal.
+    """
     of_args = gpt_config_from_args if args.hybrid_layer_pattern is None else hybrid_config_from_args
-    return of_args(args, transformer_config(args))
+    with megatrons_words():
+        return of_args(args, transformer_config(args))
 
 
 def _set_layers(config: Any, of_gpt: Callable[..., Any], of_hybrid: Callable[..., Any], **settings: Any) -> None:
@@ -166,7 +174,7 @@ def train() -> None:
     args = parse_arguments()
     on_rank_0(lambda: check_data(args))
     with contextlib.ExitStack() as trainer:
-        for part in (use_prebuilt_helpers(), any_expert_layout(), probed_steps(args)):
+        for part in (use_prebuilt_helpers(), any_expert_layout(), probed_steps(args), predicting_like_the_last_layer()):
             trainer.enter_context(part)
         config, competition = _model_and_competition(args)
         if competition is not None:

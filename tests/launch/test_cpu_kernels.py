@@ -11,6 +11,7 @@ from megatron_compete.launch import cpu_backend as cpu
 from megatron_compete.launch.cpu_kernels import (
     GroupedRMSNorm,
     causal_conv1d,
+    hadamard_transform,
     l2norm,
     mamba_split_conv1d_scan_combined,
     selective_scan,
@@ -140,18 +141,29 @@ def test_lengths_and_the_convolution() -> None:
     assert torch.equal(found[:, :3], changed[:, :3]) and not torch.equal(found[:, 3:], changed[:, 3:])
 
 
+def test_hadamards_matrix_is_sylvesters() -> None:
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    for _ in range(3):
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    x = random(2, 3, 8)
+    torch.testing.assert_close(hadamard_transform(x, scale=0.5), 0.5 * x @ matrix)
+
+
 def upstream() -> dict[str, bool]:
     """What Megatron lacks without the packages; when an entry turns False its stand-in can go."""
     cpu.deactivate()
     from megatron.core.ssm.gated_delta_net import gdn
     from megatron.core.ssm.gated_delta_net.common import HAVE_FLA, l2norm
     from megatron.core.ssm.mamba_mixer import HAVE_MAMBA_SSM, mamba_split_conv1d_scan_combined
+    from megatron.core.transformer.experimental_attention_variant import dsa
 
     return {
+        "fast_hadamard_transform": dsa.hadamard_transform is None,
         "mamba_ssm": not HAVE_MAMBA_SSM and mamba_split_conv1d_scan_combined is None,
         "flash-linear-attention": not HAVE_FLA and (l2norm, gdn.causal_conv1d, gdn.chunk_gated_delta_rule) == (None, None, None),
     }  # fmt: skip
 
 
 def test_upstream_still_needs_them() -> None:
-    assert run_rank(upstream) == {"mamba_ssm": True, "flash-linear-attention": True}
+    found = run_rank(upstream)
+    assert all(found.values()), found

@@ -135,11 +135,16 @@ def upstream() -> dict[str, bool]:
     cpu.deactivate()
     from megatron.core.extensions.transformer_engine import TELayerNormColumnParallelLinear
     from megatron.core.models.gpt import experimental_attention_variant_module_specs as variants
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_submodules
     from megatron.core.models.hybrid.hybrid_block import TENorm
+    from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+    from megatron.core.transformer import attention
     from megatron.core.transformer.dot_product_attention import DotProductAttention
+    from megatron.core.transformer.multi_latent_attention import TELinear
     from megatron.core.transformer.torch_norm import WrappedTorchNorm
     from megatron.training.models.hybrid import default_hybrid_stack_spec
 
+    latent = get_gpt_layer_local_submodules(multi_latent_attention=True).self_attention.submodules
     linear = default_hybrid_stack_spec.submodules.attention_layer.submodules.self_attention.submodules.linear_qkv
     config = transformer_config(Layout(), transformer_impl="local")
     sequence = transformer_config(Layout(tp=2, world=2))
@@ -148,6 +153,9 @@ def upstream() -> dict[str, bool]:
         "attention of latents": "k_channels"
         in said(lambda: DotProductAttention(config, 1, None, "self", k_channels=1)),
         "hybrid layers": linear is TELayerNormColumnParallelLinear,
+        "layers that ranks have whole": TELinear is None or "Mock" in type(TELinear).__name__,
+        "latent attention of tensor parallel ranks": latent.linear_kv_down_proj is ColumnParallelLinear,
+        "norms of queries and keys": attention.TENorm is None,
         "norm of a hybrid model": "ransformer" in said(lambda: TENorm(config, 8)),
         "experimental variants": "transformer engine" in said(lambda: variants._get_backend_spec_provider(config)),
         "their attention": "transformer engine" in said(lambda: variants._get_self_attention_module_spec(config)),

@@ -61,7 +61,13 @@ def _same(one: object, other: object) -> bool:
 
 def needs(**values: object) -> argparse.Namespace:
     settings = dict(
-        transformer_impl="local", gradient_accumulation_fusion=False, masked_softmax_fusion=False, bf16=True, fp16=False
+        transformer_impl="local",
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        bf16=True,
+        fp16=False,
+        hybrid_layer_pattern=None,
+        experimental_attention_variant=None,
     )
     return argparse.Namespace(**(settings | values))
 
@@ -71,10 +77,19 @@ def needs(**values: object) -> argparse.Namespace:
     [
         (
             needs(transformer_impl="transformer_engine"),
-            "transformer_engine: install it, or give --transformer-impl local",
+            "transformer_engine for this: install it, or give --transformer-impl local",
         ),
-        (needs(gradient_accumulation_fusion=True), "fused_weight_gradient_mlp_cuda: install it, or give --no-gradient"),
-        (needs(masked_softmax_fusion=True), "softmax_cuda: install it, or give --no-masked-softmax-fusion"),
+        (
+            needs(gradient_accumulation_fusion=True),
+            "fused_weight_gradient_mlp_cuda for this: install it, or give --no-gradient",
+        ),
+        (needs(masked_softmax_fusion=True), "softmax_cuda for this: install it, or give --no-masked-softmax-fusion"),
+        (
+            needs(hybrid_layer_pattern="M*E"),
+            "mamba_ssm for this: install it, or give a --hybrid-layer-pattern without M",
+        ),
+        (needs(hybrid_layer_pattern="G*E"), "fla for this: install it, or give another attention"),
+        (needs(experimental_attention_variant="gated_delta_net"), "fla for this: install it"),
     ],
 )
 def test_a_missing_package_is_one_line(args: argparse.Namespace, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
