@@ -20,7 +20,7 @@ from torch import Tensor
 
 from megatron_compete.checkpoint.families import Dimensions, Family, TensorRule, read_config
 from megatron_compete.checkpoint.families.registry import unread_fields
-from megatron_compete.checkpoint.families.tensors import MTP
+from megatron_compete.checkpoint.families.tensors import MTP, StoredSlice
 from megatron_compete.checkpoint.hf_reader import HfFolder
 from megatron_compete.checkpoint.hf_tokenizer import (
     ID_NAMES,
@@ -192,7 +192,7 @@ def hf_chunks(
             continue
         names[rule.slot.keys[0]] = rule.names[0]
         for place in rule.slot.canonical(d):
-            yield Chunk(place.key, place.at, place.stack, rule.shape, dtype, partial(_join, folder, rule, dtype))
+            yield from _chunks(folder, rule, place, rule.stored_dtype or dtype)
     for rule in rules:
         if rule.again and rule.slot is not None:
             used |= _check_copy(folder, rule.names[0], names[rule.slot.keys[0]])
@@ -201,12 +201,25 @@ def hf_chunks(
     _check_strangers(folder, used, d.tied)
 
 
-def _join(folder: HfFolder, rule: TensorRule, dtype: torch.dtype) -> Tensor:
-    return rule.form.join([folder.read(name).to(dtype) for name in rule.names])
+def _chunks(folder: HfFolder, rule: TensorRule, place: StoredSlice, dtype: torch.dtype) -> Iterator[Chunk]:
+    """A rule's tensor at one of its places: whole, or in the pieces that Megatron stores."""
+    start = 0
+    for name, rows in rule.pieces or (("", rule.shape[0]),):
+        key = f"{place.key}.{name}" if name else place.key
+        make = partial(_join, folder, rule, dtype, slice(start, start + rows))
+        yield Chunk(key, place.at, place.stack, (rows, *rule.shape[1:]), dtype, make)
+        start += rows
+
+
+def _join(folder: HfFolder, rule: TensorRule, dtype: torch.dtype, rows: slice) -> Tensor:
+    return rule.form.join([folder.read(name).to(dtype) for name in rule.names])[rows]
 
 
 def is_mtp(name: str, folder: HfFolder) -> bool:
-    """Whether a tensor is of a layer for multi-token prediction: behind the last one, with a projection `eh_proj`."""
+    """Whether a tensor is of a layer for multi-token prediction: behind the last one, with a projection `eh_proj`; or
+    apart, as Qwen3-Next has it."""
+    if name.startswith(MTP):
+        return True
     found = re.match(r"model\.layers\.(\d+)\.", name)
     return found is not None and f"model.layers.{found[1]}.eh_proj.weight" in folder.tensors
 

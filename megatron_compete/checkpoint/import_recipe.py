@@ -14,7 +14,7 @@ from megatron_compete.common.yaml_file import dump_yaml
 RECIPE = "recipe.yaml"
 PRETRAINED = "pretrained-checkpoint"
 
-RENAMED = {"layernorm_epsilon": "norm-epsilon"}
+RENAMED = {"layernorm_epsilon": "norm-epsilon", "layernorm_zero_centered_gamma": "apply-layernorm-1p"}
 NEGATED = {
     "add_bias_linear": "disable-bias-linear",
     "yarn_correction_range_round_to_int": "no-yarn-correction-range-round-to-int",
@@ -27,12 +27,13 @@ SIZES = frozenset({
     "attention_dropout", "hidden_dropout", "untie_embeddings_and_output_weights", "moe_ffn_hidden_size", "num_experts",
     "moe_router_topk", "moe_token_dispatcher_type", "moe_router_dtype", "rope_scaling_factor", "rotary_scaling_factor",
     "yarn_original_max_position_embeddings", "yarn_beta_fast", "yarn_beta_slow", "yarn_correction_range_round_to_int",
-    "window_attn_skip_freq", "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "mscale", "mscale_all_dim",
+    "window_attn_skip_freq", "linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim",
+    "linear_num_key_heads", "linear_num_value_heads", "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "mscale", "mscale_all_dim",
     "tokenizer_type", "tokenizer_model", "vocab_size", "padded_vocab_size", "compete_diversity_coeff",
 })  # fmt: skip
 """Arguments that say what the model is, beside those that `families.requirements` lists."""
 
-NOT_FLAGS = frozenset({"layernorm_zero_centered_gamma", "is_hybrid_model", "spec"})
+NOT_FLAGS = frozenset({"apply_layernorm_1p", "is_hybrid_model", "spec"})
 """Listed as requirements; derived by Megatron, or set by the entry."""
 
 MODEL_ARGUMENTS = SIZES | {one.argument for one in (*BLOCK, *DENSE, *EXPERTS)} - NOT_FLAGS

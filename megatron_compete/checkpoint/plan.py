@@ -31,13 +31,13 @@ class Reading:
     dtype: torch.dtype
     """Of the exported tensors."""
 
-    def read(self, source: TensorSource) -> Tensor:
-        """Megatron's tensor, in the dtype of the export."""
+    def read(self, source: TensorSource) -> tuple[Tensor, ...]:
+        """Hugging Face's tensors, in the dtype of the export."""
         parts = [source.read(key, self.at) for key in self.keys]
         if not parts:
-            return torch.zeros(self.rule.shape, dtype=self.dtype)
+            return (torch.zeros(self.rule.shape, dtype=self.dtype),)
         whole = parts[0] if len(parts) == 1 else torch.cat(parts).view(self.rule.shape)
-        return whole.to(self.dtype)
+        return tuple(part.to(self.dtype) for part in self.rule.form.split(whole))
 
 
 class ExportPlan:
@@ -70,29 +70,34 @@ class ExportPlan:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for one in self.readings:
-            yield from zip(one.rule.names, one.rule.form.split(one.read(self.source)))
+            yield from zip(one.rule.names, one.read(self.source))
 
     def _bind(self, rule: TensorRule) -> Reading:
         if rule.slot is None:
             return Reading(rule, (), (), rule.dtype or self.dtype)
         places = rule.slot.stored(self.dimensions)
         for place in places:
-            keys = self._keys(place)
+            keys = self._keys(place, rule)
             if keys:
                 self._check(keys, place, rule)
                 stored = self.source.tensors[keys[0]].dtype
-                dtype = rule.dtype or (stored if self._keeps_dtypes else self.dtype)
+                keeps = self._keeps_dtypes and rule.stored_dtype is None
+                dtype = rule.dtype or (stored if keeps else self.dtype)
                 return Reading(rule, keys, place.at, dtype)
         raise CompeteError(
             f"the checkpoint has no {' or '.join(dict.fromkeys(place.key for place in places))}: "
             f"not a {self.family.title} of megatron.training"
         )
 
-    def _keys(self, place: StoredSlice) -> tuple[str, ...]:
-        """The key, or those of experts, and of gate and up, where they are stored apart (`singleton_local_shards`)."""
+    def _keys(self, place: StoredSlice, rule: TensorRule) -> tuple[str, ...]:
+        """The key; those of its pieces; or those of experts, and of gate and up, where they are stored apart
+        (`singleton_local_shards`)."""
+        if rule.pieces:
+            pieces = tuple(f"{place.key}.{name}" for name, _ in rule.pieces)
+            return pieces if all(piece in self.source.tensors for piece in pieces) else ()
         if "*" in place.key:
             each = [place._replace(key=place.key.replace("*", str(one))) for one in range(self.dimensions.experts)]
-            found = [self._keys(one) for one in each]
+            found = [self._keys(one, rule) for one in each]
             return tuple(key for keys in found for key in keys) if all(found) else ()
         if place.key in self.source.tensors:
             return (place.key,)
@@ -103,8 +108,9 @@ class ExportPlan:
         shape = rule.shape
         if "*" in place.key:  # the first axis is that of the experts, each of which has as many keys
             shape = (shape[1] * shape[0], *shape[2:])
-        expected = (*place.stack, shape[0] // len(keys), *shape[1:])
-        for key in keys:
+        rows = [rows for _, rows in rule.pieces] or [shape[0] // len(keys)] * len(keys)
+        for key, height in zip(keys, rows, strict=True):
+            expected = (*place.stack, height, *shape[1:])
             info = self.source.tensors[key]
             if info.shape != expected:
                 raise CompeteError(f"{key} has shape {info.shape}, its training arguments make it {expected}")
@@ -116,7 +122,7 @@ class ExportPlan:
         for one in self.readings:
             # A checkpoint may have a tensor under the names of several implementations.
             used |= {key for place in (one.rule.slot.stored(self.dimensions) if one.rule.slot else ())
-                     for key in self._keys(place)}  # fmt: skip
+                     for key in self._keys(place, one.rule)}  # fmt: skip
         strangers = [key for key in self.source.tensors if key.startswith(MODEL_PREFIXES) and key not in used]
         strangers = sorted(key for key in strangers if not TRAINING_ONLY.search(key))
         if strangers:

@@ -86,6 +86,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_router_group_topk": 2,
     },
     "glm4_moe": SIGMOID | {"add_qkv_bias": True, "qk_layernorm": True, "rotary_percent": 0.5},
+    "qwen3_next": {
+        "layernorm_zero_centered_gamma": True,
+        "qk_layernorm": True,
+        "attention_output_gate": True,
+        "rotary_percent": 0.5,
+        "experimental_attention_variant": "gated_delta_net",
+        "linear_attention_freq": 4,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 6,
+        "linear_value_head_dim": 10,
+        "linear_conv_kernel_dim": 3,
+        "layernorm_epsilon": 1e-3,
+        "moe_shared_expert_intermediate_size": 40,
+        "moe_shared_expert_gate": True,
+    },
     "gpt_oss": {
         "add_bias_linear": True,
         "swiglu": False,
@@ -148,6 +164,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3 with multi-token prediction": ("deepseek_v3", SIGMOID | LATENT | {"mtp_num_layers": 2}),
     "glm4_moe with multi-token prediction": (
         "glm4_moe", SIGMOID | {"mtp_num_layers": 1, "add_qkv_bias": True, "moe_layer_freq": 1}
+    ),
+    "qwen3_next with dense layers and all probabilities": (
+        "qwen3_next",
+        {"layernorm_zero_centered_gamma": True, "qk_layernorm": True, "attention_output_gate": True, "moe_layer_freq": 2}
+        | {"experimental_attention_variant": "gated_delta_net", "linear_attention_freq": [0, 1, 0, 1]}
+        | {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 6, "linear_value_head_dim": 10}
+        | {"moe_shared_expert_intermediate_size": 24, "moe_shared_expert_gate": True, "moe_router_pre_softmax": True}
+        | {"layernorm_epsilon": 1e-3},
     ),
     "glm4_moe without bias": ("glm4_moe", SIGMOID | {"moe_router_enable_expert_bias": False, "moe_router_topk_scaling_factor": None}),
     "gpt_oss with plain positions and no window": (
@@ -224,9 +248,12 @@ def _save_random(arguments: dict[str, Any], folder: str) -> torch.Tensor:
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.dim() > 1:
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * (0.05 if ".in_proj." in name else 0.3))
             elif tensor.is_floating_point():
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1 + (not name.endswith("bias")))
+                around_zero = name.endswith("bias") or (
+                    "norm" in name and bool(arguments.get("layernorm_zero_centered_gamma"))
+                )
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1 + (not around_zero))
     _save_models([model], folder, arguments)
     ids = tokens()
     mask = torch.ones(1, 1, ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1)
@@ -285,6 +312,9 @@ def _build(arguments: dict[str, Any], layout: dict[str, int]) -> list[Any]:
     """This rank's models, one a virtual stage."""
     from megatron.core import parallel_state
     from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.experimental_attention_variant_module_specs import (
+        get_transformer_block_with_experimental_attention_variant_spec,
+    )
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_mtp_block_spec
 
     config = _config(arguments, layout)
@@ -292,8 +322,12 @@ def _build(arguments: dict[str, Any], layout: dict[str, int]) -> list[Any]:
     models = []
     for stage in range(stages):
         vp_stage = stage if stages > 1 else None
-        spec = get_gpt_decoder_block_spec(
-            config, use_transformer_engine=False, normalization=config.normalization, vp_stage=vp_stage
+        spec = (
+            get_transformer_block_with_experimental_attention_variant_spec(config, vp_stage=vp_stage)
+            if config.experimental_attention_variant
+            else get_gpt_decoder_block_spec(
+                config, use_transformer_engine=False, normalization=config.normalization, vp_stage=vp_stage
+            )
         )
         mtp = None
         if config.mtp_num_layers:

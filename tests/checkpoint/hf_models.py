@@ -34,6 +34,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": DECODER,
     "qwen3": DECODER | {"head_dim": 12},
     "mistral": DECODER | {"head_dim": 12, "sliding_window": None},
+    "qwen3_next": DECODER | SPARSE | {
+        "num_hidden_layers": 4, "head_dim": 12, "partial_rotary_factor": 0.5, "shared_expert_intermediate_size": 40,
+        "layer_types": ["linear_attention"] * 3 + ["full_attention"], "mlp_only_layers": [1], "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 10, "linear_conv_kernel_dim": 3,
+        "rms_norm_eps": 1e-3,  # the norm of a small answer would multiply rounding by 1 / sqrt(eps)
+    },
     "gpt_oss": DECODER | {
         "head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5, "swiglu_limit": 1.5,
         "rope_parameters": {
@@ -68,9 +74,11 @@ def save(folder: Path, family: str, dtype: torch.dtype = torch.float32, shard: s
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if value.dim() > 1:
-                value.normal_(std=0.3)
+                # The norms of a gated delta net's keys and answers would multiply the rounding of saturated ones.
+                value.normal_(std=0.05 if "in_proj_qkvz" in name else 0.3)
             elif name.endswith(("weight", "bias")):
-                value.normal_(std=0.1).add_(float("norm" in name))
+                around_one = "norm" in name and (family != "qwen3_next" or "linear_attn" in name)
+                value.normal_(std=0.1).add_(float(around_one))
     for module in model.modules():
         if hasattr(module, "e_score_correction_bias"):
             module.e_score_correction_bias.data = module.e_score_correction_bias.data.float()

@@ -50,7 +50,7 @@ def test_there_and_back_is_bit_for_bit_the_same(family: str, dtype: torch.dtype,
     assert config["model_type"] == family
 
 
-@pytest.mark.parametrize("family", ["mixtral", "glm4_moe", "gpt_oss", "deepseek_v2", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["mixtral", "glm4_moe", "gpt_oss", "deepseek_v2", "deepseek_v3", "qwen3_next"])
 def test_megatron_computes_the_same(family: str, tmp_path: Path) -> None:
     source = hf_models.save(tmp_path / "source", family)
     import_checkpoint(Import(source, tmp_path / "megatron"))

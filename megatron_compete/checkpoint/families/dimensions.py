@@ -23,6 +23,28 @@ class Latent:
 
 
 @dataclass(frozen=True)
+class Delta:
+    """Sizes of a gated delta net (upstream: `GatedDeltaNet`)."""
+
+    key_heads: int
+    key_head: int
+    value_heads: int
+    value_head: int
+    kernel: int
+    """Of the convolution."""
+
+    @property
+    def keys(self) -> int:
+        """Numbers of all key heads; queries have as many."""
+        return self.key_heads * self.key_head
+
+    @property
+    def values(self) -> int:
+        """Numbers of all value heads."""
+        return self.value_heads * self.value_head
+
+
+@dataclass(frozen=True)
 class Dimensions:
     """Sizes as Megatron derives them from its arguments."""
 
@@ -63,6 +85,9 @@ class Dimensions:
     """Whether a sigmoid gate weights the shared experts."""
     expert_bias: bool = False
     """Whether the router has a score-correction bias."""
+    delta: Delta | None = None
+    linear_layers: tuple[bool, ...] = ()
+    """Whether a layer has a gated delta net in attention's place; empty: none."""
     mtp_layers: int = 0
     """Layers for multi-token prediction, behind the others."""
 
@@ -76,6 +101,12 @@ class Dimensions:
         """Sizes of multi-latent attention, of a model that has it."""
         assert self.latent is not None
         return self.latent
+
+    @property
+    def gdn(self) -> Delta:
+        """Sizes of the gated delta nets, of a model that has them."""
+        assert self.delta is not None
+        return self.delta
 
     @property
     def dense_layers(self) -> list[int]:
@@ -103,6 +134,8 @@ class Dimensions:
         experts = int(arguments.get("num_experts") or 0)
         rows = int(padded_vocab or arguments.get("padded_vocab_size") or 0)
         frequency = arguments.get("moe_layer_freq", 1)
+        has_delta = arguments.get("experimental_attention_variant") == "gated_delta_net"
+        linear = layer_pattern(arguments.get("linear_attention_freq"), layers) if has_delta else ()
         return cls(
             layers=layers,
             hidden=hidden,
@@ -116,7 +149,7 @@ class Dimensions:
             topk=int(arguments.get("moe_router_topk", 2)),
             moe_layers=moe_pattern(frequency, layers) if experts else (False,) * layers,
             tied=not arguments.get("untie_embeddings_and_output_weights", False),
-            stacked=not isinstance(frequency, list) and int(frequency) == 1,
+            stacked=not isinstance(frequency, list) and int(frequency) == 1 and not any(linear),
             padded_vocab=rows,
             vocab=rows if vocab is None else vocab,
             latent=_latent(arguments) if arguments.get("multi_latent_attention") else None,
@@ -126,6 +159,8 @@ class Dimensions:
             gated=bool(arguments.get("swiglu")),
             shared_gate=bool(arguments.get("moe_shared_expert_gate")),
             expert_bias=bool(arguments.get("moe_router_enable_expert_bias")),
+            delta=_delta(arguments) if has_delta else None,
+            linear_layers=linear,
             mtp_layers=int(arguments.get("mtp_num_layers") or 0),
         )
 
@@ -143,8 +178,22 @@ def moe_pattern(frequency: int | list[int], layers: int) -> tuple[bool, ...]:
     return tuple(bool(one) for one in frequency)
 
 
+def _delta(arguments: Mapping[str, Any]) -> Delta:
+    return Delta(
+        key_heads=int(arguments.get("linear_num_key_heads") or 16),
+        key_head=int(arguments.get("linear_key_head_dim") or 128),
+        value_heads=int(arguments.get("linear_num_value_heads") or 32),
+        value_head=int(arguments.get("linear_value_head_dim") or 128),
+        kernel=int(arguments.get("linear_conv_kernel_dim") or 4),
+    )
+
+
 def layer_pattern(frequency: int | list[int] | None, layers: int) -> tuple[bool, ...]:
-    """Layers that are not every `frequency`th, from 1: all of them under None (upstream: `is_layer_window_attention`)."""
+    """Layers that are not every `frequency`th, from 1: all of them under None.
+
+    Of --window-attn-skip-freq and --linear-attention-freq (upstream: `is_layer_window_attention`,
+    `get_linear_attention_pattern`).
+    """
     if isinstance(frequency, list):
         return tuple(map(bool, frequency))
     return tuple(frequency is None or (layer + 1) % int(frequency) != 0 for layer in range(layers))

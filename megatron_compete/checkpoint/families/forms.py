@@ -77,6 +77,82 @@ class QueryKeyValue:
 
 
 @dataclass(frozen=True)
+class GatedQueryKeyValue:
+    """As `QueryKeyValue` with a gate for every query head: queries are [G*N*2D, ...], each head's gate behind it.
+
+    linear_qkv is [G*(2N+2)*D, ...]: for each group its N query heads, their gates, key and value
+    (upstream: `SelfAttention.get_query_key_value_tensors` with --attention-output-gate).
+    """
+
+    groups: int
+    head: int
+
+    def split(self, stored: Tensor) -> tuple[Tensor, ...]:
+        """Queries with gates, keys, values."""
+        rest = stored.shape[1:]
+        by_group = stored.view(self.groups, -1, self.head, *rest)  # [G, 2N + 2, D, ...]
+        queries, gates = by_group[:, :-2].chunk(2, dim=1)
+        both = torch.stack((queries, gates), dim=2)  # [G, N, 2, D, ...]
+        return tuple(part.reshape(-1, *rest) for part in (both, by_group[:, -2], by_group[:, -1]))
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """linear_qkv."""
+        rest = parts[0].shape[1:]
+        queries, gates = parts[0].view(self.groups, -1, 2, self.head, *rest).unbind(2)
+        by_group = [queries, gates, *(part.view(self.groups, -1, self.head, *rest) for part in parts[1:])]
+        return torch.cat(by_group, dim=1).reshape(-1, *rest)
+
+
+@dataclass(frozen=True)
+class GatedDelta:
+    """in_proj of a gated delta net, as transformers has it: key head by key head.
+
+    Megatron's rows are all queries, keys, values, gates, betas, alphas (upstream: `GatedDeltaNet`). The first part has for each
+    key head its query, its key, the values and the gates of its value heads; the second their betas and alphas.
+    """
+
+    key_heads: int
+    key_head: int
+    value_heads: int
+    value_head: int
+
+    @property
+    def _rows(self) -> tuple[int, ...]:
+        """Of a key head: query, key, values, gates, betas, alphas."""
+        heads = self.value_heads // self.key_heads
+        return (self.key_head, self.key_head, *[heads * self.value_head] * 2, heads, heads)
+
+    def split(self, stored: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys, values and gates; betas and alphas."""
+        rest = stored.shape[1:]
+        whole = stored.split([self.key_heads * rows for rows in self._rows])
+        by_head = [part.view(self.key_heads, rows, *rest) for part, rows in zip(whole, self._rows)]
+        return tuple(torch.cat(part, dim=1).view(-1, *rest) for part in (by_head[:4], by_head[4:]))
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """in_proj."""
+        rest = parts[0].shape[1:]
+        by_head = torch.cat([part.view(self.key_heads, -1, *rest) for part in parts], dim=1)
+        return torch.cat([part.reshape(-1, *rest) for part in by_head.split(self._rows, dim=1)])
+
+
+@dataclass(frozen=True)
+class PlusOne:
+    """A norm's weight that Megatron keeps as its distance from one, and Hugging Face does not.
+
+    Hugging Face's number comes back bit for bit where it is bf16 or between 0.5 and 2, others of fp32 to within 6e-8.
+    """
+
+    def split(self, stored: Tensor) -> tuple[Tensor, ...]:
+        """The weight."""
+        return (stored.float() + 1,)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Its distance from one."""
+        return parts[0].float() - 1
+
+
+@dataclass(frozen=True)
 class Interleaved:
     """Gate and up of all experts, [E, H, 2F] with their columns in turns, of linear_fc1 [E, 2F, H] with their halves.
 

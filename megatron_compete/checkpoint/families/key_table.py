@@ -14,6 +14,11 @@ part        what the Hugging Face tensor is of Megatron's
   gate up   halves of a gated MLP's linear_fc1 (`forms.Halves`): two lines
   used      the rows of ids in use; Megatron's tables are padded (`forms.Rows`)
   fp32      all of it, in fp32 whatever the model's dtype, as in Megatron
+  qg k v    queries with their gates, keys, values of linear_qkv (`forms.GatedQueryKeyValue`): three lines
+  qkvz ba   queries, keys, values and gates, and betas and alphas, of a gated delta net's in_proj (`forms.GatedDelta`): two
+            lines; Megatron stores each of the six apart
+  qkv       all of its convolution; Megatron stores queries, keys and values apart
+  plus1     all of it, and 1 (`forms.PlusOne`)
   interleaved   all experts at once, the columns of gate and up in turns, of their linear_fc1 (`forms.Interleaved`)
   transposed    all experts at once, their matrices transposed (`forms.Transposed`)
   experts       all experts at once
@@ -45,8 +50,11 @@ from megatron_compete.checkpoint.families.dimensions import Dimensions
 from megatron_compete.checkpoint.families.forms import (
     SAME,
     Form,
+    GatedDelta,
+    GatedQueryKeyValue,
     Halves,
     Interleaved,
+    PlusOne,
     QueryKeyValue,
     Rows,
     Transposed,
@@ -69,6 +77,15 @@ SIZES: dict[str, Callable[[Dimensions], int]] = {
     "2M": lambda d: 2 * d.expert_ffn,
     "N": lambda d: d.heads,
     "1": lambda d: 1,
+    # Attention with gates, and gated delta nets.
+    "2Q": lambda d: 2 * d.heads * d.head,
+    "GP": lambda d: 2 * d.gdn.keys + 2 * d.gdn.values,
+    "GG": lambda d: 2 * d.gdn.value_heads,
+    "GC": lambda d: 2 * d.gdn.keys + d.gdn.values,
+    "GW": lambda d: d.gdn.kernel,
+    "GN": lambda d: d.gdn.value_heads,
+    "GD": lambda d: d.gdn.value_head,
+    "GV": lambda d: d.gdn.values,
     # Multi-latent attention.
     "QL": lambda d: d.mla.query_rank,
     "QR": lambda d: d.heads * (d.mla.plain_head + d.mla.rotary_head),
@@ -82,6 +99,7 @@ SIZES: dict[str, Callable[[Dimensions], int]] = {
 CONDITIONS: dict[str, Callable[[Dimensions, int | None], bool]] = {
     "experts": lambda d, layer: layer is not None and d.moe_layers[layer],
     "dense": lambda d, layer: layer is not None and not d.moe_layers[layer],
+    "linear": lambda d, layer: layer is not None and d.linear_layers[layer],
     "shared": lambda d, layer: d.shared_ffn > 0,
     "shared_gate": lambda d, layer: d.shared_gate,
     "expert_bias": lambda d, layer: d.expert_bias,
@@ -103,8 +121,21 @@ FORMS: dict[tuple[str, ...], Callable[[Dimensions], Form]] = {
     ("used",): lambda d: Rows(d.vocab, d.padded_vocab),
     ("gate", "up"): lambda d: Halves(),
     ("q", "k", "v"): lambda d: QueryKeyValue(d.groups, d.head),
+    ("qg", "k", "v"): lambda d: GatedQueryKeyValue(d.groups, d.head),
+    ("qkvz", "ba"): lambda d: GatedDelta(d.gdn.key_heads, d.gdn.key_head, d.gdn.value_heads, d.gdn.value_head),
+    ("qkv",): lambda d: SAME,
+    ("plus1",): lambda d: PlusOne(),
 }
 """By the parts of the lines that share Megatron's key."""
+
+PIECES: dict[tuple[str, ...], Callable[[Dimensions], tuple[tuple[str, int], ...]]] = {
+    ("qkvz", "ba"): lambda d: (
+        *(("query", d.gdn.keys), ("key", d.gdn.keys), ("value", d.gdn.values), ("z", d.gdn.values)),
+        *(("beta", d.gdn.value_heads), ("alpha", d.gdn.value_heads)),
+    ),
+    ("qkv",): lambda d: (("query", d.gdn.keys), ("key", d.gdn.keys), ("value", d.gdn.values)),
+}
+"""Of tensors that Megatron stores in pieces (upstream: `GatedDeltaNet.sharded_state_dict`)."""
 
 ALL_EXPERTS = ("experts", "interleaved", "transposed")
 """Parts whose Hugging Face tensor has no number of an expert."""
@@ -158,6 +189,8 @@ class Key:
             names=tuple(name.replace("*", "{}").format(*numbers) for name in self.names),
             form=form,
             dtype=torch.float32 if self.parts[0] in ("fp32", "zeros") else None,
+            pieces=PIECES[self.parts](d) if self.parts in PIECES else (),
+            stored_dtype=torch.float32 if self.parts == ("plus1",) else None,
             again=self.parts == ("again",),
         )
 
@@ -189,7 +222,9 @@ def read_keys(text: str) -> KeyTable:
         before = table[-1] if table else None
         if part == "also" and before and (before.names, before.conditions) == (key.names, key.conditions):
             table[-1] = Key((*before.megatron, megatron), before.names, before.parts, before.shapes, before.conditions)
-        elif part in ("k", "v", "up") and before and (before.megatron, before.conditions) == (keys, key.conditions):
+        elif (
+            part in ("k", "v", "up", "ba") and before and (before.megatron, before.conditions) == (keys, key.conditions)
+        ):
             parts = (*before.parts, part)
             table[-1] = Key(keys, (*before.names, name), parts, (*before.shapes, letters), before.conditions)
         else:

@@ -18,6 +18,7 @@ from megatron_compete.checkpoint.families.qwen2 import QWEN2
 from megatron_compete.checkpoint.families.qwen2_moe import QWEN2_MOE
 from megatron_compete.checkpoint.families.qwen3 import QWEN3
 from megatron_compete.checkpoint.families.qwen3_moe import QWEN3_MOE
+from megatron_compete.checkpoint.families.qwen3_next import QWEN3_NEXT
 from megatron_compete.common.errors import CompeteError
 
 FAMILIES: dict[str, Family] = {
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Family] = {
         DEEPSEEK_V3,
         DEEPSEEK_V2,
         GLM4_MOE,
+        QWEN3_NEXT,
         GPT_OSS,
         LLAMA,
         MISTRAL,

@@ -72,6 +72,10 @@ class TensorRule:
     form: Form = SAME
     dtype: torch.dtype | None = None
     """Kept whatever the model's dtype; None is the model's."""
+    pieces: tuple[tuple[str, int], ...] = ()
+    """Where Megatron stores the tensor in pieces of its first axis: the end of each one's key, and its rows."""
+    stored_dtype: torch.dtype | None = None
+    """In which an import stores it; None is the Hugging Face tensors'."""
     again: bool = False
     """Whether Megatron's tensor is that of a rule before: a copy in Hugging Face's checkpoint."""
 

@@ -21,26 +21,32 @@ def config(family: str, **more: Any) -> dict[str, Any]:
     return CONFIG_MAPPING[family](**hf_models.CONFIGS[family]).to_dict() | more
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"_attn_implementation_autoset": True, "attn_implementation": "sdpa"},
-        {"unsloth_version": "2025.5.7", "unsloth_fixed": True},
-        {"tokenizer_class": "Qwen2Tokenizer"},
-        {"torch_dtype": "float32"},
-        {"max_length": 4096, "temperature": 0.7, "top_p": 0.9},
-        {"torchscript": False, "use_bfloat16": False, "is_decoder": True},
-        {"moe_aux_loss": 0.1, "model_name": "x"},
-        {"layer_types": ["full_attention"] * 2},
-        {"is_causal": True},
-    ],
-    ids=str,
-)
+LAYERS_DIFFER = ("gpt_oss", "qwen3_next")
+NOTHING: list[dict[str, Any]] = [
+    {"_attn_implementation_autoset": True, "attn_implementation": "sdpa"},
+    {"unsloth_version": "2025.5.7", "unsloth_fixed": True},
+    {"tokenizer_class": "Qwen2Tokenizer"},
+    {"torch_dtype": "float32"},
+    {"max_length": 4096, "temperature": 0.7, "top_p": 0.9},
+    {"torchscript": False, "use_bfloat16": False, "is_decoder": True},
+    {"moe_aux_loss": 0.1, "model_name": "x"},
+    {"layer_types": ["full_attention"] * 2},
+    {"is_causal": True},
+]
+
+
+@pytest.mark.parametrize("more", NOTHING, ids=str)
 @pytest.mark.parametrize("family", STOCK)
 def test_what_says_nothing_of_the_model_passes(family: str, more: dict[str, Any]) -> None:
-    says_layers = family == "gpt_oss" and "layer_types" in more
-    other = more | {"sliding_window": None} if says_layers else {}
-    assert read_config(config(family, **more)) == read_config(config(family, **other))
+    if "layer_types" not in more or family not in LAYERS_DIFFER:
+        assert read_config(config(family, **more)) == read_config(config(family))
+
+
+def test_a_window_that_no_layer_has_is_none() -> None:
+    full = {"layer_types": ["full_attention"] * 2}
+    arguments = read_config(config("gpt_oss", **full))[1]
+    assert arguments == read_config(config("gpt_oss", **full, sliding_window=None))[1]
+    assert "window_size" not in arguments and "window_size" in read_config(config("gpt_oss"))[1]
 
 
 def test_what_is_passed_over_is_known() -> None:

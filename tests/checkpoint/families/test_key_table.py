@@ -12,6 +12,7 @@ from megatron_compete.checkpoint.custom_code.configuration_competesmoe import Co
 from megatron_compete.checkpoint.custom_code.modeling_competesmoe import CompeteSMoEForCausalLM
 from megatron_compete.checkpoint.families import FAMILIES, Dimensions
 from megatron_compete.checkpoint.families.key_table import read_keys
+from megatron_compete.checkpoint.families.tensors import TensorRule
 from tests.checkpoint import gpt
 from tests.ranks import run_rank
 
@@ -93,6 +94,11 @@ def megatron() -> dict[str, dict[str, tuple[int, ...]]]:
     return run_rank(megatron_shapes, {name: changes for name, (_, changes) in MODELS.items()})
 
 
+def stored(key: str, rule: TensorRule) -> list[tuple[str, int]]:
+    """Keys and rows of what Megatron stores for the rule: the tensor, or its pieces."""
+    return [(f"{key}.{name}", rows) for name, rows in rule.pieces] or [(key, rule.shape[0])]
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_the_keys_and_shapes_are_those_of_megatrons_model(
     megatron: dict[str, dict[str, tuple[int, ...]]], model: str
@@ -104,10 +110,11 @@ def test_the_keys_and_shapes_are_those_of_megatrons_model(
     for rule in FAMILIES[family].tensors(d):
         if rule.slot is None:
             continue
-        here = [one for one in rule.slot.canonical(d) if one.key in found]
+        here = [one for one in rule.slot.canonical(d) if all(key in found for key, _ in stored(one.key, rule))]
         assert len(here) == 1, rule.slot.keys
-        assert found[here[0].key] == (*here[0].stack, *rule.shape)
-        listed.add(here[0].key)
+        for key, rows in stored(here[0].key, rule):
+            assert found[key] == (*here[0].stack, rows, *rule.shape[1:])
+            listed.add(key)
     assert listed == found.keys()
 
 
