@@ -14,6 +14,7 @@ from torch import Tensor
 from megatron_compete.checkpoint.custom_code import auto_map, write_code
 from megatron_compete.checkpoint.export_tokenizer import ExportTokenizer, export_tokenizer
 from megatron_compete.checkpoint.families import Dimensions, Family, choose_family
+from megatron_compete.checkpoint.families.tensors import MTP
 from megatron_compete.checkpoint.hf_tokenizer import GENERATION, Ids
 from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.model_card import model_card
@@ -65,6 +66,8 @@ def export_to_hf(export: Export) -> Exported:
     check_output(export.output, export.checkpoint, export.force)
     folder = find_checkpoint(export.checkpoint, export.iteration)
     checkpoint = TorchDistCheckpoint(folder)
+    if export.drop_mtp:
+        _drop_mtp(checkpoint)
     family = choose_family(checkpoint.arguments, export.family)
     tokenizer = export_tokenizer(checkpoint.arguments, export.tokenizer_model, export.no_tokenizer)
     plan = ExportPlan(checkpoint, family, _dimensions(checkpoint, tokenizer), DTYPES[export.dtype] if export.dtype else None)  # fmt: skip
@@ -88,10 +91,17 @@ def export_to_hf(export: Export) -> Exported:
     return Exported(export.output, folder, family, weights, len(files), compared, caution, time.monotonic() - start)
 
 
+def _drop_mtp(checkpoint: TorchDistCheckpoint) -> None:
+    """Read the checkpoint as that of a model without layers for multi-token prediction, which compute nothing else."""
+    checkpoint.arguments["mtp_num_layers"] = None
+    for key in [key for key in checkpoint.tensors if key.startswith(MTP)]:
+        del checkpoint.tensors[key]
+
+
 def _made_from(export: Export) -> str:
     """Digest of the checkpoint, the tokenizer, the text that proves it, and the options that shape the output."""
     sources = (find_checkpoint(export.checkpoint, export.iteration), export.tokenizer_model, export.verify_text)
-    names = ("family", "dtype", "tokenizer_model", "no_tokenizer", "verify_text", "max_shard_bytes")
+    names = ("family", "dtype", "tokenizer_model", "no_tokenizer", "verify_text", "drop_mtp", "max_shard_bytes")
     return made_from(filter(None, sources), {"to": "hf"} | {name: getattr(export, name) for name in names})
 
 

@@ -56,6 +56,8 @@ class Export:
     """Write weights and configuration alone."""
     verify_text: Path | None = option(None, metavar="FILE")
     """Text, .jsonl or plain, on which the tokenizers must agree too, beside the built-in strings."""
+    drop_mtp: bool = False
+    """Leave out layers for multi-token prediction, as transformers does when it loads them."""
     max_shard_bytes: int = option(5 * 10**9, "--max-shard-size", metavar="SIZE", parse=parse_size, shown="5GB")
     """Size of a safetensors file at most."""
 

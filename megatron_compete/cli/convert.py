@@ -10,7 +10,7 @@ from megatron_compete.common.command_line import Command, add_options, flag_of, 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.verify.command import VerifyOptions, verify
 
-SHARED = ("checkpoint", "output", "iteration", "force")
+SHARED = ("checkpoint", "output", "iteration", "force", "drop_mtp")
 """Fields of both directions."""
 
 
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     none = argparse.SUPPRESS
     flag("--iteration", type=int, metavar="N", default=none, help="of a --save folder (default: the latest)")
     flag("--force", action="store_true", default=none, help="replace an earlier conversion")
+    flag("--drop-mtp", action="store_true", default=none, help="leave out layers for multi-token prediction")
     flag("--verify", type=Path, metavar="FILE", help="text on which Megatron's logits and Hugging Face's have to agree")
     add_options(parser.add_argument_group("to hf"), Export, without=SHARED)
     group = parser.add_argument_group("to megatron")

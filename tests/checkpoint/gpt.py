@@ -206,6 +206,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"moe_router_score_function": "sqrtsoftplus", "moe_router_enable_expert_bias": True, "moe_router_topk": 1}
         | {"num_experts": 6, "moe_layer_freq": 3, "swiglu": False, "relu": True},
     ),
+    "competesmoe of experts in a latent space": (
+        "competesmoe",
+        {"moe_latent_size": 20, "moe_shared_expert_intermediate_size": 24, "moe_router_dtype": "fp32", "qk_layernorm": True},
+    ),
+    "competesmoe of groups that logits rank": (
+        "competesmoe",
+        {"num_experts": 8, "moe_router_topk": 4, "moe_router_num_groups": 4, "moe_router_group_topk": 2},
+    ),
     "competesmoe dense": ("competesmoe", DENSE | {"relu": True, "swiglu": False}),
 }  # fmt: skip
 """Other models of a family: its name, and what they have beside or instead of `ARGUMENTS`."""

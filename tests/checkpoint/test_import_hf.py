@@ -254,6 +254,10 @@ def test_multi_token_prediction_there_and_back(family: str, tmp_path: Path) -> N
     assert found.keys() == wanted.keys()
     assert all(found[name].equal(wanted[name]) for name in wanted)
     assert json.loads((tmp_path / "back" / "config.json").read_text())["num_nextn_predict_layers"] == 1
+    main(["--to", "hf", "--checkpoint", str(tmp_path / "megatron"), "--output", str(tmp_path / "less"), "--drop-mtp"])
+    found = weights(tmp_path / "less")
+    assert found.keys() == {name for name in wanted if ".layers.2." not in name}
+    assert json.loads((tmp_path / "less" / "config.json").read_text())["num_nextn_predict_layers"] == 0
 
 
 def test_a_model_with_multi_token_prediction_computes_the_same(tmp_path: Path) -> None:

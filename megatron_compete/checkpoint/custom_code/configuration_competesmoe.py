@@ -38,6 +38,8 @@ DEFAULTS = {
     "num_expert_groups": 1,
     "num_chosen_groups": 1,
     "experts_per_group_score": 1,
+    "rank_by_logits": False,
+    "moe_latent_size": 0,
     "router_in_fp32": False,
     "output_router_logits": False,
     "router_aux_loss_coef": 0.001,
@@ -83,6 +85,8 @@ class CompeteSMoEConfig(PretrainedConfig):
         num_expert_groups: groups that experts are divided into; 1 without.
         num_chosen_groups: groups a token's experts come from.
         experts_per_group_score: a group is ranked by the sum of its so many best scores.
+        rank_by_logits: whether experts, and so groups of them, are ranked by logits rather than by scores.
+        moe_latent_size: width of what routed experts see and answer, between two projections; 0: the hidden states.
         router_in_fp32: whether the router's logits are computed in fp32.
         output_router_logits: whether a forward pass returns the routers' logits, and adds the balancing loss.
         router_aux_loss_coef: weight of the balancing loss.

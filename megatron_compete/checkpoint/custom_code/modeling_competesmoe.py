@@ -155,12 +155,13 @@ class CompeteSMoEAttention(nn.Module):
 class CompeteSMoEMLP(nn.Module):
     """Two matrices with an activation between, or three with a gate."""
 
-    def __init__(self, config, width):
+    def __init__(self, config, width, outer=None):
         super().__init__()
+        outer = outer or config.hidden_size
         if config.gated_mlp:
-            self.gate_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.down_proj = nn.Linear(width, config.hidden_size, bias=False)
+            self.gate_proj = nn.Linear(outer, width, bias=False)
+        self.up_proj = nn.Linear(outer, width, bias=False)
+        self.down_proj = nn.Linear(width, outer, bias=False)
         self.gated = config.gated_mlp
         self.activation = ACT2FN[config.hidden_act]
 
@@ -189,7 +190,7 @@ class CompeteSMoERouter(nn.Module):
         else:
             logits = F.linear(x, self.weight)
         scores = self.scores(logits)
-        experts = self.choose(scores)
+        experts = self.choose(logits)
         weights = scores.gather(1, experts)
         if config.norm_topk_prob:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -204,11 +205,11 @@ class CompeteSMoERouter(nn.Module):
             return logits.sigmoid()
         return F.softplus(logits).sqrt()
 
-    def choose(self, scores):
-        """The K experts [T, K] of each token by its scores [T, E]."""
-        ranking = scores
+    def choose(self, logits):
+        """The K experts [T, K] of each token by its logits [T, E]."""
+        ranking = logits.float() if self.config.rank_by_logits else self.scores(logits)
         if self.config.score_correction_bias:
-            ranking = scores + self.e_score_correction_bias.float()
+            ranking = ranking + self.e_score_correction_bias.float()
         return self._within_groups(ranking).topk(self.config.num_experts_per_tok, dim=-1).indices
 
     def _within_groups(self, ranking):
@@ -229,8 +230,13 @@ class CompeteSMoEBlock(nn.Module):
         super().__init__()
         self.gate = CompeteSMoERouter(config)
         self.experts = nn.ModuleList(
-            CompeteSMoEMLP(config, config.moe_intermediate_size) for _ in range(config.num_experts)
+            CompeteSMoEMLP(config, config.moe_intermediate_size, config.moe_latent_size)
+            for _ in range(config.num_experts)
         )
+        if config.moe_latent_size:
+            self.fc1_latent_proj = nn.Linear(config.hidden_size, config.moe_latent_size, bias=False)
+            self.fc2_latent_proj = nn.Linear(config.moe_latent_size, config.hidden_size, bias=False)
+        self.is_latent = config.moe_latent_size > 0
         if config.shared_expert_intermediate_size:
             self.shared_expert = CompeteSMoEMLP(config, config.shared_expert_intermediate_size)
             if config.shared_expert_gate:
@@ -241,12 +247,15 @@ class CompeteSMoEBlock(nn.Module):
     def forward(self, hidden):
         tokens = hidden.flatten(0, 1)  # [T, H]
         _, weights, experts = self.gate(tokens)
-        mixed = torch.zeros_like(tokens)
+        seen = self.fc1_latent_proj(tokens) if self.is_latent else tokens
+        mixed = torch.zeros_like(seen)
         # In training also those that no token chose: every parameter has a gradient on every rank, which DDP and ZeRO need.
         for number in range(len(self.experts)) if self.training else experts.unique().tolist():
             token, rank = (experts == number).nonzero(as_tuple=True)
-            answer = self.experts[number](tokens[token]) * weights[token, rank, None]
+            answer = self.experts[number](seen[token]) * weights[token, rank, None]
             mixed.index_add_(0, token, answer.to(mixed.dtype))
+        if self.is_latent:
+            mixed = self.fc2_latent_proj(mixed)
         if self.has_shared:
             shared = self.shared_expert(tokens)
             if self.gates_shared:
@@ -444,7 +453,7 @@ def load_balancing_loss(gates, router_logits, attention_mask=None):
     chosen, score, rows = (torch.zeros(size, device=device) for size in (experts, experts, ()))
     for gate, logits in zip(gates, router_logits, strict=True):
         scores = gate.scores(logits)
-        choice = F.one_hot(gate.choose(scores), experts).sum(1)  # [T, E]
+        choice = F.one_hot(gate.choose(logits), experts).sum(1)  # [T, E]
         counted = torch.ones(len(logits), device=logits.device)
         if attention_mask is not None:
             passed = len(logits) // len(attention_mask)  # with a cache the mask is longer than this pass

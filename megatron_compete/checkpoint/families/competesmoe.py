@@ -67,10 +67,12 @@ decoder.layers.*.mlp.linear_fc1.weight                       -> model.layers.*.m
 decoder.layers.*.mlp.linear_fc2.weight                       -> model.layers.*.mlp.down_proj.weight                whole  [H,F]  dense
 decoder.layers.*.mlp.router.weight                           -> model.layers.*.mlp.gate.weight                     whole  [E,H]  experts
 decoder.layers.*.mlp.router.expert_bias                      -> model.layers.*.mlp.gate.e_score_correction_bias    fp32   [E]    experts expert_bias
-decoder.layers.*.mlp.experts.experts.*.linear_fc1.weight     -> model.layers.*.mlp.experts.*.gate_proj.weight      gate   [M,H]  experts gated
-decoder.layers.*.mlp.experts.experts.*.linear_fc1.weight     -> model.layers.*.mlp.experts.*.up_proj.weight        up     [M,H]  experts gated
-decoder.layers.*.mlp.experts.experts.*.linear_fc1.weight     -> model.layers.*.mlp.experts.*.up_proj.weight        whole  [M,H]  experts !gated
-decoder.layers.*.mlp.experts.experts.*.linear_fc2.weight     -> model.layers.*.mlp.experts.*.down_proj.weight      whole  [H,M]  experts
+decoder.layers.*.mlp.fc1_latent_proj.weight                  -> model.layers.*.mlp.fc1_latent_proj.weight          whole  [L,H]  experts latent
+decoder.layers.*.mlp.fc2_latent_proj.weight                  -> model.layers.*.mlp.fc2_latent_proj.weight          whole  [H,L]  experts latent
+decoder.layers.*.mlp.experts.experts.*.linear_fc1.weight     -> model.layers.*.mlp.experts.*.gate_proj.weight      gate   [M,I]  experts gated
+decoder.layers.*.mlp.experts.experts.*.linear_fc1.weight     -> model.layers.*.mlp.experts.*.up_proj.weight        up     [M,I]  experts gated
+decoder.layers.*.mlp.experts.experts.*.linear_fc1.weight     -> model.layers.*.mlp.experts.*.up_proj.weight        whole  [M,I]  experts !gated
+decoder.layers.*.mlp.experts.experts.*.linear_fc2.weight     -> model.layers.*.mlp.experts.*.down_proj.weight      whole  [I,M]  experts
 decoder.layers.*.mlp.shared_experts.linear_fc1.weight        -> model.layers.*.mlp.shared_expert.gate_proj.weight  gate   [S,H]  experts shared gated
 decoder.layers.*.mlp.shared_experts.linear_fc1.weight        -> model.layers.*.mlp.shared_expert.up_proj.weight    up     [S,H]  experts shared gated
 decoder.layers.*.mlp.shared_experts.linear_fc1.weight        -> model.layers.*.mlp.shared_expert.up_proj.weight    whole  [S,H]  experts shared !gated
@@ -129,6 +131,8 @@ def _router_config(d: Dimensions, arguments: Mapping[str, Any]) -> dict[str, Any
         "num_expert_groups": rule.num_groups,
         "num_chosen_groups": rule.group_top_k,
         "experts_per_group_score": rule.experts_per_group_score,
+        "rank_by_logits": rule.by_logits and rule.num_groups > 1,  # without groups both rank alike
+        "moe_latent_size": int(arguments.get("moe_latent_size") or 0),
         "router_in_fp32": arguments.get("moe_router_dtype") in ("fp32", "fp64"),
     }
 
@@ -174,6 +178,7 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "moe_router_enable_expert_bias": config["score_correction_bias"],
         "moe_router_num_groups": config["num_expert_groups"] if grouped else None,
         "moe_router_group_topk": config["num_chosen_groups"] if grouped else None,
+        "moe_latent_size": config["moe_latent_size"] or None,
         "moe_router_dtype": "fp32" if config["router_in_fp32"] else None,
     }
 
@@ -200,6 +205,7 @@ COMPETESMOE = Family(
                 moe_layer_freq=anything,
                 moe_shared_expert_intermediate_size=positive_or_none,
                 moe_shared_expert_gate=SWITCH,
+                moe_latent_size=positive_or_none,
                 moe_router_score_function=one_of("softmax", "sigmoid", "sqrtsoftplus"),
                 moe_router_pre_softmax=SWITCH,
                 moe_router_topk_scaling_factor=anything,

@@ -85,6 +85,8 @@ class Dimensions:
     """Whether a sigmoid gate weights the shared experts."""
     expert_bias: bool = False
     """Whether the router has a score-correction bias."""
+    expert_latent: int = 0
+    """Width of what experts see, where that is not the hidden states."""
     delta: Delta | None = None
     linear_layers: tuple[bool, ...] = ()
     """Whether a layer has a gated delta net in attention's place; empty: none."""
@@ -159,6 +161,7 @@ class Dimensions:
             gated=bool(arguments.get("swiglu")),
             shared_gate=bool(arguments.get("moe_shared_expert_gate")),
             expert_bias=bool(arguments.get("moe_router_enable_expert_bias")),
+            expert_latent=int(arguments.get("moe_latent_size") or 0),
             delta=_delta(arguments) if has_delta else None,
             linear_layers=linear,
             mtp_layers=int(arguments.get("mtp_num_layers") or 0),

@@ -74,6 +74,8 @@ SIZES: dict[str, Callable[[Dimensions], int]] = {
     "E": lambda d: d.experts,
     "M": lambda d: d.expert_ffn,
     "S": lambda d: d.shared_ffn,
+    "L": lambda d: d.expert_latent,
+    "I": lambda d: d.expert_latent or d.hidden,  # what an expert sees
     "2M": lambda d: 2 * d.expert_ffn,
     "N": lambda d: d.heads,
     "1": lambda d: 1,
@@ -102,6 +104,7 @@ CONDITIONS: dict[str, Callable[[Dimensions, int | None], bool]] = {
     "linear": lambda d, layer: layer is not None and d.linear_layers[layer],
     "shared": lambda d, layer: d.shared_ffn > 0,
     "shared_gate": lambda d, layer: d.shared_gate,
+    "latent": lambda d, layer: d.expert_latent > 0,
     "expert_bias": lambda d, layer: d.expert_bias,
     "gated": lambda d, layer: d.gated,
     "layer_norm": lambda d, layer: d.layer_norm,

@@ -129,7 +129,7 @@ BLOCK = (
     Requirement("apply_layernorm_1p", False, OFF, "its norms do not add 1 to their weight"),
     Requirement("add_bias_linear", True, OFF, "it has no biases there: train with --disable-bias-linear", flag="add_bias_linear"),
     Requirement("apply_residual_connection_post_layernorm", False, OFF, "it adds the residual before the norm"),
-    Requirement("mtp_num_layers", None, none_or(0), "it has no multi-token prediction"),
+    Requirement("mtp_num_layers", None, none_or(0), "it has no multi-token prediction: --drop-mtp leaves it out"),
     Requirement("mtp_use_repeated_layer", False, OFF, "its layers for multi-token prediction are not one repeated"),
     Requirement("experimental_attention_variant", None, NOT_SET, "it has plain attention in every layer"),
     Requirement("linear_attention_freq", None, NOT_SET, "it has plain attention in every layer"),
