@@ -5,9 +5,9 @@ PY := .venv/bin/python
 WORKERS := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # Every shell script: by its ending, and the one without.
-SHELL_SCRIPTS = .ci/run $(shell find . -path ./.venv -prune -o -path ./runs -prune -o \( -name '*.sh' -o -name '*.sbatch' \) -print)
+SHELL_SCRIPTS = .ci/run $(shell find . -path './.venv*' -prune -o -path ./runs -prune -o \( -name '*.sh' -o -name '*.sbatch' \) -print)
 
-.PHONY: help setup demo test test-slow test-mutations test-faults test-slurm test-docker test-all benchmark benchmark-gpu benchmark-preprocess lint format clean
+.PHONY: help setup demo test test-slow test-mutations test-faults test-slurm test-docker test-bridge test-all benchmark benchmark-gpu benchmark-preprocess lint format clean
 
 help:
 	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-faults  kills, full disks, stuck ranks and damage in real runs, and what becomes of them"
 	@echo "make test-slurm  a job's life on a real Slurm of four nodes on this machine (needs root)"
 	@echo "make test-docker  the container image built by buildah on a stand-in for NVIDIA's (needs root)"
+	@echo "make test-bridge  competition in Megatron-Bridge's real trainer (sets up .venv-bridge beside .venv)"
 	@echo "make test-all  all of these, one after the other"
 	@echo "make benchmark  what a competing step costs"
 	@echo "make benchmark-gpu  everything that one GPU can tell, in nine minutes (runs/gpu)"
@@ -49,7 +50,11 @@ test-slurm: setup
 test-docker: setup
 	@$(PY) -m pytest -q -m docker tests/docker $(PYTEST_ARGS)
 
-test-all: test test-slow test-faults test-slurm test-docker
+test-bridge: setup
+	@tools/setup_bridge_environment.sh
+	@.venv-bridge/bin/python -m pytest -q -n 0 tests/bridge $(PYTEST_ARGS)
+
+test-all: test test-slow test-bridge test-faults test-slurm test-docker
 
 benchmark: setup
 	@$(PY) benchmarks/competition_step.py
@@ -79,4 +84,4 @@ docs-serve: docs
 	@$(PY) -m mkdocs serve --dev-addr 127.0.0.1:8000
 
 clean:
-	rm -rf .venv runs site build dist *.egg-info
+	rm -rf .venv .venv-bridge runs site build dist *.egg-info

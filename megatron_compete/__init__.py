@@ -15,6 +15,7 @@ The rooms, from the ground up. A room imports those above it in this list, never
     layout      parallel sizes and the rules that a job must meet
     resilience  what a run survives: stops, failed saves, damage, stuck ranks, another layout
     training    the trainer's entry: arguments, model, data, step
+    bridge      competition in Megatron-Bridge: recipes, checkpoints, logs
     verify      comparing checkpoints and models
     plan        a job's memory, traffic and time before it runs
     cluster     run folders, Slurm jobs, chains, status

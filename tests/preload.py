@@ -14,7 +14,10 @@ import torch.utils.tensorboard
 
 import megatron_compete.training.pretrain  # noqa: F401  Megatron, its trainer and all of moe/
 from tests import docstrings
+from tests.bridge.environment import is_installed, load_bridge
 
+if is_installed():  # `make test-bridge`
+    load_bridge()
 docstrings.read_once()
 torch.set_num_threads(1)
 gc.freeze()  # a rank's collector need not look at, and thereby copy, what was imported here

@@ -19,6 +19,7 @@ SETTINGS = {"sys.argv", "sys.stdout", "sys.stderr", "mpi4py.rc.initialize"}
 """Attributes of modules that are there to be set."""
 
 OWN_OBJECTS = {
+    "bridge/recipe.py": "a field of the user's recipe",
     "cluster/status.py": "the fields of its own dataclass",
     "moe/baselines/cosine.py": "a parameter of its own layer, as Megatron marks its own",
     "moe/fp8.py": "the state of modules, put back as it was",
