@@ -26,8 +26,9 @@ class CompeteConfig:
     """Fraction of the steps after warm-up at which each MoE layer competes, in [0, 1]. 0 switches competition and all
     its losses off: the layers then behave as Megatron's MoELayer."""
 
-    max_active_layers: int = 3
-    """A_max: layers that may compete at one step, counted over the whole model and all pipeline stages."""
+    max_active_layers: int | None = None
+    """A_max: layers that may compete at one step, counted over the whole model and all pipeline stages. Left out: 3, as
+    the authors have it, or in a deeper model as many as the rate asks for, rate * layers rounded up."""
 
     policy: Literal["auto", "balanced", "shifted", "bernoulli"] = "auto"
     """Who competes when. balanced: layers that compete at one step lie on different pipeline stages, as far as A_max
@@ -36,7 +37,8 @@ class CompeteConfig:
     auto: balanced on several pipeline stages, else shifted; a resumed run keeps what it began with."""
 
     cap_rate: bool = False
-    """Where rate * layers is more than A_max, compete at the highest rate that fits instead of stopping."""
+    """Where rate * layers is more than A_max (3 if that is left out), compete at the highest rate that fits instead of
+    stopping."""
 
     rate_decay: Literal["none", "linear", "cosine"] = "none"
     """How the rate falls over the first --compete-rate-decay-steps after warm-up, to --compete-rate-floor."""
@@ -116,7 +118,7 @@ class CompeteConfig:
     def __post_init__(self) -> None:
         check_fields(self, flag_of)
         _check(0.0 <= self.rate <= 1.0, "rate", self.rate, "a fraction of steps: give a number from 0 to 1")
-        _check(self.max_active_layers >= 1, "max_active_layers", self.max_active_layers, "give 1 or more, or --compete-rate 0 for no competition")  # fmt: skip
+        _check(self.max_active_layers is None or self.max_active_layers >= 1, "max_active_layers", self.max_active_layers, "give 1 or more, or --compete-rate 0 for no competition")  # fmt: skip
         _check(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "give 0 or more")
         _check(0.0 < self.response_ema_decay < 1.0, "response_ema_decay", self.response_ema_decay, "give a number between 0 and 1")  # fmt: skip
         _check(self.distill_temperature > 0.0, "distill_temperature", self.distill_temperature, "give more than 0")

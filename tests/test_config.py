@@ -19,7 +19,7 @@ from megatron_compete.training.arguments import add_arguments
 
 def test_defaults_are_the_authors_language_recipe() -> None:
     config = CompeteConfig()
-    assert (config.rate, config.max_active_layers, config.warmup_steps) == (0.07, 3, 0)
+    assert (config.rate, config.warmup_steps) == (0.07, 0)  # A_max follows from the depth: tests/schedule/test_table.py
     assert (config.distill_coeff, config.distill_winner_coeff) == (0.001, 0.2)
     assert (config.diversity_coeff, config.response_balance_coeff, config.router_balance_coeff) == (0.005, 0.005, 0.01)
 
@@ -71,7 +71,8 @@ def test_every_field_refuses_what_its_annotation_does_not_have(
 ) -> None:
     """Built in Python too, where no argparse has looked at it; a misspelt choice must not mean the default."""
     default = getattr(kind(), field)
-    for wrong in (f"{default}x", None, math.nan, math.inf, [default]):
+    takes_none = type(None) in typing.get_args(typing.get_type_hints(kind)[field])
+    for wrong in (f"{default}x", math.nan, math.inf, [default], *(() if takes_none else (None,))):
         with pytest.raises(CompeteError, match=rf"^{flag(field)} .* is out of range: (choose from|give) "):
             kind(**{field: wrong})
     if isinstance(default, bool | int):
@@ -85,5 +86,6 @@ def test_the_command_line_offers_what_the_configuration_takes() -> None:
         hints = typing.get_type_hints(kind)
         for field in dataclasses.fields(kind):
             (action,) = [action for action in parser._actions if flag(field.name) in action.option_strings]
-            assert tuple(action.choices or ()) == (typing.get_args(hints[field.name]) or ()), field.name
+            is_choice = typing.get_origin(hints[field.name]) is typing.Literal
+            assert tuple(action.choices or ()) == (typing.get_args(hints[field.name]) if is_choice else ()), field.name
     assert typing.get_args(typing.get_type_hints(CompeteConfig)["response"]) == tuple(RESPONSES)

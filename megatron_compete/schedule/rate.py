@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import flag_of
 
+LEAST_MAX_ACTIVE = 3
+"""A_max of arXiv 2505.13380, whose models have up to 27 layers."""
+
 Decay = Literal["none", "linear", "cosine"]
+
+
+def default_max_active(rate: float, num_layers: int) -> int:
+    """A_max where none is given: the authors', or as many as let every one of these layers compete at this rate."""
+    return max(LEAST_MAX_ACTIVE, math.ceil(rate * num_layers - 1e-9))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig, flag_of
 from megatron_compete.schedule.balanced import BalancedDraw, StageChunk
-from megatron_compete.schedule.rate import Decay, RateCurve
+from megatron_compete.schedule.rate import LEAST_MAX_ACTIVE, Decay, RateCurve, default_max_active
 from megatron_compete.schedule.shifted import draw_shifted
 
 Policy = Literal["balanced", "shifted", "bernoulli"]
@@ -74,16 +74,18 @@ class CompetitionSchedule:
     @classmethod
     def of(cls, config: CompeteConfig, stage_chunks: tuple[StageChunk, ...]) -> "CompetitionSchedule":
         """The schedule of these settings for layers on these stages and chunks, in order of depth."""
-        rate = config.rate
+        rate, max_active, policy = config.rate, config.max_active_layers, config.policy
         if config.cap_rate:
-            rate = min(rate, config.max_active_layers / len(stage_chunks))
-        policy = config.policy
+            max_active = max_active or LEAST_MAX_ACTIVE
+            rate = min(rate, max_active / len(stage_chunks))
+        if max_active is None:
+            max_active = default_max_active(1.0 if policy == "bernoulli" else rate, len(stage_chunks))
         if policy == "auto":
             policy = "balanced" if len({stage for stage, _ in stage_chunks}) > 1 else "shifted"
         return cls(
             num_layers=len(stage_chunks),
             rate=rate,
-            max_active=config.max_active_layers,
+            max_active=max_active,
             policy=policy,
             stage_chunks=stage_chunks,
             seed=config.seed,

@@ -60,7 +60,7 @@ SCHEDULE = (
     Mutation("schedule/table.py", "self.seed % 2**64, window]", "self.seed % 2**64, 0]", "schedule/test_table.py::test_windows_are_drawn_apart"),
     Mutation("schedule/table.py", "since_warmup = step - self.warmup_steps", "since_warmup = step", "schedule/test_table.py::test_single_steps_are_the_tables_after_warmup"),
     Mutation("schedule/table.py", "seed=config.seed,", "seed=1234,", EVERY_SETTING),
-    Mutation("schedule/table.py", "max_active=config.max_active_layers,", "max_active=len(stage_chunks),", EVERY_SETTING),
+    Mutation("schedule/table.py", "            max_active=max_active,", "            max_active=len(stage_chunks),", EVERY_SETTING),
     Mutation("schedule/rate.py", "self.floor * steps + extra", "extra", "schedule/test_table.py::test_a_falling_rate_ends_at_its_floor"),
     Mutation("schedule/shifted.py", "random.permutation(num_layers).tolist()", "range(num_layers)", "schedule/test_shifted.py::test_layers_take_turns_in_random_order"),
     Mutation("schedule/balanced.py", "int(random.integers(len(self.slots.sizes)))", "0", "schedule/test_balanced.py::test_where_a_step_begins_in_depth_is_drawn"),

@@ -246,6 +246,29 @@ def test_it_says_what_it_is() -> None:
     assert CompetitionSchedule(8, 0.1, 2, warmup_steps=5).describe().startswith("shifted, rate 0.1 after 5 steps: ")
 
 
+@pytest.mark.parametrize("stages", [1, 2, 3, 8, 16])
+def test_the_defaults_fit_any_depth(stages: int) -> None:
+    """A_max is the authors' 3 where that holds their rate (42 layers), and from there on the least that does."""
+    for layers in range(stages, 201):
+        stage_chunks = tuple((layer * stages // layers, 0) for layer in range(layers))
+        schedule = CompetitionSchedule.of(CompeteConfig(), stage_chunks)
+        assert schedule.rate == 0.07 and schedule.max_active == max(3, -(-7 * layers // 100))
+        table = schedule.table(0, schedule.window_steps)
+        assert table.sum(axis=1).max() <= schedule.max_active and len(set(table.sum(axis=0))) == 1
+        if layers <= 42:
+            given = CompetitionSchedule.of(CompeteConfig(max_active_layers=3), stage_chunks)
+            assert given.settings() == schedule.settings()  # that of checkpoints from before it was derived
+
+
+def test_a_max_follows_the_rate_and_explicit_contradictions_stay_errors() -> None:
+    assert CompetitionSchedule.of(CompeteConfig(rate=0.5), slots(1, layers=16)).max_active == 8
+    assert CompetitionSchedule.of(CompeteConfig(rate=0.01, policy="bernoulli"), slots(1, layers=16)).max_active == 16
+    with pytest.raises(CompeteError, match="--compete-max-active-layers 3 is below rate .* raise it to 7 or lower"):
+        CompetitionSchedule.of(CompeteConfig(max_active_layers=3), slots(2, layers=47))
+    capped = CompetitionSchedule.of(CompeteConfig(cap_rate=True), slots(2, layers=47))
+    assert (capped.rate, capped.max_active) == (3 / 94, 3)
+
+
 def test_a_capped_rate_is_the_highest_that_fits() -> None:
     config = CompeteConfig(rate=0.5, max_active_layers=1, rate_floor=0.3, rate_decay="linear", rate_decay_steps=9)
     with pytest.raises(CompeteError, match="--compete-cap-rate takes the highest rate that fits"):
