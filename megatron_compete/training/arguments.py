@@ -22,6 +22,7 @@ from megatron_compete.training.local_paths import check_local_paths, refuse_msc
 from megatron_compete.training.presets import PRESETS, defaults_asked_for
 from megatron_compete.training.probe_log import add_probe_arguments, check_probe_arguments
 from megatron_compete.training.refused import check_refused
+from megatron_compete.training.renamed import with_replacements
 
 EVAL_INTERVAL = 1000
 """Megatron's default of None makes its dataset sizes a division by None."""
@@ -124,7 +125,7 @@ def _add_reliability_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _one_line_error(message: str) -> NoReturn:
     """argparse would print Megatron's thousand lines of usage first."""
-    raise CompeteError(message)
+    raise CompeteError(with_replacements(message))
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -1,0 +1,90 @@
+"""Would this job train? Everything that is asked before a model is built, in one function for all who ask.
+
+The trainer, `plan`, `submit` and a dry run call `check_job`; they differ in how Megatron comes to validate the arguments:
+a rank makes them global, the others only look. So what one of them takes, the others take.
+"""
+
+import argparse
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.config import CompeteConfig
+from megatron_compete.layout.rules import BrokenRules, broken_rules
+from megatron_compete.moe.baselines import BASELINES, check_baseline
+from megatron_compete.moe.baselines.config import BaselineConfig
+from megatron_compete.moe.competition import Competition
+from megatron_compete.moe.validation import check_supported
+from megatron_compete.training.arguments import check_arguments
+
+
+@dataclass(frozen=True)
+class CheckedJob:
+    """A job that may be built."""
+
+    args: argparse.Namespace
+    """Megatron's arguments, validated."""
+    transformer: TransformerConfig
+    competition: Competition | None
+    """None with another router. Its current step is 0: it is for looking at."""
+
+
+def check_job(
+    args: argparse.Namespace, gpus_per_node: int, validate: Callable[[argparse.Namespace], argparse.Namespace]
+) -> CheckedJob:
+    """Check a job: our rules, Megatron's validation, what the router excludes, and the schedule, in this order.
+
+    Args:
+        args: as parsed, with `world_size`.
+        gpus_per_node: of the machine that it will run on.
+        validate: Megatron's validation of these arguments; returns the validated ones.
+    Raises:
+        BrokenRules: all rules of ours that the job breaks, each with a way out.
+        CompeteError: what Megatron refuses, in its words, or what competition does.
+    """
+    if not (args.use_checkpoint_args or args.yaml_cfg):  # those complete the arguments only when they are validated
+        broken = broken_rules(args, gpus_per_node)
+        if broken:
+            raise BrokenRules(broken)
+    check_arguments(args)
+    with megatrons_words():
+        args = validate(args)
+    return check_model(args)
+
+
+def check_model(args: argparse.Namespace) -> CheckedJob:
+    """The part of `check_job` that looks at validated arguments."""
+    from megatron_compete.training.pretrain import transformer_config  # which imports the parser, and so this module
+
+    with megatrons_words():
+        transformer = transformer_config(args)
+    competition = None
+    if args.router == "compete":
+        compete = CompeteConfig.from_arguments(args)
+        check_supported(transformer, compete)
+        competition = Competition.of_model(compete, transformer, lambda: 0)
+    elif args.router in BASELINES:
+        check_baseline(args.router, transformer, BaselineConfig.from_arguments(args))
+    return CheckedJob(args, transformer, competition)
+
+
+@contextmanager
+def megatrons_words() -> Iterator[None]:
+    """Within it, what Megatron refuses becomes a `CompeteError` that says so, in Megatron's own words."""
+    try:
+        yield
+    except (AssertionError, ValueError, RuntimeError, TypeError) as error:
+        if isinstance(error, CompeteError):
+            raise
+        said = " ".join(str(error).split()) or _where(error)  # some of its assertions say nothing
+        raise CompeteError(f"Megatron refuses these arguments: {said}") from error
+
+
+def _where(error: BaseException) -> str:
+    """The line of Megatron's source that refused, and where it stands."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.line} ({last.filename}:{last.lineno})"
