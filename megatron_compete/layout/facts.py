@@ -3,6 +3,8 @@
 import argparse
 from dataclasses import dataclass
 
+from megatron.core.models.hybrid.hybrid_layer_allocation import Symbols
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -41,9 +43,21 @@ class Facts:
         return max(1, self.world // (self.tp * self.pp * self.cp))
 
     @property
+    def is_hybrid(self) -> bool:
+        """Whether a pattern says what the layers are, and which pipeline stage they lie on."""
+        return self.pattern is not None
+
+    @property
+    def pattern(self) -> str | None:
+        """`--hybrid-layer-pattern`, or by its older name."""
+        return self.args.hybrid_layer_pattern or self.args.hybrid_override_pattern
+
+    @property
     def vp(self) -> int | None:
         """Model chunks of a stage, None where other arguments do not say it yet."""
         args = self.args
+        if self.pattern is not None:
+            return max(1, self.pattern.split(Symbols.MTP_SEPARATOR)[0].count(Symbols.PIPE) + 1) // self.pp
         if args.pipeline_model_parallel_layout is not None:
             return None
         if args.num_virtual_stages_per_pipeline_rank is not None:
@@ -63,6 +77,9 @@ class Facts:
 
     @property
     def moe_layers(self) -> int:
+        """Of the decoder; those of multi-token prediction do not compete."""
+        if self.pattern is not None:
+            return self.pattern.split(Symbols.MTP_SEPARATOR)[0].count(Symbols.MOE)
         frequency = self.args.moe_layer_freq
         if isinstance(frequency, int):
             return len(range(0, self.args.num_layers, frequency))

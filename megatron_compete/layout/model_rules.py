@@ -23,7 +23,7 @@ def experts(f: Facts) -> Iterable[str]:
     if top == 1 and f.args.moe_router_score_function == "softmax" and not f.args.moe_router_pre_softmax:
         yield "--moe-router-topk 1 needs --moe-router-pre-softmax: the softmax over one winner has no gradient"
     pattern = f.args.moe_layer_freq
-    if isinstance(pattern, list) and len(pattern) != f.args.num_layers:
+    if isinstance(pattern, list) and len(pattern) != f.args.num_layers and not f.is_hybrid:
         yield f"--moe-layer-freq names {len(pattern)} layers and --num-layers is {f.args.num_layers}: name each once"
     ffn = f.args.moe_ffn_hidden_size or f.args.ffn_hidden_size
     if ffn and ffn % f.etp:

@@ -11,8 +11,8 @@ from megatron_compete.layout.facts import Facts, multiple
 def layers(f: Facts) -> Iterable[str]:
     """`validate_args`, `TransformerConfig.__post_init__`, `get_num_layers_to_build` (transformer_block.py)."""
     args = f.args
-    if args.pipeline_model_parallel_layout is not None:
-        return  # Megatron reads it whole; what is wrong with it is in its own message
+    if f.is_hybrid or args.pipeline_model_parallel_layout is not None:
+        return  # Megatron reads pattern and layout whole; what is wrong with them is in its own message
     ends = (args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers)
     layers, stages = f.split_layers, f.pp
     if any(ends):
@@ -29,7 +29,9 @@ def layers(f: Facts) -> Iterable[str]:
         return
     per_virtual = args.num_layers_per_virtual_pipeline_stage
     of_a_stage = {*(end for end in ends if end), *([layers // stages] if stages else [])}
-    if per_virtual is not None and (args.num_layers // f.pp) % per_virtual:
+    if per_virtual is not None and any(ends):
+        return  # excluded by Megatron, in its own words
+    if per_virtual is not None and (f.split_layers // f.pp) % per_virtual:
         yield (
             f"--num-layers-per-virtual-pipeline-stage {per_virtual} does not divide the {f.split_layers // f.pp} layers "
             "of a stage: give a divisor"

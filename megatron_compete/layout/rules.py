@@ -36,7 +36,7 @@ def broken_rules(args: argparse.Namespace, gpus_per_node: int) -> tuple[str, ...
 
 def _required(f: Facts) -> Iterable[str]:
     for name in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "micro_batch_size", "max_position_embeddings"):  # fmt: skip
-        if getattr(f.args, name) is None:
+        if getattr(f.args, name) is None and not (name == "num_layers" and f.is_hybrid):
             yield f"--{name.replace('_', '-')} is missing: add it to the recipe"
     if not f.args.train_iters and not f.args.train_samples and not f.args.skip_train:
         yield "--train-iters is missing: give the length of the run, 1 or more"
@@ -142,7 +142,7 @@ def _schedule(f: Facts) -> Iterable[str]:
     try:
         compete = CompeteConfig.from_arguments(f.args)
         if compete.enabled:
-            CompetitionSchedule.of(compete, ((0, 0),) * f.moe_layers)
+            CompetitionSchedule.of(compete, ((0, 0),) * max(1, f.moe_layers))
     except CompeteError as error:
         yield str(error)
 

@@ -1,14 +1,21 @@
 """Bytes that one microbatch leaves on a rank until its backward pass.
 
 Counted after Korthikanti et al. (arXiv 2205.05198, section 4), tensor by tensor as autograd keeps them, for Megatron's
-layers with grouped query attention, fused attention, experts behind an all-to-all, and sequence parallelism. Token
-counts: T on this rank's attention, t = T / tensor parallel size in norms and MoE layers under sequence parallelism.
-Routing is taken to be even: an expert rank gets t * K rows per rank of its expert tensor parallel group.
+layers with fused attention, experts behind an all-to-all, and sequence parallelism; what mixes tokens is in
+`plan/mixer_activations.py`. Token counts: T on this rank's attention, t = T / tensor parallel size in norms and MoE layers
+under sequence parallelism. Routing is taken to be even: an expert rank gets t * K rows per rank of its expert tensor
+parallel group, less what a capacity factor below 1 drops, more what `--moe-pad-expert-input-to-capacity` adds.
+
+Under FP8 a linear layer keeps its input quantised, one byte an element and its scales. Everything else stays in bf16.
 """
 
 from dataclasses import dataclass
 
 from megatron_compete.plan.job import Job
+from megatron_compete.plan.layers import LayerKind
+from megatron_compete.plan.mixer_activations import MixerActivations, mixer_activations
+from megatron_compete.plan.precision import linear_input_bytes
+from megatron_compete.plan.scoring import fused_buffer_bytes, scoring_kernel
 
 FP32 = 4
 INT64 = 8
@@ -16,95 +23,98 @@ INT64 = 8
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """Bytes that a layer keeps of one microbatch, by part; recomputation not yet taken off."""
+    """Bytes that a layer keeps of one microbatch, by part; recomputation and offloading not yet taken off."""
 
     layer_input: float
     """The residual stream, which a norm's backward pass needs; all that remains under full recomputation."""
-    norms: float
-    """Outputs of the two norms, and the input of the second."""
-    norm_outputs: float
-    """The part of `norms` that `--recompute-modules layernorm` gives up."""
-    attention: float
-    attention_core: float
-    """The part of `attention` that `--recompute-modules core_attn` gives up."""
+    residual: float
+    """The input of the second norm, and dropout's masks."""
+    attention_norm: float
+    """Output of the norm before the mixer, as its first linear layer keeps it."""
+    mlp_norm: float
+    """The same of the norm before the MLP."""
+    mixer: MixerActivations
     mlp: float
     """Of a dense MLP, or of experts with their router and rows."""
+    mlp_input: float
+    """The part of `mlp` that experts get as rows."""
     mlp_activation: float
     """The part of `mlp` that `--recompute-modules moe_act` gives up."""
     shared_experts: float
 
     @property
+    def norm_outputs(self) -> float:
+        """What `--recompute-modules layernorm` gives up."""
+        return self.attention_norm + self.mlp_norm
+
+    @property
     def total(self) -> float:
         """All of it."""
-        return self.layer_input + self.norms + self.attention + self.mlp + self.shared_experts
+        parts = self.layer_input + self.residual + self.norm_outputs + self.mixer.total + self.mlp
+        return parts + self.shared_experts
 
 
-def layer_activations(job: Job, is_moe: bool) -> LayerActivations:
+def layer_activations(job: Job, kind: LayerKind) -> LayerActivations:
     """What a layer keeps of one microbatch without recomputation."""
     config, size = job.transformer, job.element_bytes
-    stream = job.sharded_tokens * config.hidden_size * size
-    dropout = job.sharded_tokens * config.hidden_size if config.hidden_dropout > 0 else 0.0
-    attention, core = _attention(job)
-    mlp, activation = _experts(job) if is_moe else _mlp(job, config.ffn_hidden_size)
+    elements = job.sharded_tokens * config.hidden_size
+    stream, quantised = elements * size, elements * linear_input_bytes(job)
+    dropout = elements if config.hidden_dropout > 0 else 0.0
+    mlp, rows, activation = (0.0, 0.0, 0.0)
+    if kind.is_moe:
+        mlp, rows, activation = _experts(job)
+    elif kind.mlp == "mlp":
+        mlp, activation = _mlp(job, config.ffn_hidden_size)
     shared = 0.0
-    if is_moe and config.moe_shared_expert_intermediate_size:
-        shared = _mlp(job, config.moe_shared_expert_intermediate_size)[0] + stream
+    if kind.is_moe and config.moe_shared_expert_intermediate_size:
+        shared = _mlp(job, config.moe_shared_expert_intermediate_size)[0] + quantised
     return LayerActivations(
         layer_input=stream,
-        norms=3.0 * stream + 2 * dropout,
-        norm_outputs=2.0 * stream,
-        attention=attention,
-        attention_core=core,
+        residual=stream * (kind.norms - 1) + kind.norms * dropout,
+        attention_norm=quantised if kind.mixer is not None else 0.0,
+        mlp_norm=0.0 if kind.mlp is None else stream if kind.is_moe else quantised,  # a router keeps bf16
+        mixer=mixer_activations(job, kind.mixer),
         mlp=mlp,
-        mlp_activation=activation if is_moe else 0.0,
+        mlp_input=rows,
+        mlp_activation=activation if kind.is_moe else 0.0,
         shared_experts=shared,
     )
-
-
-def uses_fused_attention(job: Job) -> bool:
-    """Whether attention keeps one statistic a row instead of the scores."""
-    config = job.transformer
-    return config.transformer_impl != "local" and config.attention_backend.name not in ("local", "unfused")
-
-
-def _attention(job: Job) -> tuple[float, float]:
-    """Queries, keys, values, the core's output and what the core keeps; and the last of these alone."""
-    config, tokens, size = job.transformer, job.tokens, job.element_bytes
-    heads = config.num_attention_heads / job.sizes.tp
-    queries = heads * config.kv_channels
-    keys = config.num_query_groups / job.sizes.tp * config.kv_channels
-    kept = tokens * (queries + 2 * keys + queries) * size
-    if config.qk_layernorm:
-        kept += tokens * (queries + keys) * size
-    if uses_fused_attention(job):
-        core = tokens * heads * FP32
-    else:  # softmax, and under dropout its mask and result: 5as^2b of the paper
-        scores = job.args.micro_batch_size * heads * (job.args.seq_length / job.sizes.cp) * job.args.seq_length
-        core = scores * (2 * size + 1 if config.attention_dropout > 0 else size)
-    return kept + core, core
 
 
 def _mlp(job: Job, ffn: int) -> tuple[float, float]:
     """Output of the first matrices and of the activation; and the latter alone."""
     matrices = 2 if job.transformer.gated_linear_unit else 1
-    activation = job.tokens * ffn / job.sizes.tp * job.element_bytes
-    return matrices * activation + activation, activation
+    elements = job.tokens * ffn / job.sizes.tp
+    activation = elements * linear_input_bytes(job)
+    return matrices * elements * job.element_bytes + activation, activation
 
 
 def routed_rows(job: Job) -> float:
     """Rows that this rank's experts get of one microbatch, at even routing."""
-    return job.sharded_tokens * job.transformer.moe_router_topk * job.sizes.etp
+    return job.sharded_tokens * job.transformer.moe_router_topk * job.sizes.etp * capacity_share(job)
 
 
-def _experts(job: Job) -> tuple[float, float]:
-    """Router, rows, both hidden layers of the experts; and their activation's output alone."""
-    config, size = job.transformer, job.element_bytes
+def capacity_share(job: Job) -> float:
+    """Rows that experts get for each that was routed to them: 1 without a capacity factor."""
+    config = job.transformer
+    factor = config.moe_expert_capacity_factor
+    if factor is None:
+        return 1.0
+    return float(factor) if config.moe_pad_expert_input_to_capacity else min(1.0, factor)
+
+
+def _experts(job: Job) -> tuple[float, float, float]:
+    """Router, latent tokens, rows, both hidden layers of the experts; the rows alone; the activation's output alone."""
+    config, size, quantised = job.transformer, job.element_bytes, linear_input_bytes(job)
     balances = job.compete is not None and job.competes and job.compete.router_balance_coeff > 0
     per_score = (3 if balances else 2) * FP32 + 1  # logits, probabilities (of the balance loss too), routing map
     router = job.sharded_tokens * (config.num_moe_experts or 0) * per_score
+    latent = 2.0 * job.sharded_tokens * job.expert_width * size if config.moe_latent_size else 0.0
     rows, matrices = routed_rows(job), 2 if config.gated_linear_unit else 1
-    activation = rows * job.expert_ffn / job.sizes.etp * size
-    return router + rows * (config.hidden_size * size + FP32) + matrices * activation + activation, activation
+    inputs = rows * (job.expert_width * quantised + FP32)
+    hidden = rows * job.expert_ffn / job.sizes.etp
+    activation = hidden * quantised
+    return router + latent + inputs + matrices * hidden * size + activation, inputs, activation
 
 
 @dataclass(frozen=True)
@@ -117,27 +127,48 @@ class KeptActivations:
     """Once a rank, while a layer is run again."""
 
 
-def kept_activations(job: Job, is_moe: bool) -> KeptActivations:
-    """A layer's activations under `--recompute-granularity selective`, or none."""
-    layer = layer_activations(job, is_moe)
-    if job.transformer.recompute_granularity != "selective":
-        return KeptActivations(layer.total, 0.0)
-    modules = job.transformer.recompute_modules or []
+def kept_activations(job: Job, kind: LayerKind) -> KeptActivations:
+    """A layer's activations under `--recompute-granularity selective`, or none; offloaded modules are on the host."""
+    layer = layer_activations(job, kind)
+    modules = selected_modules(job)
     given_up = 0.0
     if "core_attn" in modules:
-        given_up += layer.attention_core
+        given_up += layer.mixer.core
+    if "mla_up_proj" in modules:
+        given_up += layer.mixer.up_projections
     if "layernorm" in modules:
         given_up += layer.norm_outputs
-    if "moe" in modules and is_moe:
+    if "moe" in modules and kind.is_moe:
         given_up += layer.mlp + layer.shared_experts
     else:
         if "moe_act" in modules:
             given_up += layer.mlp_activation
         if "shared_experts" in modules:
             given_up += layer.shared_experts
-        if "mlp" in modules and not is_moe:
+        if "mlp" in modules and kind.mlp == "mlp":
             given_up += layer.mlp
-    return KeptActivations(layer.total - given_up, given_up)
+    away = min(_offloaded(job, layer), layer.total - given_up)
+    return KeptActivations(layer.total - given_up - away, given_up + away)
+
+
+def selected_modules(job: Job) -> frozenset[str]:
+    """Modules that are run again in the backward pass, `--recompute-modules`."""
+    config = job.transformer
+    return frozenset(config.recompute_modules or ()) if config.recompute_granularity == "selective" else frozenset()
+
+
+def _offloaded(job: Job, layer: LayerActivations) -> float:
+    """Bytes that `--fine-grained-activation-offloading` moves to the host, of the modules' inputs."""
+    config = job.transformer
+    if not config.fine_grained_activation_offloading:
+        return 0.0
+    parts = {
+        "attn_norm": layer.layer_input, "qkv_linear": layer.attention_norm, "core_attn": layer.mixer.core_inputs,
+        "attn_proj": layer.mixer.output, "mlp_norm": layer.residual, "expert_fc1": layer.mlp_input,
+        "moe_act": layer.mlp_activation, "fused_group_mlp": layer.mlp_input + layer.mlp_activation,
+    }  # fmt: skip
+    away = sum(parts.get(str(module), 0.0) for module in config.offload_modules or ())
+    return float(away * (1.0 if config.activation_offload_fraction is None else config.activation_offload_fraction))
 
 
 def recomputes_layers(job: Job) -> bool:
@@ -147,31 +178,48 @@ def recomputes_layers(job: Job) -> bool:
 
 def recomputes_experts(job: Job) -> bool:
     """Whether MoE layers are run again in the backward pass, whole or as a module."""
-    selective = job.transformer.recompute_granularity == "selective"
-    return recomputes_layers(job) or (selective and "moe" in (job.transformer.recompute_modules or []))
+    return recomputes_layers(job) or "moe" in selected_modules(job)
 
 
-def chunk_activations(job: Job, layers: tuple[int, ...]) -> KeptActivations:
-    """Activations of one model chunk: of one microbatch, and what recomputation holds at a time."""
-    parts = [kept_activations(job, number in job.moe_layers) for number in layers]
+def chunk_activations(job: Job, kinds: tuple[LayerKind, ...], mtp_depths: int = 0) -> KeptActivations:
+    """Activations of one model chunk: of one microbatch, and what recomputation holds at a time.
+
+    Args:
+        kinds: its layers, those of multi-token prediction included.
+        mtp_depths: depths of multi-token prediction in the chunk.
+    """
+    joined = mtp_depths * mtp_activations(job)
     if not recomputes_layers(job):
-        return KeptActivations(
-            sum(part.per_microbatch for part in parts), max([part.live for part in parts], default=0.0)
-        )
-    whole = [layer_activations(job, number in job.moe_layers) for number in layers]
+        parts = [kept_activations(job, kind) for kind in kinds]
+        on_host = min(len(parts), job.transformer.cpu_offloading_num_layers if job.transformer.cpu_offloading else 0)
+        kept = sum(part.per_microbatch for part in parts[on_host:])
+        return KeptActivations(joined + kept, max([part.live for part in parts], default=0.0))
+    whole = [layer_activations(job, kind) for kind in kinds]
     count = job.transformer.recompute_num_layers or 1
     if job.transformer.recompute_method == "block":
         kept = sum(layer.layer_input for layer in whole[:count]) + sum(layer.total for layer in whole[count:])
-        return KeptActivations(kept, max([layer.total for layer in whole[:count]], default=0.0))
+        return KeptActivations(joined + kept, max([layer.total for layer in whole[:count]], default=0.0))
     inputs = sum(layer.layer_input for layer in whole[::count])
+    if job.args.distribute_saved_activations:
+        inputs /= job.sizes.tp
     groups = [sum(layer.total for layer in whole[start : start + count]) for start in range(0, len(whole), count)]
-    return KeptActivations(inputs, max(groups, default=0.0))
+    return KeptActivations(joined + inputs, max(groups, default=0.0))
+
+
+def mtp_activations(job: Job) -> float:
+    """Around one depth of multi-token prediction: embedding and hidden states with their norms' outputs, which are
+    joined on every tensor parallel rank, and the final norm's input and output."""
+    stream = job.sharded_tokens * job.transformer.hidden_size * job.element_bytes
+    joined = 2.0 * job.tokens * job.transformer.hidden_size * linear_input_bytes(job)
+    return 4.0 * stream + joined
 
 
 def output_activations(job: Job) -> float:
-    """Of the last stage: the final norm, logits, and the softmax that the loss keeps in fp32. One microbatch at a time."""
+    """Of the last stage: the final norm, and for the loss and each depth of multi-token prediction logits and the softmax
+    that it keeps in fp32. One microbatch at a time."""
     stream = job.sharded_tokens * job.transformer.hidden_size * job.element_bytes
-    return 2.0 * stream + job.tokens * job.args.padded_vocab_size / job.sizes.tp * (job.element_bytes + FP32)
+    logits = job.tokens * job.args.padded_vocab_size / job.sizes.tp * (job.element_bytes + FP32)
+    return 2.0 * stream + (1 + job.layers.mtp_depths) * logits
 
 
 def competing_activations(job: Job) -> KeptActivations:
@@ -181,14 +229,14 @@ def competing_activations(job: Job) -> KeptActivations:
     which keeps their sum [t, H] too; of [t, E] two fp32 tensors more than at a normal step stay. Where MoE layers are recomputed only the outcome (responses, scores, winners)
     waits, and the rest is there for one layer at a time. By utility only the logits wait, `moe/utility.py`.
     """
-    config, tokens = job.transformer, job.sharded_tokens
+    config, tokens, width = job.transformer, job.sharded_tokens, job.expert_width
     experts, winners = config.num_moe_experts or 0, config.moe_router_topk
     if job.by_utility:
         logits = float(tokens * experts * {"fp32": 4, "fp64": 8}.get(config.moe_router_dtype, job.element_bytes))
         return KeptActivations(0.0, logits) if recomputes_experts(job) else KeptActivations(logits, 0.0)
     casts = 0 if job.element_bytes == FP32 else 2 * FP32
-    rows = tokens * winners * config.hidden_size * (job.element_bytes + casts)
-    units = tokens * (winners + 1) * config.hidden_size * FP32 if winners > 1 else 0
+    rows = tokens * winners * width * (job.element_bytes + casts)
+    units = tokens * (winners + 1) * width * FP32 if winners > 1 else 0
     whole = rows + units + 2.0 * tokens * experts * FP32
     if not recomputes_experts(job):
         return KeptActivations(whole, 0.0)
@@ -197,21 +245,22 @@ def competing_activations(job: Job) -> KeptActivations:
 
 def scoring_memory(job: Job) -> float:
     """What the scoring pass of one layer holds at a time, `moe/scoring.py`: a chunk's gathered tokens, the next
-    chunk's on their way, and one expert."""
+    chunk's on their way, and one expert; with the fused kernels what they write between their two halves instead."""
     assert job.compete is not None
-    config, sizes, size = job.transformer, job.sizes, job.element_bytes
+    config, sizes, size, width = job.transformer, job.sizes, job.element_bytes, job.expert_width
     chunk, group = min(job.compete.score_chunk_tokens, job.sharded_tokens), sizes.ep * sizes.etp
     matrices = 2 if config.gated_linear_unit else 1
     ffn, experts = job.expert_ffn / sizes.etp, (config.num_moe_experts or 0) / sizes.ep
     chunks = min(2, -(-job.sharded_tokens // chunk))
-    tokens = config.hidden_size * size * chunks if group > 1 else 0
-    running = max((matrices + 1) * ffn, ffn + config.hidden_size) * size
+    tokens = width * size * chunks if group > 1 else 0
+    running = max((matrices + 1) * ffn, ffn + width) * size
     casts = FP32 if size == FP32 else 2 * FP32
     if job.by_utility:  # the product of two factors, and the gathered gradients
         casts = FP32 if size == FP32 else 3 * FP32
-        tokens += config.hidden_size * size / sizes.etp if sizes.ep > 1 else 0
-    response = config.hidden_size * (size + casts / sizes.etp + (size if sizes.etp > 1 else 0))
-    held = chunk * group * (tokens + max(running, response)) + chunk * sizes.ep * experts * FP32
+        tokens += width * size / sizes.etp if sizes.ep > 1 else 0
+    response = width * (size + casts / sizes.etp + (size if sizes.etp > 1 else 0))
+    passing = fused_buffer_bytes(job) if scoring_kernel(job) != "plain" else max(running, response)
+    held = chunk * group * (tokens + passing) + chunk * sizes.ep * experts * FP32
     if job.compete.response_gradients == "all":  # sums of all local experts' gradients, and one expert's
-        held += 2 * (matrices + 1) * config.hidden_size * ffn * experts * size
+        held += 2 * (matrices + 1) * width * ffn * experts * size
     return held

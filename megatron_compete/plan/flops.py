@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from megatron.training.training import num_floating_point_operations
 
 from megatron_compete.plan.job import Job
+from megatron_compete.plan.layers import LayerKind, Mixer
+from megatron_compete.plan.mixer_parameters import GdnShape, LatentShape, MambaShape
 from megatron_compete.training.flops import scoring_flops
+
+MAMBA_SCAN = 7
+"""FLOPs of Mamba's scan for a token, channel and state (as Megatron counts it)."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +47,58 @@ class LayerFlops:
     """Forward FLOPs of one microbatch in one layer on one rank."""
 
     projections: float
-    """Of attention: queries, keys and values, and output."""
-    attention: float
-    """Scores and their product with the values, the causal half."""
+    """Of what mixes tokens: matrices before and after its core."""
+    core: float
+    """Attention's scores and their product with the values, the causal half; or a scan."""
     mlp: float
-    """Of a dense MLP or shared experts."""
+    """Of a dense MLP or shared experts, and of latent projections."""
     experts: float
 
 
-def layer_flops(job: Job, is_moe: bool) -> LayerFlops:
+def layer_flops(job: Job, kind: LayerKind) -> LayerFlops:
     """One rank's share of one layer; routed rows are even over ranks."""
+    from megatron_compete.plan.activations import capacity_share
+
     config, tokens, tp = job.transformer, job.tokens, job.sizes.tp
-    queries = config.kv_channels * config.num_attention_heads
-    keys = config.kv_channels * config.num_query_groups
-    ffn = (config.moe_shared_expert_intermediate_size or 0) if is_moe else config.ffn_hidden_size
-    rows = job.sharded_tokens * config.moe_router_topk  # times the shards of an expert, and each has that part of F
-    return LayerFlops(
-        projections=2.0 * tokens * config.hidden_size * (2 * queries + 2 * keys) / tp,
-        attention=2.0 * tokens * job.args.seq_length * queries / tp,
-        mlp=2.0 * tokens * config.hidden_size * matrices(job) * ffn / tp,
-        experts=2.0 * rows * config.hidden_size * matrices(job) * job.expert_ffn if is_moe else 0.0,
-    )
+    projections, core = _mixer(job, kind.mixer) if kind.mixer is not None else (0.0, 0.0)
+    ffn = (config.moe_shared_expert_intermediate_size or 0) if kind.is_moe else config.ffn_hidden_size
+    mlp = 2.0 * tokens * config.hidden_size * matrices(job) * ffn / tp if kind.mlp is not None else 0.0
+    experts = 0.0
+    if kind.is_moe:
+        rows = job.sharded_tokens * config.moe_router_topk * capacity_share(job)
+        experts = 2.0 * rows * job.expert_width * matrices(job) * job.expert_ffn  # each of an expert's shards has a part
+        if config.moe_latent_size:
+            mlp += 4.0 * job.sharded_tokens * config.hidden_size * job.expert_width
+    return LayerFlops(projections=projections, core=core, mlp=mlp, experts=experts)
+
+
+def _mixer(job: Job, mixer: Mixer) -> tuple[float, float]:
+    """Of the matrices, and of the core."""
+    config, tokens, tp, hidden = job.transformer, job.tokens, job.sizes.tp, job.transformer.hidden_size
+    if mixer == "attention":
+        queries, keys = (config.kv_channels * n for n in (config.num_attention_heads, config.num_query_groups))
+        gate = queries if config.attention_output_gate else 0
+        matrices_out = hidden * (2 * queries + gate + 2 * keys)
+        return 2.0 * tokens * matrices_out / tp, 2.0 * tokens * job.args.seq_length * queries / tp
+    if mixer == "mla":
+        return _latent(job)
+    if mixer == "gdn":
+        gdn = GdnShape.of(job)
+        matrices_out = hidden * (2 * gdn.keys + 3 * gdn.values + 2 * gdn.value_heads)
+        scan = gdn.taps * (2 * gdn.keys + gdn.values) + 4 * gdn.values * gdn.value_head
+        return 2.0 * tokens * matrices_out / tp, 2.0 * tokens * scan / tp
+    mamba = MambaShape.of(job)
+    matrices_out = hidden * (3 * mamba.inner + 2 * mamba.state + mamba.heads)
+    return 2.0 * tokens * matrices_out / tp, MAMBA_SCAN * tokens * mamba.inner / tp * config.mamba_state_dim
+
+
+def _latent(job: Job) -> tuple[float, float]:
+    """Down projections are run whole by every tensor parallel rank for its share of the tokens."""
+    latent, hidden, tp = LatentShape.of(job), job.transformer.hidden_size, job.sizes.tp
+    down = hidden * (latent.query_rank + latent.rank + latent.rotary)
+    up = (latent.query_rank or hidden) * latent.queries + latent.rank * latent.keys_and_values + hidden * latent.values
+    projections = 2.0 * job.sharded_tokens * down + 2.0 * job.tokens * up / tp
+    return projections, job.tokens * job.args.seq_length * (latent.queries + latent.values) / tp
 
 
 def scoring_pass_flops(job: Job) -> float:
@@ -71,12 +107,18 @@ def scoring_pass_flops(job: Job) -> float:
     config = job.transformer
     tokens = job.sharded_tokens * job.sizes.ep * job.sizes.etp
     experts = (config.num_moe_experts or 0) / job.sizes.ep
-    return 2.0 * tokens * experts * config.hidden_size * matrices(job) * job.expert_ffn / job.sizes.etp
+    return 2.0 * tokens * experts * job.expert_width * matrices(job) * job.expert_ffn / job.sizes.etp
 
 
 def output_flops(job: Job) -> float:
-    """Forward FLOPs of one microbatch's logits on one rank of the last stage."""
-    return 2.0 * job.tokens * job.transformer.hidden_size * job.args.padded_vocab_size / job.sizes.tp
+    """Forward FLOPs of one microbatch's logits on one rank of the last stage, those of multi-token prediction included."""
+    once = 2.0 * job.tokens * job.transformer.hidden_size * job.args.padded_vocab_size / job.sizes.tp
+    return once * (1 + job.layers.mtp_depths)
+
+
+def mtp_flops(job: Job) -> float:
+    """Forward FLOPs of one microbatch's joint projections in multi-token prediction, on a rank that has it."""
+    return 4.0 * job.tokens * job.transformer.hidden_size**2 / job.sizes.tp * job.layers.mtp_depths
 
 
 def matrices(job: Job) -> int:

@@ -28,6 +28,9 @@ class Hardware:
     """Bytes a second that a GPU's share of the network cards sends to other nodes."""
     gpus_per_node: int = 8
 
+    host_bandwidth: float = 25e9
+    """Assumption: bytes a second between a GPU and the host's memory, and what a GPU's share of the host's processors
+    reads and writes there."""
     gemm_efficiency: float = 0.70
     """Assumption: share of the peak that large dense GEMMs reach (projections, output layer)."""
     attention_efficiency: float = 0.55
@@ -61,7 +64,7 @@ class Hardware:
         return {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)
-            if "efficiency" in item.name or item.name in ("wide_expert", "kernel_seconds", "usable_memory")
+            if "efficiency" in item.name or item.name in ("wide_expert", "kernel_seconds", "usable_memory", "host_bandwidth")
         }
 
 
@@ -74,6 +77,8 @@ PRESETS = (
     Hardware("h200", 989.4e12, 1978.9e12, 141e9, 4.8e12, 450e9, 50e9),
     # NVIDIA DGX B200 data sheet divided by 8; NVLink 1.8 TB/s both ways; one 400 Gb/s card a GPU.
     Hardware("b200", 2250e12, 4500e12, 180e9, 8.0e12, 900e9, 50e9),
+    # NVIDIA GB200 NVL72 data sheet divided by 72; NVLink as B200's, among the GPUs of a rack and not of a node alone.
+    Hardware("gb200", 2500e12, 5000e12, 186e9, 8.0e12, 900e9, 50e9, 72),
     # AMD Instinct MI300X data sheet; 7 links of 64 GB/s each way to the node's other GPUs; one 400 Gb/s card a GPU.
     Hardware("mi300x", 1307.4e12, 2614.9e12, 192e9, 5.3e12, 448e9, 50e9),
 )

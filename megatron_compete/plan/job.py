@@ -8,7 +8,6 @@ import argparse
 import sys
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.training.arguments import parse_args, validate_args
@@ -17,22 +16,23 @@ from megatron.training.vocab_utils import calculate_padded_vocab_size
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 from megatron_compete.launch.recipe import MODULE, Recipe
-from megatron_compete.layout.rules import BrokenRules, broken_rules
+from megatron_compete.layout.rules import BrokenRules
 from megatron_compete.layout.scope import check_scope
 from megatron_compete.layout.sizes import ParallelSizes
-from megatron_compete.moe.baselines import BASELINES, check_baseline
-from megatron_compete.moe.baselines.config import BaselineConfig
-from megatron_compete.moe.competition import Competition, decoder_stage_chunks, moe_layer_numbers, moe_stage_chunks
-from megatron_compete.moe.validation import check_supported
+from megatron_compete.moe.competition import moe_stage_chunks
+from megatron_compete.plan.layers import Layers
 from megatron_compete.plan.pretend import pretended_gpu
+from megatron_compete.plan.transformer_engine import NeededVersion, needed_version
 from megatron_compete.resilience.resuming.changes import broken_changes
 from megatron_compete.resilience.resuming.choice import load_folder
 from megatron_compete.resilience.resuming.saved_run import read_saved_run
 from megatron_compete.schedule import CompetitionSchedule
-from megatron_compete.training.arguments import (
-    add_arguments,
-    check_arguments,
-)
+from megatron_compete.training.arguments import add_arguments
+from megatron_compete.training.job_check import CheckedJob, check_job
+
+ASSUMED_VOCABULARY = 128_000
+"""Where neither `--vocab-size` nor `--padded-vocab-size` says, for a plan opens no tokenizer. That of recent models is
+between 32,000 and 202,000, and at most a few per cent of their parameters hang on it."""
 
 GPUS_PER_NODE = 8
 """Where the recipe's `nproc-per-node` does not say."""
@@ -51,6 +51,12 @@ class Job:
 
     sizes: ParallelSizes
     gpus_per_node: int
+    schedule: CompetitionSchedule | None = None
+    """Which layers compete at which step; None where none ever does."""
+    assumed: tuple[str, ...] = ()
+    """What the recipe does not say and the plan takes for granted."""
+    transformer_engine: NeededVersion | None = None
+    """The Transformer Engine that the arguments need; None where they use none."""
 
     @property
     def competes(self) -> bool:
@@ -60,7 +66,7 @@ class Job:
     @property
     def is_dense(self) -> bool:
         """Whether no layer has experts."""
-        return not self.moe_layers
+        return not any(kind.is_moe for kind in self.layers.kinds)
 
     @property
     def by_utility(self) -> bool:
@@ -97,34 +103,20 @@ class Job:
         """F, the hidden size of one expert."""
         return int(self.transformer.moe_ffn_hidden_size or self.transformer.ffn_hidden_size)
 
-    @cached_property
-    def moe_layers(self) -> frozenset[int]:
-        """Numbers of the MoE layers, from 1."""
-        return frozenset(moe_layer_numbers(self.transformer)) if self.transformer.num_moe_experts else frozenset()
+    @property
+    def expert_width(self) -> int:
+        """Width of what experts get and give: the hidden size, or the latent's (`--moe-latent-size`)."""
+        return int(self.transformer.moe_latent_size or self.transformer.hidden_size)
 
     @cached_property
-    def schedule(self) -> CompetitionSchedule | None:
-        """Which layers compete at which step; None where none ever does."""
-        if self.compete is None or not self.compete.enabled:
-            return None
-        return Competition.of_model(self.compete, self.transformer, lambda: 0).schedule
+    def layers(self) -> Layers:
+        """The model's layers in their pipeline layout."""
+        return Layers.of(self.args, self.transformer)
 
     @cached_property
     def stage_chunks(self) -> tuple[tuple[int, int], ...]:
         """(stage, chunk) of each layer that can compete, in order of depth."""
-        return moe_stage_chunks(self.transformer) if self.competes else ()
-
-    @cached_property
-    def layers_PV(self) -> list[list[tuple[int, ...]]]:
-        """Layer numbers, from 1, of each pipeline stage's model chunks."""
-        stage_chunks = decoder_stage_chunks(self.transformer)
-        return [
-            [
-                tuple(number for number, at in enumerate(stage_chunks, 1) if at == (stage, chunk))
-                for chunk in range(self.sizes.vp)
-            ]
-            for stage in range(self.sizes.pp)
-        ]
+        return moe_stage_chunks(self.transformer, self.args.hybrid_layer_pattern) if self.competes else ()
 
 
 def read_job(recipe: Recipe, gpus: int | None = None) -> Job:
@@ -138,16 +130,27 @@ def read_job(recipe: Recipe, gpus: int | None = None) -> Job:
     """
     gpus_per_node = _launch_number(recipe, "nproc-per-node", GPUS_PER_NODE)
     world = gpus if gpus is not None else gpus_per_node * _launch_number(recipe, "nnodes", 1)
+    checked, gpus_per_node = check_recipe(recipe, gpus)
+    check_scope(checked.args)
+    return _job(checked, gpus_per_node)
+
+
+def check_recipe(recipe: Recipe, gpus: int | None = None) -> tuple[CheckedJob, int]:
+    """What the trainer checks before it builds a model, for a recipe and on any host.
+
+    Returns:
+        the checked job and the GPUs of a node.
+    Raises:
+        BrokenRules, CompeteError: see `read_job`.
+    """
+    gpus_per_node = _launch_number(recipe, "nproc-per-node", GPUS_PER_NODE)
+    world = gpus if gpus is not None else gpus_per_node * _launch_number(recipe, "nnodes", 1)
     with pretended_gpu():
-        args = _parse(recipe, world)
-        broken = broken_rules(args, gpus_per_node)
-        if broken:
-            raise BrokenRules(broken)
-        job = _validated(args, gpus_per_node)
-        changes = _broken_changes(args)
+        checked = check_job(_parse(recipe, world), gpus_per_node, _validated)
+        changes = _broken_changes(checked.args)
         if changes:
             raise BrokenRules(changes)
-        return job
+    return checked, gpus_per_node
 
 
 def _broken_changes(args: argparse.Namespace) -> tuple[str, ...]:
@@ -183,47 +186,37 @@ def _parse(recipe: Recipe, world: int) -> argparse.Namespace:
     return args
 
 
-def _validated(args: argparse.Namespace, gpus_per_node: int) -> Job:
-    from megatron_compete.training.pretrain import transformer_config
-
-    check_arguments(args)
-    try:
-        validate_args(args)
-        transformer = transformer_config(args)
-    except (AssertionError, ValueError, RuntimeError, TypeError) as error:
-        if isinstance(error, CompeteError):
-            raise
-        raise CompeteError(f"Megatron refuses these arguments: {error or _where(error)}") from error
-    check_scope(args)
-    compete = None
-    if args.router == "compete":
-        compete = CompeteConfig.from_arguments(args)
-        check_supported(transformer, compete)
-        Competition.of_model(compete, transformer, lambda: 0)
-    elif args.router in BASELINES:
-        check_baseline(args.router, transformer, BaselineConfig.from_arguments(args))
-    args.padded_vocab_size = padded_vocab_size(args)
-    return Job(args, transformer, compete, ParallelSizes.of(args), gpus_per_node)
+def _validated(args: argparse.Namespace) -> argparse.Namespace:
+    validate_args(args)
+    return args
 
 
-def _where(error: BaseException) -> str:
-    """Where an assertion without a message stands in Megatron's source."""
-    trace: Any = error.__traceback__
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"an assertion of {trace.tb_frame.f_code.co_name} in {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
-
-
-def padded_vocab_size(args: argparse.Namespace) -> int:
-    """The vocabulary as Megatron pads it; read from `--vocab-size`, because a plan opens no tokenizer.
-
-    Raises:
-        CompeteError: neither `--vocab-size` nor `--padded-vocab-size` is given.
-    """
-    if args.padded_vocab_size is not None:
-        return int(args.padded_vocab_size)
-    if args.vocab_size is None:
-        raise CompeteError("the vocabulary's size is not in the recipe: add --vocab-size, as the tokenizer has it")
-    return calculate_padded_vocab_size(
-        args.vocab_size, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size, logging_enabled=False
+def _job(checked: CheckedJob, gpus_per_node: int) -> Job:
+    args, competition = checked.args, checked.competition
+    args.padded_vocab_size, assumed = padded_vocab_size(args)
+    competes = competition is not None and competition.config.enabled
+    return Job(
+        args,
+        checked.transformer,
+        None if competition is None else competition.config,
+        ParallelSizes.of(args),
+        gpus_per_node,
+        competition.schedule if competition is not None and competes else None,
+        assumed,
+        needed_version(args),
     )
+
+
+def padded_vocab_size(args: argparse.Namespace) -> tuple[int, tuple[str, ...]]:
+    """The vocabulary as Megatron pads it, and what had to be assumed for it: a plan opens no tokenizer."""
+    if args.padded_vocab_size is not None:
+        return int(args.padded_vocab_size), ()
+    assumed: tuple[str, ...] = ()
+    size = args.vocab_size
+    if size is None:
+        size = ASSUMED_VOCABULARY
+        assumed = (f"a vocabulary of {size:,}, for the recipe does not say: give --vocab-size, as the tokenizer has it",)
+    padded = calculate_padded_vocab_size(
+        size, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size, logging_enabled=False
+    )
+    return padded, assumed

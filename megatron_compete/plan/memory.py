@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 from megatron.core.optimizer.param_layout import pad_bucket_end, pad_param_start
 from megatron.core.pipeline_parallel.schedules import get_pp_rank_microbatches, get_schedule_table
 from megatron.training.theoretical_memory_usage import (
@@ -24,19 +23,23 @@ from megatron.training.theoretical_memory_usage import (
 )
 
 from megatron_compete.plan.activations import (
+    KeptActivations,
     chunk_activations,
     competing_activations,
     output_activations,
     scoring_memory,
 )
 from megatron_compete.plan.job import Job
-from megatron_compete.plan.parameters import Parameters, Tensors
+from megatron_compete.plan.optimizer import state_bytes
+from megatron_compete.plan.parameters import Parameters
+from megatron_compete.plan.sharding import Sharding
+from megatron_compete.plan.tensors import Tensors
 
 NOT_COUNTED = (
     "the CUDA context and NCCL's buffers",
     "the allocator's fragmentation and unused cache",
     "workspaces of GEMM and attention kernels",
-    "under FP8: copies of weights, and what activations save, which are counted in bf16",
+    "static buffers of CUDA graphs, and what an offload holds on its way",
     "temporary tensors of the optimizer step and of gradient reduction",
 )
 NOT_COUNTED_OF_EXPERTS = "uneven routing: an expert rank that gets more rows than the mean holds more"
@@ -92,7 +95,7 @@ def stage_memory(job: Job, parameters: Parameters) -> tuple[StageMemory, ...]:
 
 def _stage(job: Job, parameters: Parameters, stage: int) -> StageMemory:
     in_flight = in_flight_microbatches(job, stage)
-    chunks = [chunk_activations(job, layers) for layers in job.layers_PV[stage]]
+    chunks = [_chunk_activations(job, stage, chunk) for chunk in range(job.sizes.vp)]
     kept = sum(count * chunk.per_microbatch for count, chunk in zip(in_flight, chunks))
     live = max(chunk.live for chunk in chunks)
     competition = _competition(job, stage, in_flight)
@@ -107,6 +110,11 @@ def _stage(job: Job, parameters: Parameters, stage: int) -> StageMemory:
     )
 
 
+def _chunk_activations(job: Job, stage: int, chunk: int) -> KeptActivations:
+    predicts = (stage, chunk) == job.layers.mtp_place
+    return chunk_activations(job, job.layers.run_by(stage, chunk), job.layers.mtp_depths if predicts else 0)
+
+
 def in_flight_microbatches(job: Job, stage: int) -> tuple[int, ...]:
     """Microbatches of each model chunk in flight when the stage begins its first backward pass, from Megatron's own
     warm-up count and schedule table."""
@@ -116,6 +124,8 @@ def in_flight_microbatches(job: Job, stage: int) -> tuple[int, ...]:
     pipeline = SimpleNamespace(pp_group=group, virtual_pipeline_model_parallel_size=virtual)
     per_group = config.microbatch_group_size_per_vp_stage
     total, _, warmup, _ = get_pp_rank_microbatches(job.microbatches, chunks, per_group, p2p_communicator=pipeline)
+    if job.args.overlap_moe_expert_parallel_comm:  # a forward pass runs beside each backward pass, so one more waits
+        warmup += 1
     forwards = get_schedule_table(job.microbatches, chunks, per_group)[: min(warmup + 1, total)]
     return tuple(sum(chunk == number for _, chunk in forwards) for number in range(chunks))
 
@@ -134,51 +144,31 @@ def _competition(job: Job, stage: int, in_flight_V: tuple[int, ...]) -> float:
 
 def _state(job: Job, chunks: tuple[tuple[Tensors, ...], ...]) -> dict[str, float]:
     """Bytes of weights, gradient buffers and optimizer of a stage's model chunks."""
+    sharding = Sharding.of(job)
     weights = gradients = optimizer = 0.0
     for chunk in chunks:
         for expert in (False, True):
             tensors = [item for item in chunk if item.expert == expert]
             elements, shard = _buffer(job, tensors, expert)
-            weights += elements * job.element_bytes
-            gradients += elements * gradient_bytes(job)
-            optimizer += shard * optimizer_bytes(job)
+            padding = elements / max(1, sum(item.on_rank for item in tensors))
+            weights += padding * sharding.held_weights(job, tensors)
+            gradients += sharding.held_gradients(job, elements, expert)
+            optimizer += shard * state_bytes(job, tensors)
     return {"weights": weights, "gradients": gradients, "optimizer": optimizer}
 
 
 def _buffer(job: Job, tensors: list[Tensors], expert: bool) -> tuple[int, int]:
     """Elements of a buffer of tensors, and of the optimizer's part of it on one rank."""
     elements = sum(item.on_rank for item in tensors)
+    ranks = Sharding.of(job).optimizer_ranks(job, expert)
     if not job.args.use_distributed_optimizer or elements == 0:
-        return elements, elements
-    ranks = shard_ranks(job, expert)
+        return elements, math.ceil(elements / ranks)
     padded = pad_bucket_end(
         sum(item.count * pad_param_start(item.elements) for item in tensors),
         ranks,
         job.args.ddp_pad_buckets_for_high_nccl_busbw,
     )
     return padded, math.ceil(padded / ranks)
-
-
-def shard_ranks(job: Job, expert: bool) -> int:
-    """Ranks over which gradients are summed and the distributed optimizer is split."""
-    return job.sizes.edp if expert else job.sizes.dp * job.sizes.cp
-
-
-def gradient_bytes(job: Job) -> int:
-    """Of one element of the buffer in which gradients are accumulated and reduced."""
-    return 4 if job.args.accumulate_allreduce_grads_in_fp32 else job.element_bytes
-
-
-def optimizer_bytes(job: Job) -> int:
-    """Adam's state of one element: two moments, and an fp32 copy of weights in a lower precision."""
-    args = job.args
-    if not args.use_precision_aware_optimizer:
-        return 8 if job.element_bytes == 4 else 12
-    moments = args.exp_avg_dtype.itemsize + args.exp_avg_sq_dtype.itemsize
-    if job.element_bytes == 4:
-        return int(moments)
-    remainders = args.bf16 and args.main_params_dtype == torch.float32  # as bf16 weight and 16 further bits
-    return int(moments + (2 if remainders else args.main_params_dtype.itemsize))
 
 
 def megatron_estimate(job: Job) -> tuple[float, float]:

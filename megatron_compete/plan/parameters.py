@@ -1,49 +1,20 @@
 """Parameters of a job's model: exactly the tensors that Megatron builds, per layer, pipeline stage and rank.
 
-Shapes follow megatron/core: `SelfAttention`, `MLP`, `Router`, `SharedExpertMLP`, `LanguageModelEmbedding`, `GPTModel`.
-H hidden size, F hidden size of an MLP, E experts, Q and G widths of queries and of keys (all heads, all groups).
+Shapes of what mixes tokens are in `plan/mixer_parameters.py`. Here: `MLP`, `Router`, `MoELayer` (with its latent
+projections), `SharedExpertMLP`, `LanguageModelEmbedding`, `MultiTokenPredictionLayer`, `GPTModel` of megatron/core.
+H hidden size, F hidden size of an MLP, E experts.
 """
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_compete.plan.job import Job
+from megatron_compete.plan.layers import LayerKind
+from megatron_compete.plan.mixer_parameters import MixerShape, mixer_tensors
+from megatron_compete.plan.tensors import Tensors
 
-
-@dataclass(frozen=True)
-class Tensors:
-    """`count` parameter tensors of one kind and size on a rank."""
-
-    kind: str
-    """attention, norm, router, experts, shared experts, mlp, embedding, positions or output."""
-
-    elements: int
-    """Of one such tensor on one rank."""
-
-    count: int = 1
-    shards: int = 1
-    """Ranks that hold a different part of the model's: 1 for what all have alike."""
-
-    expert: bool = False
-    """Whether the gradient is summed over the experts' own data parallel ranks. Megatron gives experts buffers of their
-    own only where they are split otherwise than the rest (`use_expert_pgs`, megatron/core/tensor_parallel/layers.py)."""
-
-    active_share: float = 1.0
-    """Share of the parameters that one token meets."""
-
-    is_copy: bool = False
-    """Tied output weights, which the last stage holds beside the first one's embedding."""
-
-    @property
-    def on_rank(self) -> int:
-        """Elements on one rank."""
-        return self.elements * self.count
-
-    @property
-    def total(self) -> int:
-        """Elements in the model, each counted once."""
-        return 0 if self.is_copy else self.on_rank * self.shards
+MTP = "multi-token prediction"
 
 
 @dataclass(frozen=True)
@@ -52,7 +23,7 @@ class Parameters:
 
     total: int
     active: int
-    """That one token meets."""
+    """That one token meets, without multi-token prediction, which is for training alone."""
 
     by_kind: dict[str, int]
     tensors_PV: tuple[tuple[tuple[Tensors, ...], ...], ...]
@@ -76,10 +47,11 @@ def count_parameters(job: Job) -> Parameters:
     tensors = [tensors for chunks in chunks_PV for chunk in chunks for tensors in chunk]
     by_kind: dict[str, int] = {}
     for item in tensors:
-        by_kind[item.kind] = by_kind.get(item.kind, 0) + item.total
+        kind = MTP if item.mtp else item.kind
+        by_kind[kind] = by_kind.get(kind, 0) + item.total
     return Parameters(
         total=sum(by_kind.values()),
-        active=round(sum(item.total * item.active_share for item in tensors)),
+        active=round(sum(item.total * item.active_share for item in tensors if not item.mtp)),
         by_kind=by_kind,
         tensors_PV=chunks_PV,
     )
@@ -89,20 +61,30 @@ def _chunk(job: Job, stage: int, chunk: int) -> Iterator[Tensors]:
     """What a rank holds of one model chunk."""
     first = stage == 0 and chunk == 0
     last = stage == job.sizes.pp - 1 and chunk == job.sizes.vp - 1
-    if first:
-        yield from _embedding(job)
-    for number in job.layers_PV[stage][chunk]:
-        yield from _layer(job, number in job.moe_layers)
+    predicts = job.layers.mtp_depths > 0 and (stage, chunk) == job.layers.mtp_place
+    if first or predicts:
+        yield from _embedding(job, is_copy=not first)
+    shape = _Shape.of(job)
+    for kind in job.layers.decoder_PV[stage][chunk]:
+        yield from _layer_of(shape, kind)
     if last:
-        yield from _norm(job, job.transformer.hidden_size)
+        yield from _final_norm(job)
+    if predicts:
+        yield from (replace(item, mtp=True) for item in _mtp(job, shape))
+    if last:
         yield from _output(job, beside_embedding=first)
 
 
-def _embedding(job: Job) -> Iterator[Tensors]:
+def _final_norm(job: Job) -> Iterator[Tensors]:
+    yield Tensors("norm", job.transformer.hidden_size, count=MixerShape.of(job).norm_tensors)
+
+
+def _embedding(job: Job, is_copy: bool) -> Iterator[Tensors]:
+    """Of the first stage; multi-token prediction on another stage has a copy."""
     hidden, tp = job.transformer.hidden_size, job.sizes.tp
-    yield Tensors("embedding", job.args.padded_vocab_size // tp * hidden, shards=tp)
+    yield Tensors("embedding", job.args.padded_vocab_size // tp * hidden, shards=tp, is_copy=is_copy)
     if job.args.position_embedding_type == "learned_absolute":
-        yield Tensors("positions", job.args.max_position_embeddings * hidden)
+        yield Tensors("positions", job.args.max_position_embeddings * hidden, is_copy=is_copy)
 
 
 def _output(job: Job, beside_embedding: bool) -> Iterator[Tensors]:
@@ -113,32 +95,31 @@ def _output(job: Job, beside_embedding: bool) -> Iterator[Tensors]:
     yield Tensors("output", job.args.padded_vocab_size // tp * job.transformer.hidden_size, shards=tp, is_copy=tied)
 
 
-def _layer(job: Job, is_moe: bool) -> tuple[Tensors, ...]:
-    return _layer_of(_Shape.of(job), is_moe)
+def _mtp(job: Job, shape: "_Shape") -> Iterator[Tensors]:
+    """Each depth: norms of the hidden states and of the embeddings, their joint projection, layers, a final norm."""
+    mixer, tp = shape.mixer, job.sizes.tp
+    for _ in range(job.layers.mtp_copies):
+        yield Tensors("norm", mixer.hidden, count=3 * mixer.norm_tensors)
+        yield Tensors("projection", 2 * mixer.hidden * mixer.hidden // tp, shards=tp)
+        for kind in job.layers.mtp:
+            yield from _layer_of(shape, kind)
 
 
 @dataclass(frozen=True)
 class _Shape:
     """What a layer's tensors depend on; layers of a kind are counted once."""
 
-    hidden: int
-    queries: int
-    keys: int
-    head: int
-    qk_norm: bool
-    norm_tensors: int
-    """1: RMSNorm, 2: LayerNorm's weight and bias."""
-    qkv_bias: bool
-    bias: bool
+    mixer: MixerShape
     matrices_in: int
     """Matrices H x F of an MLP: 2 where it is gated."""
     ffn: int
     expert_ffn: int
+    latent: int
+    """Width of what experts get; H without latent experts."""
     shared_ffn: int
     shared_gate: bool
     experts: int
     topk: int
-    tp: int
     ep: int
     etp: int
 
@@ -146,75 +127,64 @@ class _Shape:
     def of(cls, job: Job) -> "_Shape":
         config, sizes = job.transformer, job.sizes
         return cls(
-            hidden=config.hidden_size,
-            queries=config.kv_channels * config.num_attention_heads,
-            keys=config.kv_channels * config.num_query_groups,
-            head=config.kv_channels,
-            qk_norm=config.qk_layernorm,
-            norm_tensors=1 if config.normalization == "RMSNorm" else 2,
-            qkv_bias=config.add_bias_linear or config.add_qkv_bias,
-            bias=config.add_bias_linear,
+            mixer=MixerShape.of(job),
             matrices_in=2 if config.gated_linear_unit else 1,
             ffn=config.ffn_hidden_size,
             expert_ffn=job.expert_ffn,
+            latent=job.expert_width,
             shared_ffn=config.moe_shared_expert_intermediate_size or 0,
             shared_gate=bool(config.moe_shared_expert_gate),
             experts=config.num_moe_experts or 0,
             topk=config.moe_router_topk,
-            tp=sizes.tp,
             ep=sizes.ep,
             etp=sizes.etp,
         )
 
 
-def _norm(job: Job, size: int) -> Iterator[Tensors]:
-    yield Tensors("norm", size, count=_Shape.of(job).norm_tensors)
-
-
 @functools.cache
-def _layer_of(s: _Shape, is_moe: bool) -> tuple[Tensors, ...]:
-    tensors = [Tensors("norm", s.hidden, count=2 * s.norm_tensors), *_attention(s)]
-    tensors += _moe(s) if is_moe else _mlp(s, "mlp", s.ffn, s.bias)
+def _layer_of(s: _Shape, kind: LayerKind) -> tuple[Tensors, ...]:
+    tensors = [Tensors("norm", s.mixer.hidden, count=kind.norms * s.mixer.norm_tensors)]
+    if kind.mixer is not None:
+        tensors += mixer_tensors(s.mixer, kind.mixer)
+    if kind.mlp == "moe":
+        tensors += _moe(s)
+    elif kind.mlp == "mlp":
+        tensors += _mlp(s, "mlp", s.ffn, s.mixer.bias)
     return tuple(tensors)
 
 
-def _attention(s: _Shape) -> Iterator[Tensors]:
-    qkv = s.queries + 2 * s.keys
-    yield Tensors("attention", s.hidden * qkv // s.tp, shards=s.tp)
-    yield Tensors("attention", s.queries // s.tp * s.hidden, shards=s.tp)
-    if s.qkv_bias:
-        yield Tensors("attention", qkv // s.tp, shards=s.tp)
-    if s.bias:
-        yield Tensors("attention", s.hidden)
-    if s.qk_norm:
-        yield Tensors("norm", s.head, count=2 * s.norm_tensors)
-
-
 def _mlp(s: _Shape, kind: str, ffn: int, bias: bool) -> Iterator[Tensors]:
-    yield Tensors(kind, s.hidden * s.matrices_in * ffn // s.tp, shards=s.tp)
-    yield Tensors(kind, ffn // s.tp * s.hidden, shards=s.tp)
+    hidden, tp = s.mixer.hidden, s.mixer.tp
+    yield Tensors(kind, hidden * s.matrices_in * ffn // tp, shards=tp)
+    yield Tensors(kind, ffn // tp * hidden, shards=tp)
     if bias:
-        yield Tensors(kind, s.matrices_in * ffn // s.tp, shards=s.tp)
-        yield Tensors(kind, s.hidden)
+        yield Tensors(kind, s.matrices_in * ffn // tp, shards=tp)
+        yield Tensors(kind, hidden)
 
 
 def _moe(s: _Shape) -> Iterator[Tensors]:
-    yield Tensors("router", s.experts * s.hidden)
-    if s.bias:
+    hidden, bias = s.mixer.hidden, s.mixer.bias
+    yield Tensors("router", s.experts * hidden)
+    if bias:
         yield Tensors("router", s.experts)
-    sizes = [s.hidden * s.matrices_in * s.expert_ffn // s.etp, s.expert_ffn // s.etp * s.hidden]
-    if s.bias:  # only without expert tensor parallelism
-        sizes += [s.matrices_in * s.expert_ffn, s.hidden]
+    if s.latent != hidden:  # down to the experts' width and up again, whole on every tensor parallel rank
+        yield Tensors("latent projections", hidden * s.latent, count=2)
+        if bias:
+            yield Tensors("latent projections", s.latent)
+            yield Tensors("latent projections", hidden)
+    sizes = [s.latent * s.matrices_in * s.expert_ffn // s.etp, s.expert_ffn // s.etp * s.latent]
+    if bias:  # only without expert tensor parallelism
+        sizes += [s.matrices_in * s.expert_ffn, s.latent]
     for size in sizes:
         yield Tensors(
             "experts",
             size,
             count=s.experts // s.ep,
             shards=s.ep * s.etp,
-            expert=s.ep > 1 or s.etp != s.tp,
+            expert=s.ep > 1 or s.etp != s.mixer.tp,
             active_share=s.topk / s.experts,
         )
     if s.shared_ffn:
         yield from _mlp(s, "shared experts", s.shared_ffn, bias=False)
         if s.shared_gate:
-            yield Tensors("shared experts", s.hidden)
+            yield Tensors("shared experts", hidden)

@@ -13,14 +13,12 @@ import types
 import warnings
 from collections.abc import Iterator
 
+from megatron_compete.plan.transformer_engine import NEWEST
 from megatron_compete.upstream import replace_symbol, resolve
 
 CAPABILITY = (9, 0)
 """Compute capability that Megatron is told of: Hopper's. Its checks tell Ampere, Hopper and Blackwell apart only in what
 the launcher's environment must hold."""
-
-TRANSFORMER_ENGINE = "2.9.0"
-"""Version that Megatron is told of where Transformer Engine is not installed: one that has all it asks for."""
 
 FUSED_KERNELS = (
     "megatron.core.models.common.embeddings.rope_utils:fused_apply_rotary_pos_emb",
@@ -35,27 +33,32 @@ FUSED_KERNELS = (
 
 
 @contextlib.contextmanager
-def pretended_gpu() -> Iterator[None]:
-    """Megatron's checks inside see a GPU host; its prints and warnings about the arguments are dropped."""
+def pretended_gpu(transformer_engine: str = NEWEST) -> Iterator[None]:
+    """Megatron's checks inside see a GPU host; its prints and warnings about the arguments are dropped.
+
+    Args:
+        transformer_engine: version that Megatron is told of where none is installed. By default one that has all that
+            is ever asked for; what a job needs of it is `plan/transformer_engine.py`'s to say.
+    """
     device = types.SimpleNamespace(major=CAPABILITY[0], minor=CAPABILITY[1], name="planned")
     with contextlib.ExitStack() as stack:
         stack.enter_context(replace_symbol("torch.cuda:is_available", lambda: True))
         stack.enter_context(replace_symbol("torch.cuda:get_device_capability", lambda *a, **k: CAPABILITY))
         stack.enter_context(replace_symbol("torch.cuda:get_device_properties", lambda *a, **k: device))
-        stack.enter_context(_transformer_engine())
+        stack.enter_context(_transformer_engine(transformer_engine))
         stack.enter_context(_launcher_environment())
         stack.enter_context(_quiet())
         yield
 
 
 @contextlib.contextmanager
-def _transformer_engine() -> Iterator[None]:
+def _transformer_engine(version: str) -> Iterator[None]:
     from megatron.core.utils import get_te_version
     from packaging.version import Version
 
     with contextlib.ExitStack() as stack:
         if get_te_version() == Version("0.0.0"):
-            stack.enter_context(replace_symbol("megatron.core.utils:_te_version", Version(TRANSFORMER_ENGINE)))
+            stack.enter_context(replace_symbol("megatron.core.utils:_te_version", Version(version)))
         for kernel in FUSED_KERNELS:
             owner, name = resolve(kernel)
             if getattr(owner, name) is None:

@@ -9,8 +9,9 @@ from megatron_compete.plan.groups import Groups
 from megatron_compete.plan.hardware import Hardware
 from megatron_compete.plan.job import Job
 from megatron_compete.plan.layer_times import LayerTimes
-from megatron_compete.plan.memory import gradient_bytes, optimizer_bytes, shard_ranks
+from megatron_compete.plan.optimizer import update_seconds
 from megatron_compete.plan.parameters import Parameters
+from megatron_compete.plan.sharding import Sharding
 from megatron_compete.plan.traffic import transfer_bytes
 
 
@@ -76,15 +77,16 @@ def pipeline_times(job: Job, hardware: Hardware, parameters: Parameters) -> Pipe
 
 def _chunks(job: Job, layers: LayerTimes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Forward and backward seconds of every model chunk."""
-    kinds = {is_moe: layers.normal(is_moe) for is_moe in (False, True)}
+    kinds = {kind: layers.normal(kind) for kind in job.layers.kinds}
     forward_PV, backward_PV = np.zeros((2, job.sizes.pp, job.sizes.vp))
-    for stage, chunks in enumerate(job.layers_PV):
-        for chunk, numbers in enumerate(chunks):
-            forward_PV[stage, chunk] = sum(kinds[number in job.moe_layers].forward for number in numbers)
-            backward_PV[stage, chunk] = sum(kinds[number in job.moe_layers].backward for number in numbers)
-    output = layers.output()
-    forward_PV[-1, -1] += output.forward
-    backward_PV[-1, -1] += output.backward
+    for stage in range(job.sizes.pp):
+        for chunk in range(job.sizes.vp):
+            here = job.layers.run_by(stage, chunk)
+            forward_PV[stage, chunk] = sum(kinds[kind].forward for kind in here)
+            backward_PV[stage, chunk] = sum(kinds[kind].backward for kind in here)
+    for place, seconds in ((job.layers.mtp_place, layers.joining()), ((-1, -1), layers.output())):
+        forward_PV[place] += seconds.forward
+        backward_PV[place] += seconds.backward
     return forward_PV, backward_PV
 
 
@@ -100,23 +102,20 @@ def _once(
     """Seconds that a stage spends once a step: what synchronisation its flags leave uncovered, and the optimizer.
 
     `--overlap-grad-reduce` hides gradients behind the last microbatch's backward pass, `--overlap-param-gather` new
-    parameters behind the first one's forward pass.
+    parameters behind the first one's forward pass. What fully sharded data parallelism sends at every microbatch hides
+    behind all of them.
     """
-    args = job.args
+    args, sharding = job.args, Sharding.of(job)
     reduce = gather = update = 0.0
     for name, expert in (("dp-cp", False), ("edp", True)):
-        elements, ranks = parameters.on_rank(stage, expert), shard_ranks(job, expert)
-        around = elements * (ranks - 1) / ranks
-        share = groups[name].ring_share
-        rounds = 1 if args.use_distributed_optimizer else 2
-        reduce += layers.sending(rounds * around * gradient_bytes(job), share)
-        if args.use_distributed_optimizer:
-            gather += layers.sending(around * job.element_bytes, share)
-        updated = elements / ranks if args.use_distributed_optimizer else elements
-        # gradient read for its norm and again, state and master weights read and written, weights written, zeros
-        update += updated * (8 + 2 * optimizer_bytes(job) + job.element_bytes) + elements * gradient_bytes(job)
-    if args.overlap_grad_reduce:
-        reduce = max(0.0, reduce - backward)
-    if args.overlap_param_gather:
-        gather = max(0.0, gather - forward)
-    return reduce + gather + layers.moving(update)
+        tensors = [item for chunk in parameters.tensors_PV[stage] for item in chunk if item.expert == expert]
+        group = groups[name]
+        sent = sharding.sent(job, tensors, group.size)
+        reduce += layers.sending(sent.gradients, group.ring_share)
+        gather += layers.sending(sent.parameters, group.ring_share)
+        update += update_seconds(job, layers, tensors, sharding.optimizer_ranks(job, expert))
+    if args.overlap_grad_reduce or sharding.every_microbatch:
+        reduce = max(0.0, reduce - backward * (job.microbatches if sharding.every_microbatch else 1))
+    if args.overlap_param_gather or sharding.every_microbatch:
+        gather = max(0.0, gather - forward * (job.microbatches if sharding.every_microbatch else 1))
+    return reduce + gather + update

@@ -17,8 +17,9 @@ from megatron_compete.plan.activations import FP32
 from megatron_compete.plan.groups import Groups
 from megatron_compete.plan.job import Job
 from megatron_compete.plan.layer_traffic import LayerTraffic
-from megatron_compete.plan.memory import gradient_bytes
+from megatron_compete.plan.layers import LayerKind
 from megatron_compete.plan.parameters import Parameters
+from megatron_compete.plan.sharding import Sharding, gradient_bytes
 
 PURPOSES = {
     "tp": "tensor parallel: hidden states of attention, MLP and shared experts",
@@ -28,7 +29,7 @@ PURPOSES = {
     "pp": "pipeline parallel: hidden states to the next stage and gradients back",
     "dp-cp": "data parallel: gradients and parameters",
     "edp": "data parallel of experts: gradients and parameters",
-    "embedding": "gradients of tied embeddings, first and last stage",
+    "embedding": "gradients of embeddings that two stages hold",
     "competition": "scoring passes: mean over steps",
 }
 """What travels in each group."""
@@ -75,21 +76,21 @@ class StepTraffic:
         return tuple(kind for kind in kinds if kind.most > 0)
 
     def _in_layers(self) -> Iterator[Traffic]:
-        by_kind = {is_moe: self.layers.normal(is_moe).total for is_moe in (False, True)}
+        of_kind = {kind: self.layers.normal(kind).total for kind in self.job.layers.kinds}
         for name in ("tp", "cp", "ep", "etp"):
-            dense, moe = (by_kind[is_moe].get(name, 0.0) for is_moe in (False, True))
-            sent_P = self._per_stage(dense, moe)
+            sent_P = self._per_stage({kind: sent.get(name, 0.0) for kind, sent in of_kind.items()})
             if name == "tp":
                 sent_P = sent_P + self._embedding_and_output()
             group = self.groups[name]
             yield Traffic(name, group.size, sent_P * self.job.microbatches, group.across_share)
 
-    def _per_stage(self, of_dense_layer: float, of_moe_layer: float) -> NDArray[np.float64]:
-        """Sums over the layers of each stage."""
-        layers = [[number for chunk in chunks for number in chunk] for chunks in self.job.layers_PV]
-        moe_P = np.array([sum(number in self.job.moe_layers for number in numbers) for numbers in layers])
-        all_P = np.array([len(numbers) for numbers in layers])
-        return (all_P - moe_P) * of_dense_layer + moe_P * of_moe_layer
+    def _per_stage(self, of_kind: dict[LayerKind, float]) -> NDArray[np.float64]:
+        """Sums over the layers that a microbatch passes on each stage."""
+        stages, chunks = range(self.job.sizes.pp), range(self.job.sizes.vp)
+        return np.array(
+            [sum(of_kind[kind] for chunk in chunks for kind in self.job.layers.run_by(stage, chunk)) for stage in stages],
+            dtype=np.float64,
+        )
 
     def _embedding_and_output(self) -> NDArray[np.float64]:
         """Tensor parallel collectives around the vocabulary: embedding (reduce-scatter, its transpose), output layer."""
@@ -97,7 +98,9 @@ class StepTraffic:
         once = self.layers.stream * (tp - 1) / tp
         sent_P = np.zeros(job.sizes.pp)
         sent_P[0] += 2 * once
-        sent_P[-1] += (3 if job.transformer.sequence_parallel else 2) * once
+        heads, depths = 1 + job.layers.mtp_depths, job.layers.mtp_depths
+        sent_P[-1] += heads * (3 if job.transformer.sequence_parallel else 2) * once
+        sent_P[job.layers.mtp_place[0]] += depths * 6 * once  # the embedding again, and the joint projection's collectives
         return sent_P
 
     def _pipeline(self) -> Traffic:
@@ -113,21 +116,23 @@ class StepTraffic:
     def _data_parallel(self) -> Iterator[Traffic]:
         for name, expert in (("dp-cp", False), ("edp", True)):
             group = self.groups[name]
-            elements_P = np.array([self.parameters.on_rank(stage, expert) for stage in range(self.job.sizes.pp)])
-            yield Traffic(name, group.size, elements_P * self.sync_bytes(group.size), group.ring_share)
+            sent_P = [self.sync_bytes(stage, expert, group.size) for stage in range(self.job.sizes.pp)]
+            yield Traffic(name, group.size, np.array(sent_P), group.ring_share)
 
-    def sync_bytes(self, ranks: int) -> float:
-        """Sent for one parameter: its gradient's sum, and with the distributed optimizer its new value."""
-        gradients, values = gradient_bytes(self.job), self.job.element_bytes
-        each_way = gradients + values if self.job.args.use_distributed_optimizer else 2 * gradients
-        return each_way * (ranks - 1) / ranks
+    def sync_bytes(self, stage: int, expert: bool, ranks: int) -> float:
+        """Sent by a rank in a step for its gradients' sums and new parameters, `plan/sharding.py`."""
+        tensors = [item for chunk in self.parameters.tensors_PV[stage] for item in chunk if item.expert == expert]
+        return Sharding.of(self.job).sent_bytes(self.job, tensors, ranks)
 
     def _embedding(self) -> Traffic:
         job = self.job
         sent_P = np.zeros(job.sizes.pp)
+        elements = job.args.padded_vocab_size // job.sizes.tp * job.transformer.hidden_size
         if job.sizes.pp > 1 and not job.args.untie_embeddings_and_output_weights:
-            elements = job.args.padded_vocab_size // job.sizes.tp * job.transformer.hidden_size
             sent_P[[0, -1]] = elements * gradient_bytes(job)
+        predicts = job.layers.mtp_place[0]
+        if job.layers.mtp_depths and predicts > 0:  # its copy of the embedding
+            sent_P[[0, predicts]] = elements * gradient_bytes(job)
         return Traffic("embedding", 2, sent_P, self.groups.ends_share)
 
     def _competition(self) -> Traffic:
@@ -137,7 +142,8 @@ class StepTraffic:
         layer = self.layers.competing().total
         across = sum(sent * self.groups[name].across_share for name, sent in layer.items())
         sent = sum(layer.values())
-        sent_P = self._per_stage(0.0, sent) * job.microbatches * job.schedule.rate
+        layers_P = np.bincount([stage for stage, _ in job.stage_chunks], minlength=job.sizes.pp)
+        sent_P = layers_P * sent * job.microbatches * job.schedule.rate
         share = across / sent if sent else 0.0
         size = job.sizes.ep * job.sizes.etp
         return Traffic("competition", size, sent_P, share)

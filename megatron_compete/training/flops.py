@@ -19,7 +19,9 @@ def scoring_flops(args: argparse.Namespace, num_tokens: float, response_gradient
     An expert is a matrix H -> F and one F -> H; a gated one has two of the first. Each costs H * F multiply-adds a
     token, and a multiply-add is 2 operations, so the forward pass of E experts over T tokens takes
 
-        T * E * (2, or 3 if gated) * H * F * 2.
+        T * E * (2, or 3 if gated) * H * F * 2,
+
+    with the latent's width for H under `--moe-latent-size`.
 
     The pass has no backward pass: the winners' own forward and backward pass are the K experts Megatron counts. With
     `--compete-response-gradients all` the losers get one too, twice the forward pass. That it runs the forward pass
@@ -31,7 +33,8 @@ def scoring_flops(args: argparse.Namespace, num_tokens: float, response_gradient
     """
     matrices = 3 if args.swiglu or args.quick_geglu else 2
     expert_size = args.moe_ffn_hidden_size or args.ffn_hidden_size
-    forward = 2.0 * num_tokens * args.num_experts * matrices * args.hidden_size * expert_size
+    width = getattr(args, "moe_latent_size", None) or args.hidden_size
+    forward = 2.0 * num_tokens * args.num_experts * matrices * width * expert_size
     return 3.0 * forward if response_gradients == "all" else forward
 
 
