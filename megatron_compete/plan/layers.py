@@ -66,6 +66,8 @@ class Layers:
     """Depths with parameters of their own; one under `--mtp-use-repeated-layer`."""
     mtp_place: tuple[int, int] = (0, 0)
     """Stage and chunk of all depths."""
+    final_norm_place: tuple[int, int] = (0, 0)
+    """Stage and chunk of the norm after the decoder."""
 
     @classmethod
     def of(cls, args: argparse.Namespace, transformer: TransformerConfig) -> "Layers":
@@ -82,7 +84,10 @@ class Layers:
         )
         depths = args.mtp_num_layers or 0
         copies = 1 if depths and args.mtp_use_repeated_layer else depths
-        return cls(decoder_PV, mtp if depths else (), depths, copies, _mtp_place(transformer, stages, chunks))
+        end = (stages - 1, chunks - 1)
+        if depths and args.hybrid_layer_pattern is None:  # upstream: `has_final_layernorm_in_this_stage`
+            end = places[-1]
+        return cls(decoder_PV, mtp if depths else (), depths, copies, _mtp_place(transformer, stages, chunks), end)
 
     def run_by(self, stage: int, chunk: int) -> tuple[LayerKind, ...]:
         """Layers that a microbatch passes in a model chunk, those of multi-token prediction at every depth included."""

@@ -67,7 +67,7 @@ def _chunk(job: Job, stage: int, chunk: int) -> Iterator[Tensors]:
     shape = _Shape.of(job)
     for kind in job.layers.decoder_PV[stage][chunk]:
         yield from _layer_of(shape, kind)
-    if last:
+    if (stage, chunk) == job.layers.final_norm_place:
         yield from _final_norm(job)
     if predicts:
         yield from (replace(item, mtp=True) for item in _mtp(job, shape))

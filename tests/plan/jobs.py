@@ -4,7 +4,9 @@ from pathlib import Path
 
 from megatron_compete.launch.recipe import Recipe, parse_overrides, read_recipe
 from megatron_compete.plan.job import Job, read_job
+from megatron_compete.plan.layers import LayerKind
 
+MOE_LAYER, DENSE_LAYER = LayerKind("attention", "moe"), LayerKind("attention", "mlp")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL = """
 --num-layers 4 --hidden-size 32 --num-attention-heads 4 --ffn-hidden-size 48 --moe-ffn-hidden-size 24

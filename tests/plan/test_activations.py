@@ -13,7 +13,7 @@ from megatron_compete.plan.activations import (
     output_activations,
     scoring_memory,
 )
-from tests.plan.jobs import job_of
+from tests.plan.jobs import DENSE_LAYER, MOE_LAYER, job_of
 from tests.ranks import run_rank
 
 GPT = (
@@ -28,31 +28,31 @@ def test_a_dense_layer_is_the_papers(tensor: int) -> None:
     job = job_of(f"{GPT} --tensor-model-parallel-size {tensor} --sequence-parallel", tensor)
     sequence, batch, hidden, heads = 32, 2, 32, 4
     expected = sequence * batch * hidden * (34 + 5 * heads * sequence / hidden) / tensor
-    assert layer_activations(job, is_moe=False).total == expected
+    assert layer_activations(job, DENSE_LAYER).total == expected
 
 
 def test_recomputing_the_core_gives_up_its_scores() -> None:
     """The same paper, equation 6: 34 sbh / t remain."""
     job = job_of(f"{GPT} --recompute-granularity selective --recompute-modules core_attn")
-    assert chunk_activations(job, (1,)).per_microbatch == 32 * 2 * 32 * 34
+    assert chunk_activations(job, (DENSE_LAYER,)).per_microbatch == 32 * 2 * 32 * 34
 
 
 def test_full_recomputation_leaves_inputs() -> None:
     job = job_of("--recompute-granularity full --recompute-method uniform --recompute-num-layers 1 --bf16")
-    kept = chunk_activations(job, (1, 2, 3, 4))
+    kept = chunk_activations(job, (MOE_LAYER,) * 4)
     assert kept.per_microbatch == 4 * (32 * 2 * 32 * 2)
-    assert kept.live == layer_activations(job, is_moe=True).total
+    assert kept.live == layer_activations(job, MOE_LAYER).total
     block = job_of("--recompute-granularity full --recompute-method block --recompute-num-layers 1 --bf16")
-    assert chunk_activations(block, (1, 2, 3, 4)).per_microbatch == 32 * 2 * 32 * 2 + 3 * kept.live
+    assert chunk_activations(block, (MOE_LAYER,) * 4).per_microbatch == 32 * 2 * 32 * 2 + 3 * kept.live
 
 
 def test_experts_by_hand() -> None:
     """64 tokens, K = 2, H = 32, F = 24 gated, E = 8, bf16; the balance loss keeps the probabilities once more."""
     rows = 64 * 2
     expected = 64 * 8 * (3 * 4 + 1) + rows * (32 * 2 + 4) + rows * (2 * 24 + 24) * 2
-    assert layer_activations(job_of("--bf16"), is_moe=True).mlp == expected
+    assert layer_activations(job_of("--bf16"), MOE_LAYER).mlp == expected
     sharded = job_of("--bf16 --tensor-model-parallel-size 2 --sequence-parallel", 2)  # both ranks' rows, half of F
-    assert layer_activations(sharded, is_moe=True).mlp == expected - 64 * 8 * 13 / 2 - rows * (2 * 24 + 24)
+    assert layer_activations(sharded, MOE_LAYER).mlp == expected - 64 * 8 * 13 / 2 - rows * (2 * 24 + 24)
 
 
 def test_logits_of_the_last_stage() -> None:

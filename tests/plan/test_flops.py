@@ -4,6 +4,7 @@ import pytest
 
 from megatron_compete.plan.flops import (
     layer_flops,
+    mtp_flops,
     output_flops,
     scoring_pass_flops,
     step_flops,
@@ -11,7 +12,19 @@ from megatron_compete.plan.flops import (
 from megatron_compete.training.flops import scoring_flops
 from tests.plan.jobs import job_of
 
+MLA = (
+    "--multi-latent-attention --kv-lora-rank 16 --qk-head-dim 8 --qk-pos-emb-head-dim 4 --v-head-dim 8 --q-lora-rank 12"
+)
+GDN = (
+    "--experimental-attention-variant gated_delta_net --linear-attention-freq 2 --linear-key-head-dim 8 "
+    "--linear-value-head-dim 8 --linear-num-key-heads 2 --linear-num-value-heads 4 --linear-conv-kernel-dim 4"
+)
 LAYOUTS = {
+    "multi-latent attention": (1, MLA),
+    "latent attention without a queries' latent": (1, MLA.partition(" --q-lora")[0] + " --group-query-attention=false"),
+    "multi-token prediction": (1, "--mtp-num-layers 2"),
+    "gated delta nets, output gates": (1, f"{GDN} --attention-output-gate"),
+    "latent experts": (1, "--moe-latent-size 16 --router topk"),
     "one rank": (1, ""),
     "dense layers and shared experts": (1, "--moe-layer-freq [0,1,1,0] --moe-shared-expert-intermediate-size 16"),
     "grouped queries, relu": (1, "--group-query-attention --num-query-groups 2 --kv-channels 12 --swiglu=false --relu"),
@@ -23,15 +36,24 @@ LAYOUTS = {
 }
 
 
+NORMS = {
+    "multi-latent attention": 4 * (16 + 12), "latent attention without a queries' latent": 4 * 16,
+    "multi-token prediction": 2 * 3 * 32,
+}  # fmt: skip
+"""Multiplications for a token in norms that Megatron's count has."""
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_parts_add_up_to_megatrons_count(name: str) -> None:
     gpus, flags = LAYOUTS[name]
     job = job_of(flags, gpus)
     forward = output_flops(job)
-    for number in range(1, job.transformer.num_layers + 1):
-        forward += sum(vars(layer_flops(job, number in job.moe_layers)).values())
+    for stage in range(job.sizes.pp):
+        forward += sum(sum(vars(layer_flops(job, kind)).values()) for kind in job.layers.run_by(stage, 0))
     ranks_of_a_stage = job.sizes.world // job.sizes.pp
-    assert 3 * forward * job.microbatches * ranks_of_a_stage == pytest.approx(step_flops(job).normal)
+    norms = 2 * NORMS.get(name, 0) * job.step_tokens  # which Megatron counts in these models alone
+    ours = (forward + mtp_flops(job)) * job.microbatches * ranks_of_a_stage + norms
+    assert 3 * ours == pytest.approx(step_flops(job).normal)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -64,18 +64,16 @@ def test_no_named_file_is_needed() -> None:
     assert job_of(files).args.padded_vocab_size == 128
 
 
-def test_the_vocabulary_must_be_said() -> None:
-    with pytest.raises(CompeteError, match="add --vocab-size"):
-        job_of("--vocab-size=false")
+def test_a_vocabulary_that_is_not_said_is_assumed() -> None:
+    job = job_of("--vocab-size=false --tokenizer-type HuggingFaceTokenizer --tokenizer-model org/name")
+    assert job.args.padded_vocab_size == 128_000
+    assert job.assumed == ("a vocabulary of 128,000, for the recipe does not say: give --vocab-size, as the tokenizer has it",)
+    assert job_of().assumed == ()
 
 
-@pytest.mark.parametrize(
-    "flag", ["--multi-latent-attention", "--mtp-num-layers 1", "--optimizer muon", "--moe-latent-size 8"]
-)
-def test_what_is_not_counted_is_refused(flag: str) -> None:
-    flags = "--qk-layernorm=false --router topk " + flag
-    with pytest.raises(CompeteError, match=f"{flag.split()[0]} is not in the planner's formulas"):
-        job_of(flags)
+def test_what_is_not_counted_is_refused_with_the_reason() -> None:
+    with pytest.raises(CompeteError, match="--optimizer is not in the planner's formulas: its state and products"):
+        job_of("--router topk --optimizer soap")
 
 
 def test_what_competition_refuses_is_refused() -> None:

@@ -7,7 +7,7 @@ import pytest
 from megatron_compete.plan.groups import Groups
 from megatron_compete.plan.hardware import preset
 from megatron_compete.plan.layer_times import LAYER_KERNELS, LayerTimes, Seconds
-from tests.plan.jobs import job_of
+from tests.plan.jobs import MOE_LAYER, job_of
 
 MACHINE = replace(
     preset("h100"),
@@ -38,9 +38,9 @@ def test_fp8_is_twice_the_rate_at_its_share() -> None:
 
 def test_a_small_layer_takes_its_kernels() -> None:
     slow_to_launch = replace(MACHINE, kernel_seconds=1.0)
-    assert times_of(hardware=slow_to_launch).normal(True) == Seconds(LAYER_KERNELS, 2 * LAYER_KERNELS)
+    assert times_of(hardware=slow_to_launch).normal(MOE_LAYER) == Seconds(LAYER_KERNELS, 2 * LAYER_KERNELS)
     recomputed = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
-    assert times_of(recomputed, slow_to_launch).normal(True) == Seconds(LAYER_KERNELS, 3 * LAYER_KERNELS)
+    assert times_of(recomputed, slow_to_launch).normal(MOE_LAYER) == Seconds(LAYER_KERNELS, 3 * LAYER_KERNELS)
 
 
 def test_competition_costs_only_where_it_happens() -> None:

@@ -5,13 +5,12 @@ import pytest
 from megatron_compete.plan.activations import chunk_activations, competing_activations
 from megatron_compete.plan.job import Job, read_job
 from megatron_compete.plan.memory import (
-    gradient_bytes,
     in_flight_microbatches,
     megatron_estimate,
-    optimizer_bytes,
     stage_memory,
 )
 from megatron_compete.plan.parameters import count_parameters
+from megatron_compete.plan.sharding import gradient_bytes
 from tests.plan.built import Held, ranks_of, trained
 from tests.plan.jobs import (
     DENSE,
@@ -65,16 +64,6 @@ def compare(job: Job, ranks: list[Held]) -> None:
         assert stage.gradients == held.gradient_bytes
         padding = 0.01 * stage.optimizer if job.args.use_distributed_optimizer else 0.0
         assert stage.optimizer == pytest.approx(held.optimizer_bytes, rel=0, abs=padding)
-
-
-def test_precision_aware_optimizer() -> None:
-    """Moments of a byte each and 16 bits that complete the bf16 weight; without remainders an fp32 copy."""
-    flags = "--bf16 --use-distributed-optimizer --use-precision-aware-optimizer"
-    assert optimizer_bytes(job_of(flags)) == 4 + 4 + 2
-    assert optimizer_bytes(job_of(f"{flags} --exp-avg-dtype fp8 --exp-avg-sq-dtype bf16")) == 1 + 2 + 2
-    assert optimizer_bytes(job_of(f"{flags} --main-params-dtype fp16")) == 4 + 4 + 2
-    assert optimizer_bytes(job_of("--bf16")) == 12
-    assert optimizer_bytes(job_of("")) == 8
 
 
 def test_gradients_in_bf16() -> None:

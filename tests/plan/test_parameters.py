@@ -6,6 +6,7 @@ from megatron_compete.plan.job import read_job
 from megatron_compete.plan.parameters import count_parameters
 from tests.plan.built import built
 from tests.plan.jobs import DENSE, example, job_of, recipe_of
+from tests.plan.test_flops import MLA
 from tests.ranks import run_ranks
 
 OLD_STYLE = (
@@ -32,6 +33,16 @@ MODELS = {
     "dense": (1, f"{OLD_STYLE} {DENSE}"),
     "dense, split without sequence parallelism": (2, f"{NEW_STYLE.partition(' --moe')[0]} --tensor-model-parallel-size 2 {DENSE}"),
     "dense, stages": (2, f"--pipeline-model-parallel-size 2 --num-virtual-stages-per-pipeline-rank 2 {DENSE}"),
+    "latent attention": (1, f"{MLA} --qk-layernorm"),
+    "latent attention, split": (2, f"{MLA} {TENSOR} --transformer-impl local --no-persist-layer-norm"),
+    "queries without a latent": (1, MLA.partition(" --q-lora")[0]),
+    "output gate, learned sink": (1, "--attention-output-gate --softmax-type learnable"),
+    "fewer groups than ranks": (2, f"{TENSOR} --group-query-attention --num-query-groups 1"),
+    "multi-token prediction": (1, "--mtp-num-layers 2"),
+    "multi-token prediction with the loss": (2, "--pipeline-model-parallel-size 2 --mtp-num-layers 1 --qk-layernorm"),
+    "multi-token prediction, tied": (2, "--pipeline-model-parallel-size 2 --mtp-num-layers 1 --untie-embeddings-and-output-weights=false"),
+    "multi-token prediction, a stage of its own": (2, "--pipeline-model-parallel-size 2 --mtp-num-layers 1 --pipeline-model-parallel-layout Et|tt|tm|L"),
+    "one depth repeated": (1, "--mtp-num-layers 2 --mtp-use-repeated-layer"),
     "layout": (2, f"{OLD_STYLE} --pipeline-model-parallel-size 2 --pipeline-model-parallel-layout Et|tt|t|L"),
 }  # fmt: skip
 

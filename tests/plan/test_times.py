@@ -9,7 +9,7 @@ from megatron_compete.plan.flops import layer_flops, step_flops
 from megatron_compete.plan.hardware import Hardware, preset
 from megatron_compete.plan.parameters import count_parameters
 from megatron_compete.plan.times import PipelineTimes, pipeline_times
-from tests.plan.jobs import DENSE, example, job_of
+from tests.plan.jobs import DENSE, DENSE_LAYER, MOE_LAYER, example, job_of
 
 COMPUTE_ONLY = replace(
     preset("h100"),
@@ -29,7 +29,7 @@ def test_compute_alone_is_operations_over_the_rate() -> None:
     job = example("moe_235b_a22b")
     times = pipeline_times(job, COMPUTE_ONLY, count_parameters(job))
     seconds = float((times.forward_PV + times.backward_PV).sum()) * job.microbatches
-    attention = 94 * layer_flops(job, True).attention * job.microbatches
+    attention = 94 * layer_flops(job, MOE_LAYER).core * job.microbatches
     flops = step_flops(job).normal / (job.sizes.world / job.sizes.pp) + 0.5 * attention
     assert seconds == pytest.approx(flops / (0.5 * COMPUTE_ONLY.bf16_flops))
 
@@ -38,7 +38,7 @@ def test_a_dense_models_operations_over_the_rate() -> None:
     job = job_of(f"{DENSE} --bf16 --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2", 4)
     times = pipeline_times(job, COMPUTE_ONLY, count_parameters(job))
     seconds = float((times.forward_PV + times.backward_PV).sum()) * job.microbatches
-    attention = 4 * layer_flops(job, False).attention * job.microbatches
+    attention = 4 * layer_flops(job, DENSE_LAYER).core * job.microbatches
     flops = step_flops(job).normal / (job.sizes.world / job.sizes.pp) + 0.5 * attention
     assert seconds == pytest.approx(flops / (0.5 * COMPUTE_ONLY.bf16_flops))
 
