@@ -1,9 +1,9 @@
-"""Would Megatron take this job? Asked before the queue, in a process of its own, because Megatron takes long to import.
+"""Would this job train? Asked before the queue, in a process of its own, because Megatron takes long to import.
 
     python -m megatron_compete.cluster.layout_check RECIPE GPUS
 
-The rules and Megatron's own validation are the planner's (`megatron_compete/plan/`). A login node may have no Python with
-Megatron: then only what must divide is checked, here.
+The check is the trainer's, `megatron_compete/training/job_check.py`, on a pretended GPU (`megatron_compete/plan/`). A login
+node may have no Python with Megatron: then only what must divide is checked, here.
 """
 
 import os
@@ -22,9 +22,6 @@ SIZES = {
     "ep": "expert-model-parallel-size",
     "etp": "expert-tensor-parallel-size",
 }
-
-ANY_VOCABULARY = 32000
-"""The planner wants to know the vocabulary; whether a job is allowed does not depend on it."""
 
 IMPORTABLE = "import importlib.util as u; raise SystemExit(not (u.find_spec('torch') and u.find_spec('megatron')))"
 
@@ -98,23 +95,14 @@ def _size(recipe: Recipe, name: str, default: int) -> int:
 
 
 def main(recipe_file: str, gpus: str) -> None:
-    """The process of its own: what the planner alone does not know is printed, what Megatron refuses is an error."""
-    from megatron_compete.layout.rules import BrokenRules
-    from megatron_compete.layout.scope import OUT_OF_SCOPE
-    from megatron_compete.plan.job import read_job
+    """The process of its own: what could not be checked is printed, what the trainer would refuse is an error."""
+    from megatron_compete.plan.job import check_recipe
 
     recipe = read_recipe(Path(recipe_file))
     if recipe.arguments.get("use-checkpoint-args"):
         print("--use-checkpoint-args: the layout is the checkpoint's and was not checked")
         return
-    recipe.arguments.setdefault("vocab-size", ANY_VOCABULARY)
-    try:
-        read_job(recipe, int(gpus))
-    except BrokenRules:
-        raise
-    except CompeteError as error:
-        if not any(str(error).startswith(f"{one.flag} is not in the planner") for one in OUT_OF_SCOPE):
-            raise
+    check_recipe(recipe, int(gpus))
 
 
 if __name__ == "__main__":

@@ -227,13 +227,14 @@ def competing_activations(job: Job) -> KeptActivations:
 
     The winners' rows [t, K, H] stay for their weights, and in fp32 for the response and twice for the diversity loss,
     which keeps their sum [t, H] too; of [t, E] two fp32 tensors more than at a normal step stay. Where MoE layers are recomputed only the outcome (responses, scores, winners)
-    waits, and the rest is there for one layer at a time. By utility only the logits wait, `moe/utility.py`.
+    waits, and the rest is there for one layer at a time. By utility only the logits and the router's choice wait, `moe/utility.py`.
     """
     config, tokens, width = job.transformer, job.sharded_tokens, job.expert_width
     experts, winners = config.num_moe_experts or 0, config.moe_router_topk
     if job.by_utility:
-        logits = float(tokens * experts * {"fp32": 4, "fp64": 8}.get(config.moe_router_dtype, job.element_bytes))
-        return KeptActivations(0.0, logits) if recomputes_experts(job) else KeptActivations(logits, 0.0)
+        of_a_score = {"fp32": 4, "fp64": 8}.get(config.moe_router_dtype, job.element_bytes) + 1
+        kept = float(tokens * experts * of_a_score)
+        return KeptActivations(0.0, kept) if recomputes_experts(job) else KeptActivations(kept, 0.0)
     casts = 0 if job.element_bytes == FP32 else 2 * FP32
     rows = tokens * winners * width * (job.element_bytes + casts)
     units = tokens * (winners + 1) * width * FP32 if winners > 1 else 0
@@ -252,7 +253,7 @@ def scoring_memory(job: Job) -> float:
     matrices = 2 if config.gated_linear_unit else 1
     ffn, experts = job.expert_ffn / sizes.etp, (config.num_moe_experts or 0) / sizes.ep
     chunks = min(2, -(-job.sharded_tokens // chunk))
-    tokens = width * size * chunks if group > 1 else 0
+    tokens = float(width * size * chunks) if group > 1 else 0.0
     running = max((matrices + 1) * ffn, ffn + width) * size
     casts = FP32 if size == FP32 else 2 * FP32
     if job.by_utility:  # the product of two factors, and the gathered gradients

@@ -1,12 +1,14 @@
 """A plan as one JSON document: everything that was counted and simulated, with the unit in each key's name."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from megatron_compete.plan.job import Job
 from megatron_compete.plan.job_plan import JobPlan
 from megatron_compete.plan.memory import StageMemory, not_counted
 from megatron_compete.plan.overhead import Overhead, PolicyOutcome
+from megatron_compete.plan.scoring import scoring_kernel
 from megatron_compete.plan.traffic import PURPOSES, Traffic
 
 FORMAT = 1
@@ -19,15 +21,41 @@ NOTES = (
 NOTES_ON_EXPERTS = (
     "routing is even: every expert gets the mean number of rows, and all microbatches of a step take the same time",
 )
+SCORING_NOTES = {
+    "plain": "the scoring pass runs Megatron's expert modules, in bf16",
+    "fused": "the scoring pass runs in the fused kernels, which were never measured: as efficient as the experts' own",
+    "fused-fp8": "the scoring pass runs in the fused FP8 kernels, which were never measured: as efficient as FP8 experts",
+}
+NOTES_ON_FEATURES: tuple[tuple[Callable[[Job], object], str], ...] = (
+    (lambda job: job.transformer.multi_latent_attention,
+     "latent attention is trained with keys and values of every head made from the latent: nothing is absorbed"),
+    (lambda job: job.layers.mtp_depths,
+     "multi-token prediction is part of the step and of the total, not of the active parameters"),
+    (lambda job: job.transformer.fp8,
+     "FP8: linear layers keep quantised inputs and two quantised copies of their weights; attention is in bf16"),
+    (lambda job: job.args.overlap_moe_expert_parallel_comm,
+     "rows travel while another microbatch is computed, as far as that takes as long; one more microbatch is in flight"),
+    (lambda job: job.transformer.cuda_graph_impl != "none",
+     "CUDA graphs take the launches of what they capture away; a competing layer's own are counted as without"),
+    (lambda job: job.args.use_megatron_fsdp or job.args.use_torch_fsdp2,
+     "fully sharded data parallelism gathers weights twice and scatters gradients once a microbatch, behind computation"),
+    (lambda job: job.args.optimizer_cpu_offload,
+     "the offloaded share of the optimizer's step runs at the bandwidth between host and device"),
+    (lambda job: job.transformer.moe_expert_capacity_factor is not None and job.competes,
+     "the capacity factor is a normal step's: a competing layer drops no token"),
+    (lambda job: any(kind.mixer in ("gdn", "mamba") for kind in job.layers.kinds),
+     "scans of gated delta nets and Mamba reach the share of the peak that the narrowest experts do"),
+)  # fmt: skip
 NOTES_ON_COMPETITION = (
-    "the scoring pass runs Megatron's expert modules; the fused kernels, which move less memory, are not measured yet",
     "policies are simulated at the highest rate, without competition warm-up and rate decay",
 )
 
 
 def model_notes(job: Job) -> tuple[str, ...]:
     """What the times take for granted, beside the efficiencies of the hardware."""
-    return (*(() if job.is_dense else NOTES_ON_EXPERTS), *NOTES, *(NOTES_ON_COMPETITION if job.competes else ()))
+    competition = (SCORING_NOTES[scoring_kernel(job)], *NOTES_ON_COMPETITION) if job.competes else ()
+    features = tuple(note for applies, note in NOTES_ON_FEATURES if applies(job))
+    return (*job.assumed, *(() if job.is_dense else NOTES_ON_EXPERTS), *NOTES, *features, *competition)
 
 
 def plan_document(plan: JobPlan, overhead: Overhead, recipe: str) -> dict[str, Any]:
@@ -204,6 +232,7 @@ def _assumptions(plan: JobPlan) -> dict[str, Any]:
         "link_bytes_per_second": hardware.link_bandwidth,
         "network_bytes_per_second": hardware.network_bandwidth,
         **hardware.assumptions(),
+        "transformer_engine": None if plan.job.transformer_engine is None else plan.job.transformer_engine.version,
         "notes": model_notes(plan.job),
     }
 

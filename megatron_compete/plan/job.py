@@ -130,27 +130,46 @@ def read_job(recipe: Recipe, gpus: int | None = None) -> Job:
     """
     gpus_per_node = _launch_number(recipe, "nproc-per-node", GPUS_PER_NODE)
     world = gpus if gpus is not None else gpus_per_node * _launch_number(recipe, "nnodes", 1)
-    checked, gpus_per_node = check_recipe(recipe, gpus)
-    check_scope(checked.args)
-    return _job(checked, gpus_per_node)
+    checked = check_recipe(recipe, gpus)
+    check_scope(checked.job.args)
+    return _priced(checked)
 
 
-def check_recipe(recipe: Recipe, gpus: int | None = None) -> tuple[CheckedJob, int]:
+@dataclass(frozen=True)
+class CheckedRecipe:
+    """A recipe that would train, and what had to be assumed of it."""
+
+    job: CheckedJob
+    gpus_per_node: int
+    assumed: tuple[str, ...]
+
+
+def check_recipe(recipe: Recipe, gpus: int | None = None) -> CheckedRecipe:
     """What the trainer checks before it builds a model, for a recipe and on any host.
 
-    Returns:
-        the checked job and the GPUs of a node.
     Raises:
         BrokenRules, CompeteError: see `read_job`.
     """
     gpus_per_node = _launch_number(recipe, "nproc-per-node", GPUS_PER_NODE)
     world = gpus if gpus is not None else gpus_per_node * _launch_number(recipe, "nnodes", 1)
     with pretended_gpu():
-        checked = check_job(_parse(recipe, world), gpus_per_node, _validated)
+        args = _parse(recipe, world)
+        assumed = _assume(args)
+        checked = check_job(args, gpus_per_node, _validated)
         changes = _broken_changes(checked.args)
         if changes:
             raise BrokenRules(changes)
-    return checked, gpus_per_node
+    return CheckedRecipe(checked, gpus_per_node, assumed)
+
+
+def _assume(args: argparse.Namespace) -> tuple[str, ...]:
+    """Fill in what only files could tell, and say so."""
+    if args.padded_vocab_size is not None or args.vocab_size is not None:
+        return ()
+    args.vocab_size = ASSUMED_VOCABULARY
+    return (
+        f"a vocabulary of {ASSUMED_VOCABULARY:,}, for the recipe does not say: give --vocab-size, as the tokenizer has it",
+    )
 
 
 def _broken_changes(args: argparse.Namespace) -> tuple[str, ...]:
@@ -188,35 +207,29 @@ def _parse(recipe: Recipe, world: int) -> argparse.Namespace:
 
 def _validated(args: argparse.Namespace) -> argparse.Namespace:
     validate_args(args)
+    args.padded_vocab_size = padded_vocab_size(args)
     return args
 
 
-def _job(checked: CheckedJob, gpus_per_node: int) -> Job:
-    args, competition = checked.args, checked.competition
-    args.padded_vocab_size, assumed = padded_vocab_size(args)
+def _priced(checked: CheckedRecipe) -> Job:
+    args, competition = checked.job.args, checked.job.competition
     competes = competition is not None and competition.config.enabled
     return Job(
         args,
-        checked.transformer,
+        checked.job.transformer,
         None if competition is None else competition.config,
         ParallelSizes.of(args),
-        gpus_per_node,
+        checked.gpus_per_node,
         competition.schedule if competition is not None and competes else None,
-        assumed,
+        checked.assumed,
         needed_version(args),
     )
 
 
-def padded_vocab_size(args: argparse.Namespace) -> tuple[int, tuple[str, ...]]:
-    """The vocabulary as Megatron pads it, and what had to be assumed for it: a plan opens no tokenizer."""
+def padded_vocab_size(args: argparse.Namespace) -> int:
+    """The vocabulary as Megatron pads it; a plan opens no tokenizer."""
     if args.padded_vocab_size is not None:
-        return int(args.padded_vocab_size), ()
-    assumed: tuple[str, ...] = ()
-    size = args.vocab_size
-    if size is None:
-        size = ASSUMED_VOCABULARY
-        assumed = (f"a vocabulary of {size:,}, for the recipe does not say: give --vocab-size, as the tokenizer has it",)
-    padded = calculate_padded_vocab_size(
-        size, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size, logging_enabled=False
+        return int(args.padded_vocab_size)
+    return calculate_padded_vocab_size(
+        args.vocab_size, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size, logging_enabled=False
     )
-    return padded, assumed

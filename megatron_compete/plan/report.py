@@ -209,6 +209,8 @@ def _assumptions(plan: JobPlan) -> Iterator[str]:
         f"{hardware.link_bandwidth / 1e9:.0f} GB/s, network {hardware.network_bandwidth / 1e9:.0f} GB/s a GPU"
     )
     yield ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in hardware.assumptions().items())
+    if plan.job.transformer_engine is not None:
+        yield f"needs {plan.job.transformer_engine}"
     yield from model_notes(plan.job)
     yield f"memory leaves out: {'; '.join(not_counted(plan.job))}"
 

@@ -143,7 +143,7 @@ class StepTraffic:
         across = sum(sent * self.groups[name].across_share for name, sent in layer.items())
         sent = sum(layer.values())
         layers_P = np.bincount([stage for stage, _ in job.stage_chunks], minlength=job.sizes.pp)
-        sent_P = layers_P * sent * job.microbatches * job.schedule.rate
+        sent_P = np.asarray(layers_P * sent * job.microbatches * job.schedule.rate, dtype=np.float64)
         share = across / sent if sent else 0.0
         size = job.sizes.ep * job.sizes.etp
         return Traffic("competition", size, sent_P, share)

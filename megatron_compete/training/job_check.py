@@ -58,15 +58,15 @@ def check_job(
 
 def check_model(args: argparse.Namespace) -> CheckedJob:
     """The part of `check_job` that looks at validated arguments."""
-    from megatron_compete.training.pretrain import transformer_config  # which imports the parser, and so this module
+    from megatron_compete.training.pretrain import stock_config  # which imports the parser, and so this module
 
     with megatrons_words():
-        transformer = transformer_config(args)
-    competition = None
+        config = stock_config(args)
+    transformer, competition = config.transformer, None
     if args.router == "compete":
         compete = CompeteConfig.from_arguments(args)
         check_supported(transformer, compete)
-        competition = Competition.of_model(compete, transformer, lambda: 0)
+        competition = Competition.of_model(compete, config, lambda: 0)
     elif args.router in BASELINES:
         check_baseline(args.router, transformer, BaselineConfig.from_arguments(args))
     return CheckedJob(args, transformer, competition)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_compete.cluster.layout_check import check_divisibility, check_layout
+from megatron_compete.cluster.layout_check import check_divisibility, check_layout, main
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch.recipe import Recipe
 from tests.cluster.stand_in import MODEL
@@ -23,8 +23,21 @@ def test_what_megatron_would_refuse_is_known_before(tmp_path: Path) -> None:
     with pytest.raises(CompeteError, match=r"^unrecognized arguments: --no-such-flag 3 \(--no-check submits it"):
         check_layout(write(tmp_path, **{"no-such-flag": 3}), 2, 2, [sys.executable])
     # What only the planner does not know is no reason to refuse; nor is a vocabulary that the tokenizer will say.
-    unplanned = write(tmp_path, **{"multi-latent-attention": True, "vocab-size": None})
+    unplanned = write(tmp_path, **{"optimizer": "soap", "vocab-size": None})
     assert check_layout(unplanned, 2, 2, [sys.executable]) is None
+
+
+def test_it_refuses_what_the_trainer_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the same function; once, what the planner could not count was let through, and training refused it."""
+    from megatron_compete.training import job_check
+
+    refused = write(tmp_path, **{"moe-enable-routing-replay": True, "optimizer": "soap"})
+    with pytest.raises(CompeteError, match="--moe-enable-routing-replay does not work with competition routing"):
+        main(str(refused), "4")
+    asked = []
+    monkeypatch.setattr(job_check, "check_supported", lambda *settings: asked.append(settings))
+    main(str(refused), "4")
+    assert len(asked) == 1
 
 
 @slow

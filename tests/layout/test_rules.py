@@ -7,8 +7,7 @@ import pytest
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch.recipe import Recipe
 from megatron_compete.layout.rules import BrokenRules
-from megatron_compete.plan import job as job_module
-from megatron_compete.training import parse
+from megatron_compete.training import job_check
 from tests.plan.built import trained
 from tests.plan.jobs import STAGES, TENSOR, job_of, recipe_of
 from tests.ranks import run_ranks
@@ -86,8 +85,8 @@ def test_a_broken_rule_names_flag_value_and_way_out(name: str) -> None:
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_megatron_refuses_the_arguments_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus, flags, _ = ARGUMENTS[name]
-    monkeypatch.setattr(job_module, "broken_rules", lambda *_: ())
-    monkeypatch.setattr(job_module, "check_arguments", lambda *_: None)
+    monkeypatch.setattr(job_check, "broken_rules", lambda *_: ())
+    monkeypatch.setattr(job_check, "check_arguments", lambda *_: None)
     with pytest.raises(CompeteError, match="Megatron refuses these arguments"):
         job_of(flags, gpus)
 
@@ -102,7 +101,7 @@ def test_megatron_trips_over_it_later(name: str) -> None:
 
 def trained_as_given(recipe: Recipe) -> None:
     """Without our rules, which the trainer has as well; in a process of its own."""
-    parse.broken_rules = lambda *_, **__: ()
+    job_check.broken_rules = lambda *_, **__: ()
     trained(recipe, steps=10)
 
 

@@ -34,7 +34,8 @@ def built(recipe: Recipe) -> tuple[int, list[list[int]]]:
     from megatron.core import mpu
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training.initialize import initialize_megatron
-    from megatron.training.models.gpt import GPTModelBuilder
+    from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
+    from megatron.training.models.hybrid import HybridModelBuilder
 
     from megatron_compete.training.datasets import embedding_ranks
     from megatron_compete.training.parse import parse_arguments
@@ -44,8 +45,8 @@ def built(recipe: Recipe) -> tuple[int, list[list[int]]]:
     sys.argv = _command_line(recipe)
     args = parse_arguments()
     initialize_megatron(allow_no_cuda=True, get_embedding_ranks=embedding_ranks)
-    _local_attention_takes_latent_widths()
-    builder = GPTModelBuilder(model_config(args))
+    config = model_config(args)
+    builder = (GPTModelBuilder if isinstance(config, GPTModelConfig) else HybridModelBuilder)(config)
     groups = ProcessGroupCollection.use_mpu_process_groups()
     virtual = args.virtual_pipeline_model_parallel_size
     chunks = []
@@ -56,18 +57,6 @@ def built(recipe: Recipe) -> tuple[int, list[list[int]]]:
         model = builder.build_model(groups, pre_process=first, post_process=last, vp_stage=vp_stage)
         chunks.append(sorted(parameter.numel() for parameter in model.parameters()))
     return mpu.get_pipeline_model_parallel_rank(), chunks
-
-
-def _local_attention_takes_latent_widths() -> None:
-    """Upstream's local attention lacks two arguments of multi-latent attention; they hold no parameter."""
-    from megatron.core.transformer.dot_product_attention import DotProductAttention
-
-    upstream = DotProductAttention.__init__
-
-    def init(self: Any, *args: Any, k_channels: int = 0, v_channels: int = 0, **named: Any) -> None:
-        upstream(self, *args, **named)
-
-    DotProductAttention.__init__ = init
 
 
 def _command_line(recipe: Recipe) -> list[str]:

@@ -7,6 +7,12 @@ from megatron_compete.plan.job import Job, read_job
 from megatron_compete.plan.layers import LayerKind
 
 MOE_LAYER, DENSE_LAYER = LayerKind("attention", "moe"), LayerKind("attention", "mlp")
+PUBLIC = Path(__file__).parents[1] / "recipes/public"
+WITHOUT_REFUSED = (
+    "--tp-comm-overlap=false", "--cross-entropy-fusion-impl", "native", "--no-weight-decay-cond-type=false",
+    "--linear-attention-type=false", "--offload-optimizer-states=false",
+)  # fmt: skip
+"""Userbuffers without sequence parallelism, a loss of Transformer Engine's that is off in 0.19.2, flags by other names."""
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL = """
 --num-layers 4 --hidden-size 32 --num-attention-heads 4 --ffn-hidden-size 48 --moe-ffn-hidden-size 24
@@ -41,6 +47,19 @@ def recipe_of(flags: str) -> Recipe:
 def job_of(flags: str = "", gpus: int = 1) -> Job:
     """The job of `MODEL` with these flags."""
     return read_job(recipe_of(flags), gpus)
+
+
+def public(name: str, flags: str = "") -> Recipe:
+    """A recipe of tests/recipes/public/ with these flags over it, and without what Megatron-Core 0.19.2 itself refuses."""
+    recipe = read_recipe(PUBLIC / f"{name}.yaml")
+    recipe.override([*WITHOUT_REFUSED, *flags.split()])
+    if "linear-conv-kernel-dim" in recipe.arguments:
+        recipe.override(["--experimental-attention-variant", "gated_delta_net"])
+    if recipe.arguments.get("mock-data"):
+        recipe.override(["--data-path=false"])
+    if "train-samples" in recipe.arguments and "train-iters" in recipe.arguments:
+        recipe.override(["--train-iters=false"])
+    return recipe
 
 
 def example(name: str, flags: str = "", gpus: int | None = None) -> Job:

@@ -15,7 +15,8 @@ from megatron_compete.plan.job import read_job
 from megatron_compete.plan.job_plan import plan_job
 from megatron_compete.plan.pretend import pretended_gpu
 from megatron_compete.training import presets
-from tests.plan.jobs import EXAMPLES, example, example_recipe, job_of, recipe_of
+from megatron_compete.launch.recipe import read_recipe
+from tests.plan.jobs import EXAMPLES, PUBLIC, example, example_recipe, job_of, public, recipe_of
 
 FULL_SIZE = ("competesmoe_679m", "moe_30b_a3b", "moe_235b_a22b")
 
@@ -74,6 +75,34 @@ def test_a_vocabulary_that_is_not_said_is_assumed() -> None:
 def test_what_is_not_counted_is_refused_with_the_reason() -> None:
     with pytest.raises(CompeteError, match="--optimizer is not in the planner's formulas: its state and products"):
         job_of("--router topk --optimizer soap")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PUBLIC.glob("*.yaml")))
+def test_public_recipes_are_priced(name: str) -> None:
+    """All of them, without what Megatron itself refuses; whether competition can join them is tests/plan/test_features.py's."""
+    plan = plan_job(read_job(public(name, "--router topk")), preset("gb200"))
+    assert np.isfinite([plan.times.forward_PV, plan.times.backward_PV]).all() and plan.times.forward_PV.max() > 0
+    assert 0 < plan.fullest.normal < 400e9 and 0 < plan.times.once < 60
+    assert sum(len(plan.job.layers.run_by(stage, chunk)) for stage in range(plan.job.sizes.pp) for chunk in range(plan.job.sizes.vp)) == (
+        plan.job.transformer.num_layers + plan.job.layers.mtp_depths
+    )  # fmt: skip
+    assert plan.job.transformer_engine is not None
+
+
+REFUSED_BY_MEGATRON = {
+    "Qwen3-235B-A22B": "Megatron refuses these arguments: Transformer Engine cross entropy loss fusion is disabled",
+    "DeepSeek-V3": "Megatron refuses these arguments: Tensor parallel communication/GEMM overlap can happen only when",
+    "Qwen3-Next-80B-A3B": "argument --no-weight-decay-cond-type: invalid choice: 'qwen3_next'",
+    "run-kimi-gb200.1": "unrecognized arguments: --offload-optimizer-states",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_BY_MEGATRON)
+def test_word_for_word_megatron_refuses_in_its_own_words(name: str) -> None:
+    """Our rules once refused Qwen3-235B for layers that Megatron takes: embedding and loss count as one each."""
+    with pytest.raises(CompeteError) as error:
+        read_job(read_recipe(PUBLIC / f"{name}.yaml"))
+    assert str(error.value).startswith(REFUSED_BY_MEGATRON[name])
 
 
 def test_what_competition_refuses_is_refused() -> None:

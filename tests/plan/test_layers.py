@@ -1,9 +1,6 @@
 """Kinds and places of layers, against the models that Megatron builds and its own readers of layouts."""
 
-import pytest
-
 from megatron_compete.plan.layers import LayerKind, Layers
-from megatron_compete.training import arguments
 from tests.plan.jobs import DENSE_LAYER, MOE_LAYER, STAGES, job_of
 from tests.plan.test_flops import GDN, MLA
 
@@ -35,8 +32,7 @@ def test_multi_token_prediction_is_on_the_last_stage_or_where_a_layout_says() ->
     assert (again.mtp_depths, again.mtp_copies, len(again.run_by(0, 0))) == (3, 1, 4 + 3)
 
 
-def test_a_hybrid_model_by_its_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arguments, "check_refused", lambda args: None)
+def test_a_hybrid_model_by_its_pattern() -> None:
     hybrid = of(f"{STAGES} --num-layers=false --hybrid-layer-pattern ME*-|MEGE/*E --router topk {GDN_SIZES}", 2)
     mamba, moe, attention, mlp, gdn = (
         LayerKind(*parts) for parts in (("mamba", None), (None, "moe"), ("attention", None), (None, "mlp"), ("gdn", None))

@@ -3,10 +3,10 @@
 import pytest
 
 from megatron_compete.plan.job import read_job
-from megatron_compete.plan.parameters import count_parameters
+from megatron_compete.plan.parameters import MTP, count_parameters
 from tests.plan.built import built
-from tests.plan.jobs import DENSE, example, job_of, recipe_of
-from tests.plan.test_flops import MLA
+from tests.plan.jobs import DENSE, example, job_of, public, recipe_of
+from tests.plan.test_flops import GDN, MLA
 from tests.ranks import run_ranks
 
 OLD_STYLE = (
@@ -16,6 +16,10 @@ OLD_STYLE = (
 NEW_STYLE = (
     "--group-query-attention --num-query-groups 2 --kv-channels 12 --qk-layernorm --add-qkv-bias "
     "--moe-shared-expert-intermediate-size 16 --moe-shared-expert-gate --moe-layer-freq [0,1,1,1]"
+)
+HYBRID = (
+    "--num-layers=false --mamba-state-dim 8 --mamba-head-dim 8 --mamba-num-groups 2 --mamba-num-heads 8 "
+    + GDN.partition("--linear-attention-freq 2 ")[2]
 )
 TENSOR = "--tensor-model-parallel-size 2 --sequence-parallel"
 MODELS = {
@@ -43,6 +47,11 @@ MODELS = {
     "multi-token prediction, tied": (2, "--pipeline-model-parallel-size 2 --mtp-num-layers 1 --untie-embeddings-and-output-weights=false"),
     "multi-token prediction, a stage of its own": (2, "--pipeline-model-parallel-size 2 --mtp-num-layers 1 --pipeline-model-parallel-layout Et|tt|tm|L"),
     "one depth repeated": (1, "--mtp-num-layers 2 --mtp-use-repeated-layer"),
+    "gated delta nets": (1, f"{GDN} --attention-output-gate --moe-shared-expert-intermediate-size 16 --moe-shared-expert-gate"),
+    "gated delta nets, split": (2, f"{GDN} {TENSOR}"),
+    "hybrid": (1, f"{HYBRID} --hybrid-layer-pattern M*-EGE"),
+    "hybrid, split": (2, f"{HYBRID} --hybrid-layer-pattern M*-EGE {TENSOR}"),
+    "hybrid, stages, multi-token prediction": (2, f"{HYBRID} --hybrid-layer-pattern M*-E|GEME/*E/*E --pipeline-model-parallel-size 2"),
     "layout": (2, f"{OLD_STYLE} --pipeline-model-parallel-size 2 --pipeline-model-parallel-layout Et|tt|t|L"),
 }  # fmt: skip
 
@@ -87,6 +96,38 @@ def test_a_token_meets_all_of_a_dense_model() -> None:
     parameters = count_parameters(job_of(DENSE))
     assert parameters.active == parameters.total
     assert set(parameters.by_kind) == {"embedding", "norm", "attention", "mlp", "output"}
+
+
+PUBLISHED = {
+    "DeepSeek-V3": (129_280, 671e9, 37e9),  # arXiv 2412.19437
+    "DeepSeek-V2-Lite": (102_400, 15.7e9, 2.4e9),  # arXiv 2405.04434
+    "Qwen3-235B-A22B": (151_936, 235e9, 22e9),  # arXiv 2505.09388
+    "Qwen3-30B-A3B": (151_936, 30.5e9, 3.3e9),
+    "Mixtral-8x7B": (32_000, 46.7e9, 12.9e9),  # arXiv 2401.04088
+    "run-kimi-gb200.1": (163_840, 1.04e12, 32e9),  # arXiv 2507.20534
+    "Qwen3-Next-80B-A3B": (151_936, 80e9, 3e9),
+}
+"""Vocabulary, parameters and active parameters that the models' reports say. Active ones are counted without the two
+matrices of the vocabulary by some and with them by others."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_public_models_have_their_published_sizes(name: str) -> None:
+    vocabulary, total, active = PUBLISHED[name]
+    parameters = count_parameters(read_job(public(name, f"--vocab-size {vocabulary} --router topk")))
+    extra = parameters.by_kind.get(MTP, 0)
+    assert parameters.total - extra == pytest.approx(total, rel=0.01)
+    ends = parameters.by_kind["embedding"] + parameters.by_kind["output"]
+    assert parameters.active - ends <= active * 1.03 and active * 0.97 <= parameters.active
+    if name in ("DeepSeek-V3", "Kimi-K2"):
+        assert not extra
+
+
+def test_multi_token_prediction_of_deepseek_v3() -> None:
+    """14B in the checkpoint, of which 1.85B are its own copies of embedding and output head (arXiv 2412.19437's model card)."""
+    parameters = count_parameters(read_job(public("run-dsv3-h100.1", "--vocab-size 129280 --router topk")))
+    copies = parameters.by_kind["embedding"] + parameters.by_kind["output"]
+    assert parameters.by_kind[MTP] + copies == pytest.approx(14e9, rel=0.05)
 
 
 def test_published_sizes() -> None:
