@@ -26,15 +26,16 @@ AGENT_SIGNALS = "SIGINT,SIGHUP,SIGQUIT"
 """Signals at which torchrun ends its ranks. SIGTERM is not among them: `JobAgent` hands it on and waits."""
 
 
-def environment_defaults() -> dict[str, str]:
-    """Variables that a rank needs and that the caller's environment does not set.
+ASSERTED_BY_MEGATRON = {"CUDA_DEVICE_MAX_CONNECTIONS": "1", "NVTE_CPU_OFFLOAD_V1": "1"}
+"""Megatron's conditions for tensor and context parallelism, and for `--fine-grained-activation-offloading`."""
 
-    CUDA_DEVICE_MAX_CONNECTIONS=1 is Megatron's condition for tensor and context parallelism.
-    """
+
+def environment_defaults() -> dict[str, str]:
+    """Variables that a rank needs and that the caller's environment does not set."""
     import torch
 
     on_cpu = not torch.cuda.is_available()
-    defaults = openmp_defaults(on_cpu) | {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    defaults = openmp_defaults(on_cpu) | ASSERTED_BY_MEGATRON
     if on_cpu:
         defaults["PYTHONWARNINGS"] = ",".join(f"ignore:{message}" for message in CPU_WARNINGS)
     return {name: value for name, value in defaults.items() if name not in os.environ}

@@ -66,7 +66,9 @@ def layer_flops(job: Job, kind: LayerKind) -> LayerFlops:
     experts = 0.0
     if kind.is_moe:
         rows = job.sharded_tokens * config.moe_router_topk * capacity_share(job)
-        experts = 2.0 * rows * job.expert_width * matrices(job) * job.expert_ffn  # each of an expert's shards has a part
+        experts = (
+            2.0 * rows * job.expert_width * matrices(job) * job.expert_ffn
+        )  # each of an expert's shards has a part
         if config.moe_latent_size:
             mlp += 4.0 * job.sharded_tokens * config.hidden_size * job.expert_width
     return LayerFlops(projections=projections, core=core, mlp=mlp, experts=experts)

@@ -64,7 +64,8 @@ class Hardware:
         return {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)
-            if "efficiency" in item.name or item.name in ("wide_expert", "kernel_seconds", "usable_memory", "host_bandwidth")
+            if "efficiency" in item.name
+            or item.name in ("wide_expert", "kernel_seconds", "usable_memory", "host_bandwidth")
         }
 
 

@@ -128,8 +128,6 @@ def read_job(recipe: Recipe, gpus: int | None = None) -> Job:
         BrokenRules: all rules that the job breaks, each with a way out.
         CompeteError: what Megatron or competition refuses, or what this planner cannot count.
     """
-    gpus_per_node = _launch_number(recipe, "nproc-per-node", GPUS_PER_NODE)
-    world = gpus if gpus is not None else gpus_per_node * _launch_number(recipe, "nnodes", 1)
     checked = check_recipe(recipe, gpus)
     check_scope(checked.job.args)
     return _priced(checked)

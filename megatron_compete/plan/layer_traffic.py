@@ -91,9 +91,11 @@ class LayerTraffic:
             return 0.0
         queries, keys, values = (job.tokens * width / job.sizes.tp * job.element_bytes for width in self._widths(kind))
         if "a2a" in job.args.cp_comm_type or kind.mixer in ("gdn", "mamba"):
-            return (queries + keys + 2 * values if kind.mixer in ("gdn", "mamba") else 2 * queries + keys + values) * (
-                cp - 1
-            ) / cp
+            return (
+                (queries + keys + 2 * values if kind.mixer in ("gdn", "mamba") else 2 * queries + keys + values)
+                * (cp - 1)
+                / cp
+            )
         return (2 if backward else 1) * (keys + values) * (cp - 1)
 
     def _widths(self, kind: LayerKind) -> tuple[float, float, float]:

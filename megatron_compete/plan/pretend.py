@@ -13,6 +13,7 @@ import types
 import warnings
 from collections.abc import Iterator
 
+from megatron_compete.launch.launchers import ASSERTED_BY_MEGATRON
 from megatron_compete.plan.transformer_engine import NEWEST
 from megatron_compete.upstream import replace_symbol, resolve
 
@@ -68,15 +69,16 @@ def _transformer_engine(version: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _launcher_environment() -> Iterator[None]:
-    """What our launcher sets for every rank, and Megatron asserts (`launch/launchers.py`)."""
-    name = "CUDA_DEVICE_MAX_CONNECTIONS"
-    before = os.environ.get(name)
-    os.environ.setdefault(name, "1")
+    """What our launcher sets for every rank, and Megatron asserts."""
+    before = {name: os.environ.get(name) for name in ASSERTED_BY_MEGATRON}
+    for name, value in ASSERTED_BY_MEGATRON.items():
+        os.environ.setdefault(name, value)
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop(name, None)
+        for name, earlier in before.items():
+            if earlier is None:
+                os.environ.pop(name, None)
 
 
 @contextlib.contextmanager

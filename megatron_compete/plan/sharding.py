@@ -40,7 +40,9 @@ class Sharding:
             return cls(optimizer=True, gradients=True, weights=True)
         instances = args.num_distributed_optimizer_instances
         if args.use_megatron_fsdp:
-            level = ("no_shard", "optim", "optim_grads", "optim_grads_params").index(args.data_parallel_sharding_strategy)
+            level = ("no_shard", "optim", "optim_grads", "optim_grads_params").index(
+                args.data_parallel_sharding_strategy
+            )
             return cls(level >= 1, level >= 2, level >= 3, instances)
         return cls(bool(args.use_distributed_optimizer or args.optimizer == "dist_muon"), instances=instances)
 

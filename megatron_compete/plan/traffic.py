@@ -88,7 +88,10 @@ class StepTraffic:
         """Sums over the layers that a microbatch passes on each stage."""
         stages, chunks = range(self.job.sizes.pp), range(self.job.sizes.vp)
         return np.array(
-            [sum(of_kind[kind] for chunk in chunks for kind in self.job.layers.run_by(stage, chunk)) for stage in stages],
+            [
+                sum(of_kind[kind] for chunk in chunks for kind in self.job.layers.run_by(stage, chunk))
+                for stage in stages
+            ],
             dtype=np.float64,
         )
 
@@ -100,7 +103,9 @@ class StepTraffic:
         sent_P[0] += 2 * once
         heads, depths = 1 + job.layers.mtp_depths, job.layers.mtp_depths
         sent_P[-1] += heads * (3 if job.transformer.sequence_parallel else 2) * once
-        sent_P[job.layers.mtp_place[0]] += depths * 6 * once  # the embedding again, and the joint projection's collectives
+        sent_P[job.layers.mtp_place[0]] += (
+            depths * 6 * once
+        )  # the embedding again, and the joint projection's collectives
         return sent_P
 
     def _pipeline(self) -> Traffic:

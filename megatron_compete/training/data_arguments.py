@@ -65,7 +65,9 @@ def check_data_arguments(args: argparse.Namespace) -> None:
     """Raise a `CompeteError` for data arguments that contradict each other or cannot be read; opens no file."""
     given = [flag for flag, value in _sources_given(args).items() if value]
     if len(given) > 1:
-        raise CompeteError(f"{given[0]} and {given[1]} both say what is read: keep one (Megatron: a single data source)")
+        raise CompeteError(
+            f"{given[0]} and {given[1]} both say what is read: keep one (Megatron: a single data source)"
+        )
     per_split = given and given[0] in (PART_FLAGS[0], "--per-split-data-args-path")
     if per_split and args.split is not None:
         raise CompeteError(

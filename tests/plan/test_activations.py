@@ -120,7 +120,9 @@ def test_a_competing_layer_keeps_what_autograd_keeps(flag: str, dtype: torch.dty
 @pytest.mark.parametrize("kind", ["response", "utility"])
 @pytest.mark.parametrize("flag, dtype", [("", torch.float32), ("--bf16", torch.bfloat16)])
 def test_a_scoring_pass_holds_what_it_allocates(flag: str, dtype: torch.dtype, kind: str) -> None:
-    planned = scoring_memory(job_of(f"{SHAPE} {flag} --compete-score-chunk-tokens 128 --compete-kind {kind} --compete-score-kernel plain"))
+    planned = scoring_memory(
+        job_of(f"{SHAPE} {flag} --compete-score-chunk-tokens 128 --compete-kind {kind} --compete-score-kernel plain")
+    )
     assert math.isclose(planned, run_rank(scored, dtype, kind), rel_tol=0.1)
 
 

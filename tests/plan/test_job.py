@@ -10,12 +10,12 @@ import torch
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch import cpu_backend as cpu
+from megatron_compete.launch.recipe import read_recipe
 from megatron_compete.plan.hardware import PRESETS, preset
 from megatron_compete.plan.job import read_job
 from megatron_compete.plan.job_plan import plan_job
 from megatron_compete.plan.pretend import pretended_gpu
 from megatron_compete.training import presets
-from megatron_compete.launch.recipe import read_recipe
 from tests.plan.jobs import EXAMPLES, PUBLIC, example, example_recipe, job_of, public, recipe_of
 
 FULL_SIZE = ("competesmoe_679m", "moe_30b_a3b", "moe_235b_a22b")
@@ -68,7 +68,9 @@ def test_no_named_file_is_needed() -> None:
 def test_a_vocabulary_that_is_not_said_is_assumed() -> None:
     job = job_of("--vocab-size=false --tokenizer-type HuggingFaceTokenizer --tokenizer-model org/name")
     assert job.args.padded_vocab_size == 128_000
-    assert job.assumed == ("a vocabulary of 128,000, for the recipe does not say: give --vocab-size, as the tokenizer has it",)
+    assert job.assumed == (
+        "a vocabulary of 128,000, for the recipe does not say: give --vocab-size, as the tokenizer has it",
+    )
     assert job_of().assumed == ()
 
 

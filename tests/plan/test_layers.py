@@ -35,7 +35,8 @@ def test_multi_token_prediction_is_on_the_last_stage_or_where_a_layout_says() ->
 def test_a_hybrid_model_by_its_pattern() -> None:
     hybrid = of(f"{STAGES} --num-layers=false --hybrid-layer-pattern ME*-|MEGE/*E --router topk {GDN_SIZES}", 2)
     mamba, moe, attention, mlp, gdn = (
-        LayerKind(*parts) for parts in (("mamba", None), (None, "moe"), ("attention", None), (None, "mlp"), ("gdn", None))
+        LayerKind(*parts)
+        for parts in (("mamba", None), (None, "moe"), ("attention", None), (None, "mlp"), ("gdn", None))
     )
     assert hybrid.decoder_PV == (((mamba, moe, attention, mlp),), ((mamba, moe, gdn, moe),))
     assert hybrid.mtp == (attention, moe) and hybrid.run_by(1, 0)[-2:] == (attention, moe)

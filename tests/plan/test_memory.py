@@ -13,10 +13,10 @@ from megatron_compete.plan.parameters import count_parameters
 from megatron_compete.plan.sharding import gradient_bytes
 from tests.plan.built import Held, ranks_of, trained
 from tests.plan.jobs import (
-    MOE_LAYER,
     DENSE,
     DISTRIBUTED,
     EXPERTS,
+    MOE_LAYER,
     STAGES,
     TENSOR,
     TIED,
@@ -86,7 +86,9 @@ def test_microbatches_in_flight() -> None:
 def test_activations_are_those_in_flight() -> None:
     job = job_of("--pipeline-model-parallel-size 2 --global-batch-size 16", 2)
     first, last = stage_memory(job, count_parameters(job))
-    assert first.activations == 2 * last.activations == 2 * chunk_activations(job, (MOE_LAYER, MOE_LAYER)).per_microbatch
+    assert (
+        first.activations == 2 * last.activations == 2 * chunk_activations(job, (MOE_LAYER, MOE_LAYER)).per_microbatch
+    )
     assert first.output == 0 < last.output
 
 

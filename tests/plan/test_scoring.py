@@ -11,7 +11,10 @@ def test_the_kernel_is_the_trainers_choice() -> None:
     assert scoring_kernel(job_of("--bf16")) == "fused"
     assert scoring_kernel(job_of("--bf16"), preset("a100")) == "plain"  # `CAPABILITY` of moe/kernels/coverage.py
     assert scoring_kernel(job_of("--bf16 --compete-score-kernel plain")) == "plain"
-    assert scoring_kernel(job_of("--bf16 --disable-bias-linear=false --position-embedding-type learned_absolute")) == "plain"
+    assert (
+        scoring_kernel(job_of("--bf16 --disable-bias-linear=false --position-embedding-type learned_absolute"))
+        == "plain"
+    )
     assert scoring_kernel(job_of("--bf16 --moe-ffn-hidden-size 32 --compete-score-kernel fused-fp8")) == "fused-fp8"
 
 

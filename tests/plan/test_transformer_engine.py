@@ -41,7 +41,7 @@ def test_megatron_takes_the_stated_version_and_no_older_one(monkeypatch: pytest.
     for version, refused in (("2.6.0", False), ("2.5.0", True)):
         monkeypatch.setattr(job_module, "pretended_gpu", lambda version=version: pretended_gpu(version))
         if refused:
-            with pytest.raises(CompeteError, match="Megatron refuses these arguments: .*2.6.0dev0"):
+            with pytest.raises(CompeteError, match=r"Megatron refuses these arguments: .*2\.6\.0dev0"):
                 job_of(flags)
         else:
             job_of(flags)

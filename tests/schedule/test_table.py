@@ -263,7 +263,7 @@ def test_the_defaults_fit_any_depth(stages: int) -> None:
 def test_a_max_follows_the_rate_and_explicit_contradictions_stay_errors() -> None:
     assert CompetitionSchedule.of(CompeteConfig(rate=0.5), slots(1, layers=16)).max_active == 8
     assert CompetitionSchedule.of(CompeteConfig(rate=0.01, policy="bernoulli"), slots(1, layers=16)).max_active == 16
-    with pytest.raises(CompeteError, match="--compete-max-active-layers 3 is below rate .* raise it to 7 or lower"):
+    with pytest.raises(CompeteError, match=r"--compete-max-active-layers 3 is below rate .* raise it to 7 or lower"):
         CompetitionSchedule.of(CompeteConfig(max_active_layers=3), slots(2, layers=47))
     capped = CompetitionSchedule.of(CompeteConfig(cap_rate=True), slots(2, layers=47))
     assert (capped.rate, capped.max_active) == (3 / 94, 3)

@@ -1,0 +1,26 @@
+"""Tensors are compared with built models in test_parameters.py; here what those cannot be built with on a CPU."""
+
+from megatron_compete.plan.mixer_parameters import LatentShape, MambaShape, MixerShape, mixer_tensors
+from tests.plan.jobs import job_of
+from tests.plan.test_flops import MLA
+
+TENSOR = "--tensor-model-parallel-size 2 --sequence-parallel"
+
+
+def test_transformer_engine_holds_down_projections_whole_on_every_rank() -> None:
+    whole, split = (
+        MixerShape.of(job_of(f"{MLA} {TENSOR} {more}", 2))
+        for more in ("", "--transformer-impl local --no-persist-layer-norm")
+    )
+    assert whole.latent.replicated and not split.latent.replicated
+    totals = [sum(tensors.total for tensors in mixer_tensors(shape, "mla")) for shape in (whole, split)]
+    assert totals[0] == totals[1]
+    on_rank = [sum(tensors.on_rank for tensors in mixer_tensors(shape, "mla")) for shape in (whole, split)]
+    assert on_rank[0] - on_rank[1] == 32 * (12 + 16 + 4) / 2
+
+
+def test_shapes_of_what_a_model_has_not_are_nothing() -> None:
+    assert LatentShape.of(job_of()) == LatentShape()
+    assert (
+        MambaShape.of(job_of("--mamba-head-dim 8")).heads == 2 * 32 // 8
+    )  # upstream's default of twice the hidden size
