@@ -3,6 +3,8 @@
 pretrain.py          the entry of a rank: model, datasets and forward step for Megatron's trainer
 spec.py              competing layers for any other trainer: `--spec megatron_compete.training.spec compete_layer_spec`
 parse.py             arguments, parsed, checked and validated
+job_check.py         would this job train: what trainer, plan, submit and dry runs ask
+renamed.py           flags of other versions of Megatron
 arguments.py         our flags beside Megatron's, and what is checked before anything is built
 data_arguments.py    Megatron's data flags: which files they name
 presets.py           sets of defaults (`--compete-preset`)

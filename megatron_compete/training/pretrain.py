@@ -62,9 +62,10 @@ from megatron_compete.training.data_check import check_data
 from megatron_compete.training.dataset_helpers import use_prebuilt_helpers
 from megatron_compete.training.datasets import build_datasets, embedding_ranks
 from megatron_compete.training.flops import counted_scoring
+from megatron_compete.training.job_check import megatrons_words
 from megatron_compete.training.metrics import log_intervals
 from megatron_compete.training.mtp_of_variants import predicting_like_the_last_layer
-from megatron_compete.training.parse import megatrons_words, parse_arguments
+from megatron_compete.training.parse import parse_arguments
 from megatron_compete.training.presets import describe_preset
 from megatron_compete.training.probe_log import probed_steps
 from megatron_compete.training.spec import trainer_step

@@ -26,8 +26,8 @@ def test_multi_token_prediction_is_on_the_last_stage_or_where_a_layout_says() ->
     last = of(f"{STAGES} --mtp-num-layers 1", 2)
     assert last.mtp_place == (1, 0) and last.mtp == (MOE_LAYER,)
     assert [len(last.run_by(stage, 0)) for stage in range(2)] == [2, 3]
-    own = of(f"{STAGES} --mtp-num-layers 1 --pipeline-model-parallel-layout Et|tt|tm|L", 2)
-    assert own.mtp_place == (0, 1) and own.run_by(0, 1) == (MOE_LAYER, MOE_LAYER) and own.run_by(1, 1) == ()
+    own = of("--pipeline-model-parallel-size 3 --mtp-num-layers 1 --pipeline-model-parallel-layout Ett|ttm|L", 3)
+    assert own.mtp_place == (1, 0) and own.run_by(1, 0) == (MOE_LAYER,) * 3 and own.run_by(2, 0) == ()
     again = of("--mtp-num-layers 3 --mtp-use-repeated-layer")
     assert (again.mtp_depths, again.mtp_copies, len(again.run_by(0, 0))) == (3, 1, 4 + 3)
 
