@@ -116,10 +116,12 @@ def _words(name: str, value: Any) -> list[str]:
 
 def shrink(path: Path) -> Small:
     """The recipe in small."""
-    given = {RENAMED.get(name, name): value for name, value in read_recipe(path).arguments.items()}
+    given: dict[str, Any] = {RENAMED.get(name, name): value for name, value in read_recipe(path).arguments.items()}
     left_out = NO_CPU_FORM.keys() | OF_A_CLUSTER | GONE
     kept = {name: value for name, value in given.items() if name not in left_out}
-    small = kept | {name: _at_most(kept[name], most) for name, most in AT_MOST.items() if name in kept} | RUN
+    small: dict[str, Any] = (
+        kept | {name: _at_most(kept[name], most) for name, most in AT_MOST.items() if name in kept} | RUN
+    )
     if "moe-router-num-groups" in small and int(given["moe-router-num-groups"]) == 1:
         small["moe-router-num-groups"] = small["moe-router-group-topk"] = 1
     small |= _layers(given, small) | _recompute(small)
