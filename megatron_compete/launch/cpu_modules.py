@@ -19,6 +19,7 @@ from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
 from megatron.core.models.hybrid import hybrid_layer_specs
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
@@ -198,13 +199,22 @@ def _local_self_attention(upstream: Callable[..., Any], config: TransformerConfi
     return attention
 
 
-def _latent_with_duplicated(upstream: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
-    """Megatron's local layer, in latent attention with down projections as Transformer Engine's layer has them."""
+def _latent_as_fused(upstream: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
+    """Megatron's local layer, in latent attention with projections and norms as Transformer Engine's layer has them.
+
+    With --qk-layernorm a norm is part of the linear layer after it: of the up projections, or without --q-lora-rank of
+    the queries' only one, where Megatron takes no other form.
+    """
     layer = upstream(*args, **keywords)
     attention = layer.self_attention.submodules
     if isinstance(attention, MLASelfAttentionSubmodules):
         attention.linear_q_down_proj = attention.linear_kv_down_proj = DuplicatedLinear
+        attention.q_layernorm = attention.kv_layernorm = IdentityOp
     return layer
+
+
+def _fused_norms(upstream: Callable[..., Any], transformer_impl: str) -> Any:
+    return FusedNormProvider() if transformer_impl == "local" else upstream(transformer_impl)
 
 
 def norm_of_megatron(upstream: Callable[..., Any], cls: type, config: Any, *args: Any, **kwargs: Any) -> Any:
@@ -231,7 +241,8 @@ REPLACED: dict[str, Any] = {
     "megatron.core.transformer.experimental_attention_variant.absorbed_mla:TELinear": DuplicatedLinear,
 }
 WRAPPED: dict[str, Callable[..., Any]] = {
-    "megatron.core.models.gpt.gpt_layer_specs:get_gpt_layer_local_submodules": _latent_with_duplicated,
+    "megatron.core.models.gpt.gpt_layer_specs:get_gpt_layer_local_submodules": _latent_as_fused,
+    "megatron.core.transformer.mla_qk_norm_config:get_backend": _fused_norms,
     "megatron.core.transformer.torch_norm:WrappedTorchNorm.__new__": norm_of_megatron,
     "megatron.core.models.gpt.experimental_attention_variant_module_specs:_get_backend_spec_provider": _local_provider,
     "megatron.core.models.gpt.experimental_attention_variant_module_specs:_get_self_attention_module_spec": _local_self_attention,

@@ -64,6 +64,7 @@ ON_CPU = (
     Row("megatron.core.models.hybrid.hybrid_block", ("TENorm",), "the final norm is Transformer Engine's, whatever the spec", f"{CPU_MODULES}::test_upstream_still_needs_them"),
     Row("megatron.core.transformer.multi_latent_attention", ("TELinear",), "it knows a layer that ranks have whole by this name alone", f"{CPU_MODULES}::test_upstream_still_needs_them"),
     Row("megatron.core.transformer.experimental_attention_variant.absorbed_mla", ("TELinear",), "as for multi_latent_attention", f"{CPU_MODULES}::test_upstream_still_needs_them"),
+    Row("megatron.core.transformer.mla_qk_norm_config", ("get_backend",), "latent attention without --q-lora-rank takes its norm within a linear layer alone, which local modules have none of", f"{CPU_MODULES}::test_upstream_still_needs_them"),
     Row("megatron.core.models.gpt.gpt_layer_specs", ("get_gpt_layer_local_submodules",), "its latent attention loses gradients of the keys' rotated part between tensor parallel ranks", f"{CPU_MODULES}::test_upstream_still_needs_them"),
     Row("megatron.core.transformer.attention", ("TENorm",), "--qk-layernorm of a hybrid model means Transformer Engine's", f"{CPU_MODULES}::test_upstream_still_needs_them"),
     Row("megatron.core.models.gpt.experimental_attention_variant_module_specs", ("_get_backend_spec_provider", "_get_self_attention_module_spec"), "layers of these variants are of Transformer Engine's modules alone", f"{CPU_MODULES}::test_upstream_still_needs_them"),

@@ -134,6 +134,7 @@ def upstream() -> dict[str, bool]:
     """What Megatron itself still lacks without Transformer Engine; when an entry turns False its stand-in can go."""
     cpu.deactivate()
     from megatron.core.extensions.transformer_engine import TELayerNormColumnParallelLinear
+    from megatron.core.models.backends import LocalSpecProvider
     from megatron.core.models.gpt import experimental_attention_variant_module_specs as variants
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_submodules
     from megatron.core.models.hybrid.hybrid_block import TENorm
@@ -155,6 +156,7 @@ def upstream() -> dict[str, bool]:
         "hybrid layers": linear is TELayerNormColumnParallelLinear,
         "layers that ranks have whole": TELinear is None or "Mock" in type(TELinear).__name__,
         "latent attention of tensor parallel ranks": latent.linear_kv_down_proj is ColumnParallelLinear,
+        "norm within a linear layer": LocalSpecProvider().column_parallel_layer_norm_linear() is None,
         "norms of queries and keys": attention.TENorm is None,
         "norm of a hybrid model": "ransformer" in said(lambda: TENorm(config, 8)),
         "experimental variants": "transformer engine" in said(lambda: variants._get_backend_spec_provider(config)),
