@@ -14,6 +14,8 @@ LAYER = "moe/test_layouts.py::test_layer_equals_dense_reference[world1-tp1-cp1-e
 PADDED = "moe/test_uneven.py::test_losses_ignore_padding[world2-tp2-cp1-ep1-etp1-alltoall]"
 ROWS = "moe/test_row_dispatcher.py"
 SETTINGS = "moe/test_router_settings.py"
+ROUTER_LOSSES = "moe/test_router_losses.py"
+LATENT = "moe/test_latent.py::test_layer_equals_dense_reference[world1-tp1-cp1-ep1-etp1-alltoall]"
 DIGESTS = "schedule/test_table.py::test_digests_tell_another_way_of_drawing"
 EVERY_SETTING = "schedule/test_table.py::test_every_setting_of_a_job_reaches_the_schedule"
 
@@ -24,7 +26,10 @@ ROUTING = (
     Mutation("routing/losses.py", "_kl(target_TE, probs_TE) +", "_kl(probs_TE, target_TE) +", "routing/test_losses.py::test_kl_distillation_is_the_divergence_and_that_over_the_winners"),
     Mutation("routing/losses.py", "F.normalize(at_least_fp32(outputs_TKH), dim=-1)", "F.normalize(outputs_TKH, dim=-1)", "routing/test_losses.py::test_losses_of_bf16_are_reduced_in_fp32"),
     Mutation("routing/centering.py", "counts * (means - mean_E).square()", "(means - mean_E).square()", "routing/test_centering.py::test_statistics_of_parts_are_those_of_the_whole"),
-    Mutation("routing/rule.py", "probs_TE.gather(1, self.best(probs_TE))", "probs_TE.gather(1, self.best(logits_TE))", f"{RULE}::test_weights_sum_to_what_upstreams_sum_to"),
+    Mutation("routing/rule.py", "(scores_TE * routing_map_TE).sum", "scores_TE.sum", f"{RULE}::test_choice_and_weights_are_upstreams"),
+    Mutation("routing/rule.py", "ranked_TE.float() + bias_E.float()", "ranked_TE.float() - bias_E.float()", f"{RULE}::test_choice_and_weights_are_upstreams"),
+    Mutation("routing/rule.py", "else self.top_k > 1", "else True", f"{RULE}::test_choice_and_weights_are_upstreams"),
+    Mutation("routing/utility.py", "if not rule.shares:", "if rule.top_k == 1:", "routing/test_utility.py::test_the_dense_gradient_is_that_of_the_sum_of_all_experts"),
     Mutation("routing/rule.py", ".values.sum(dim=-1)", ".values.amax(dim=-1)", f"{RULE}::test_the_best_are_those_that_upstream_chooses"),
     Mutation("routing/winners.py", "scores_TE.gather(1, winners_TK).argmax(dim=-1, keepdim=True)", "scores_TE.gather(1, winners_TK).argmin(dim=-1, keepdim=True)", "routing/test_winners.py::test_favourites_are_compared_among_those_that_may_be_chosen"),
 )  # fmt: skip
@@ -43,6 +48,11 @@ LAYERS = (
     Mutation("moe/auxiliary.py", "return count / self._sum_over_ranks(count).clamp_min(1.0)", "return 1 / self.group.size()", PADDED),
     Mutation("moe/layer.py", "self.router.weight_sum(outcome.logits, outcome.choice_TE)", "self.router.rule.scaling_factor", f"{SETTINGS}::test_output_keeps_its_scale_and_tokens_their_groups[pre-softmax, scaled]"),
     Mutation("moe/layer.py", "choose_winners(ranked_TE, self.router.rule)", "ranked_TE.topk(self.router.rule.top_k).indices.sort().values", f"{SETTINGS}::test_output_keeps_its_scale_and_tokens_their_groups[groups]"),
+    Mutation("moe/layer.py", "AlsoReaching.apply(kept[0], probs_TE)", "kept[0]", f"{ROUTER_LOSSES}::test_whatever_else_a_router_does[recomputed]"),
+    Mutation("moe/layer.py", "if self.router.forces_load else scores_TE", "if False else scores_TE", f"{ROUTER_LOSSES}::test_forced_load_balancing_forces_winners_too"),
+    Mutation("moe/router.py", "is None else self.would_choose(logits)", "is None else routing_map_TE", f"{SETTINGS}::test_layer_equals_dense_reference[capacity, sigmoid, padded-world1-tp1-cp1-ep1-etp1-alltoall]"),
+    Mutation("moe/latent.py", "return gradients_TH @ self.up.weight", "return self.down(gradients_TH)[0]", LATENT),
+    Mutation("moe/latent.py", "response(self.contributions(outputs))", "response(outputs)", LATENT),
     Mutation("moe/layer.py", "self._first_pass.popleft()", "self._first_pass.pop()", "moe/test_recompute.py::test_microbatches_in_flight_keep_their_winners"),
     Mutation("moe/layer.py", "or InferenceMode.is_active() or", "or", "moe/test_dispatchers.py::test_inference_keeps_its_own_dispatcher"),
     Mutation("moe/layer.py", ".chosen(kept[0], routing_map_TE).clone()", ".chosen(kept[0], routing_map_TE)", f"{ROWS}::test_competing_experts_pad_for_themselves[world1-tp1-cp1-ep1-etp1-alltoall]"),
