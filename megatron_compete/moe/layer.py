@@ -27,6 +27,7 @@ from megatron_compete.moe.centering import make_centering
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.crossing import Crossing
 from megatron_compete.moe.expert_group import ExpertGroups
+from megatron_compete.moe.graphs import is_capturing
 from megatron_compete.moe.latent import LatentProjections
 from megatron_compete.moe.losses import CompetitionLosses, Outcome
 from megatron_compete.moe.response_gradients import AllResponses, Recomputation
@@ -93,7 +94,7 @@ class CompeteMoELayer(MoELayer):
 
     def competes(self) -> bool:
         """Whether this layer competes at the current step; never in evaluation or inference, never as an MTP layer."""
-        if not self.training or InferenceMode.is_active() or self.is_mtp_layer:
+        if not self.training or InferenceMode.is_active() or self.is_mtp_layer or is_capturing():
             return False
         return self.competition.is_active(self.layer_number)
 
@@ -103,8 +104,17 @@ class CompeteMoELayer(MoELayer):
         self._outcome, self._crossing = None, None
         if self.token_dispatcher is self._row_dispatcher:  # a competing step was broken off
             self.token_dispatcher = self._normal_dispatcher
+        replayed = not self.cudagraph_tensor_store.is_empty()
         if not self.competes():
-            return super().route(hidden_states, padding_mask)
+            probs_TE, routing_map_TE = super().route(hidden_states, padding_mask)
+            if replayed:
+                self._observe_replay(hidden_states, routing_map_TE)
+            return probs_TE, routing_map_TE
+        if replayed:
+            raise CompeteError(
+                f"layer {self.layer_number} competes and its router is in a CUDA graph: leave moe_router out of "
+                "--cuda-graph-modules, or use Megatron's own transformer layers, which are known to run eagerly then"
+            )
         if self._utility is not None:
             return self._route_by_router(self._utility, hidden_states, padding_mask)
         self._outcome = outcome = self._compete(hidden_states, padding_mask)
@@ -116,6 +126,17 @@ class CompeteMoELayer(MoELayer):
         self.router.observe_routing(outcome.logits, routing_map_TE, padding_mask)
         probs_TE = routing_map_TE.to(outcome.logits.dtype)
         return crossing.depart(probs_TE, outcome.logits, self._all_responses(outcome, hidden_states)), routing_map_TE
+
+    def _observe_replay(self, hidden_states: Tensor, routing_map_TE: Tensor | None) -> None:
+        """Metrics of a normal step whose router ran in a CUDA graph, from what the graph gave back."""
+        if routing_map_TE is not None:
+            self.router.observe_replay(hidden_states, routing_map_TE)
+            return
+        # the graph reaches further, to the dispatcher: tokens are permuted, and the map is what that was given
+        owner = getattr(self.token_dispatcher, "_comm_manager", self.token_dispatcher)
+        routing_map_TE = getattr(owner, "routing_map", None)
+        if routing_map_TE is not None:
+            self.router.observe_replay(None, routing_map_TE)
 
     def routed_experts_compute(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor | None]:
         """As upstream; on a competing step the experts know that neither router nor dispatcher has padded."""

@@ -192,19 +192,20 @@ def record_competition(layer_number: int, num_tokens: int | Tensor, **values: Te
 
 
 def record_routing(
-    layer_number: int, probabilities: Callable[[], Tensor], routing_map_TE: Tensor, valid_T: Tensor | None
+    layer_number: int, probabilities: Callable[[], Tensor] | None, routing_map_TE: Tensor, valid_T: Tensor | None
 ) -> None:
     """Record where one microbatch went, and at a console interval how undecided the router was.
 
     Args:
         probabilities: the router's [T, E], also at a step at which the competition routes; asked where they count.
+            None: nobody knows them any more.
         routing_map_TE: the experts that the tokens went to, bool.
         valid_T: mask of the tokens that count, None for all.
     """
     metrics = metrics_due()
     if metrics is None:
         return
-    if metrics.intervals.prints(metrics.iteration()):
+    if probabilities is not None and metrics.intervals.prints(metrics.iteration()):
         entropy = token_mean(router_entropy(probabilities().detach()), valid_T)
         num_tokens = len(routing_map_TE) if valid_T is None else valid_T.sum()
         metrics.sums.add_mean(layer_number, "router_entropy", entropy, num_tokens)

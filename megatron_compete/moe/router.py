@@ -11,6 +11,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_compete.moe.auxiliary import AuxiliaryLoss
+from megatron_compete.moe.graphs import is_capturing
 from megatron_compete.moe.metrics import metrics_due, record_changes, record_routing
 from megatron_compete.moe.metrics_probe import RouterProbe
 from megatron_compete.routing.losses import entropy_balance_loss
@@ -106,8 +107,20 @@ class CompeteRouter(TopKRouter):
             valid_T = valid_tokens(padding_mask)
             record_routing(self.layer_number, lambda: self.probabilities(logits), routing_map_TE, valid_T)
 
+    def observe_replay(self, hidden_states: Tensor | None, routing_map_TE: Tensor) -> None:
+        """Metrics of a training pass that a CUDA graph routed: where its tokens went, and from the router's inputs
+        [S, B, H], where they are at hand, what it made of them."""
+        if not self._is_observed():
+            return
+        probabilities = None
+        if hidden_states is not None:
+            inputs = hidden_states.detach()
+            record_changes(self.layer_number, self.probe, inputs, None, self._choose)
+            probabilities = lambda: self.probabilities(self.gating(inputs))  # noqa: E731
+        record_routing(self.layer_number, probabilities, routing_map_TE, None)
+
     def _is_observed(self) -> bool:
-        return self.training and not self.is_mtp_layer and metrics_due() is not None
+        return self.training and not self.is_mtp_layer and not is_capturing() and metrics_due() is not None
 
     def _choose(self, inputs: Tensor) -> Tensor:
         return self.would_choose(self.gating(inputs))

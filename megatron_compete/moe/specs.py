@@ -3,7 +3,8 @@
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from megatron.core.models.gpt.experimental_attention_variant_module_specs import (
@@ -23,11 +24,13 @@ from megatron_compete.moe.baselines.config import BaselineConfig
 from megatron_compete.moe.baselines.layer import VariableMoELayer
 from megatron_compete.moe.baselines.step import install_router_step
 from megatron_compete.moe.competition import Competition, competing_layers, transformer_of
+from megatron_compete.moe.graphs import eager_modules
 from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.validation import check_supported
 
 Exchange = Callable[[functools.partial], functools.partial]
 """From the builder of a layer's `MoELayer` to what is built in its place."""
+NO_MODULES: Mapping[Any, Any] = types.MappingProxyType({})
 
 
 def decoder_layer_spec(model_config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
@@ -62,8 +65,9 @@ def compete_layer_spec(
     Raises:
         CompeteError: a setting that excludes competition, or a MoE module that is not Megatron's.
     """
-    exchange = competing(transformer_of(model_config), competition)
-    return with_moe(stock(model_config, vp_stage), exchange)
+    transformer = transformer_of(model_config)
+    exchange = competing(transformer, competition)
+    return with_moe(stock(model_config, vp_stage), exchange, eager_modules(transformer))
 
 
 def compete_hybrid_spec(model_config: Any, *, competition: Competition, stock: ModuleSpec | None = None) -> ModuleSpec:
@@ -73,8 +77,9 @@ def compete_hybrid_spec(model_config: Any, *, competition: Competition, stock: M
         model_config: as for `compete_layer_spec` (upstream: `HybridModelConfig` of `megatron.training.models.hybrid`).
         stock: the spec to replace them in; default Megatron's.
     """
-    exchange = competing(transformer_of(model_config), competition)
-    return hybrid_with_moe(stock or hybrid_layer_specs.hybrid_stack_spec, exchange)
+    transformer = transformer_of(model_config)
+    exchange = competing(transformer, competition)
+    return hybrid_with_moe(stock or hybrid_layer_specs.hybrid_stack_spec, exchange, eager_modules(transformer))
 
 
 def competing(transformer: TransformerConfig, competition: Competition) -> Exchange:
@@ -146,14 +151,19 @@ def with_baseline(
     return functools.partial(layer, *moe.args, **(moe.keywords | {"submodules": submodules}))
 
 
-def with_moe[LayerSpec: (ModuleSpec, TransformerBlockSubmodules)](spec: LayerSpec, exchange: Exchange) -> LayerSpec:
+def with_moe[LayerSpec: (ModuleSpec, TransformerBlockSubmodules)](
+    spec: LayerSpec, exchange: Exchange, modules: Mapping[Any, Any] = NO_MODULES
+) -> LayerSpec:
     """A copy of the spec of a layer or of a block with `exchange` applied to every `MoELayer`.
 
     Megatron shares one spec among the layers of a kind; dense layers stay as they are.
+
+    Args:
+        modules: what is built in place of the transformer layer around a `MoELayer`.
     """
     if isinstance(spec, TransformerBlockSubmodules):
         assert spec.layer_specs is not None
-        return dataclasses.replace(spec, layer_specs=[with_moe(layer, exchange) for layer in spec.layer_specs])
+        return dataclasses.replace(spec, layer_specs=[with_moe(layer, exchange, modules) for layer in spec.layer_specs])
     mlp = spec.submodules.mlp
     if not isinstance(mlp, functools.partial) or mlp.func is not MoELayer:
         if "MoE" in repr(mlp):
@@ -162,10 +172,11 @@ def with_moe[LayerSpec: (ModuleSpec, TransformerBlockSubmodules)](spec: LayerSpe
     spec = copy.copy(spec)
     spec.submodules = copy.copy(spec.submodules)
     spec.submodules.mlp = exchange(mlp)
+    spec.module = modules.get(spec.module, spec.module)
     return spec
 
 
-def hybrid_with_moe(spec: ModuleSpec, exchange: Exchange) -> ModuleSpec:
+def hybrid_with_moe(spec: ModuleSpec, exchange: Exchange, modules: Mapping[Any, Any] = NO_MODULES) -> ModuleSpec:
     """A copy of a hybrid model's spec with `exchange` applied to the MoE layers of its decoder alone.
 
     The spec's submodules stay Megatron's: those are what the layers of multi-token prediction are made of, where a MoE
@@ -175,7 +186,9 @@ def hybrid_with_moe(spec: ModuleSpec, exchange: Exchange) -> ModuleSpec:
         raise CompeteError(
             f"expected Megatron's HybridStack as the decoder of a hybrid model and found {spec.module!r}"
         )
-    return dataclasses.replace(spec, module=ExchangedStack, params=spec.params | {"exchange": exchange})
+    return dataclasses.replace(
+        spec, module=ExchangedStack, params=spec.params | {"exchange": exchange, "modules": modules}
+    )
 
 
 class ExchangedStack(HybridStack):
@@ -187,7 +200,8 @@ class ExchangedStack(HybridStack):
         submodules: HybridStackSubmodules,
         *args: Any,
         exchange: Exchange,
+        modules: Mapping[Any, Any] = NO_MODULES,
         **keywords: Any,
     ) -> None:
-        moe_layer = with_moe(submodules.moe_layer, exchange)
+        moe_layer = with_moe(submodules.moe_layer, exchange, modules)
         super().__init__(config, dataclasses.replace(submodules, moe_layer=moe_layer), *args, **keywords)

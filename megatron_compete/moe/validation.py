@@ -7,6 +7,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig, flag_of
+from megatron_compete.moe.graphs import capture_routers
 from megatron_compete.moe.kernels.choice import check_score_kernel
 from megatron_compete.routing.responses import RESPONSES
 from megatron_compete.routing.rule import RouterRule
@@ -25,7 +26,8 @@ class Refusal:
 
 
 REFUSALS = (
-    Refusal("--cuda-graph-impl", lambda c: c.cuda_graph_impl != "none", "a captured router cannot change its mind from step to step"),
+    Refusal("--cuda-graph-impl full_iteration", lambda c: c.cuda_graph_impl == "full_iteration", "one graph holds whole steps, and who competes changes from step to step (--cuda-graph-impl transformer_engine captures layers)"),
+    Refusal("--cuda-graph-impl local", lambda c: c.cuda_graph_impl == "local" and (capture_routers(c) or not c.is_hybrid_model), "it captures layers as they run at the first step, competing or not (--cuda-graph-impl transformer_engine captures normal steps)"),
     Refusal("--overlap-dispatch-backward-with-experts-wgrad", lambda c: c.overlap_dispatch_backward_with_experts_wgrad, "not yet proven with the scoring pass"),
     Refusal("--moe-apply-probs-on-input", lambda c: c.moe_apply_probs_on_input, "experts would answer weighted tokens, and their answers would not be weighted"),
     Refusal("--moe-enable-routing-replay", lambda c: c.moe_enable_routing_replay, "who wins is not replayed: only --compete-kind utility leaves tokens to the experts that are", kind="response"),

@@ -13,6 +13,7 @@ EMA = "moe/test_centering.py::test_running_statistics_are_over_all_replicas[worl
 LAYER = "moe/test_layouts.py::test_layer_equals_dense_reference[world1-tp1-cp1-ep1-etp1-alltoall]"
 PADDED = "moe/test_uneven.py::test_losses_ignore_padding[world2-tp2-cp1-ep1-etp1-alltoall]"
 ROWS = "moe/test_row_dispatcher.py"
+GRAPHS = "moe/test_graphs.py::test_training_is_the_same_with_graphs[router]"
 SETTINGS = "moe/test_router_settings.py"
 ROUTER_LOSSES = "moe/test_router_losses.py"
 LATENT = "moe/test_latent.py::test_layer_equals_dense_reference[world1-tp1-cp1-ep1-etp1-alltoall]"
@@ -58,6 +59,9 @@ LAYERS = (
     Mutation("moe/layer.py", ".chosen(kept[0], routing_map_TE).clone()", ".chosen(kept[0], routing_map_TE)", f"{ROWS}::test_competing_experts_pad_for_themselves[world1-tp1-cp1-ep1-etp1-alltoall]"),
     Mutation("moe/row_dispatcher.py", "experts.config = config", "pass", f"{ROWS}::test_competing_experts_pad_for_themselves[world1-tp1-cp1-ep1-etp1-alltoall]"),
     Mutation("moe/row_dispatcher.py", "global_input_tokens = global_input_tokens.clone()", "pass", f"{ROWS}::test_the_overlapped_schedule_of_deepep_frees_nothing_that_rows_need"),
+    Mutation("moe/graphs.py", "if graphs and self.mlp.competes() else graphs", "if False else graphs", GRAPHS),
+    Mutation("moe/layer.py", "or self.is_mtp_layer or is_capturing()", "or self.is_mtp_layer", GRAPHS),
+    Mutation("moe/router.py", "not is_capturing() and metrics_due()", "metrics_due()", GRAPHS),
     Mutation("moe/crossing.py", "*grad_outputs, *grads", "*grad_outputs, *(None for _ in grads)", LAYER),
     Mutation("moe/router.py", "return self.training and not self.is_mtp_layer and", "return self.training and", "moe/test_competing_metrics.py::test_mtp_layers_leave_the_decoders_metrics_alone"),
     Mutation("moe/router.py", "self.balance_coeff > 0.0 and self.training and", "self.balance_coeff > 0.0 and", "moe/test_competing_metrics.py::test_evaluation_carries_no_loss"),
