@@ -36,7 +36,7 @@ def step_flops(job: Job) -> StepFLOPs:
     normal = float(num_floating_point_operations(job.args, job.args.global_batch_size))
     if job.schedule is None or job.compete is None:
         return StepFLOPs(normal, 0.0, normal, normal)
-    layer = scoring_flops(job.args, job.step_tokens, job.compete.response_gradients)
+    layer = scoring_flops(job.args, job.step_tokens, job.compete.response_gradients, job.compete.kind)
     most = min(job.schedule.max_active, job.schedule.num_layers)
     mean = job.schedule.rate * job.schedule.num_layers
     return StepFLOPs(normal, layer, normal + most * layer, normal + mean * layer)

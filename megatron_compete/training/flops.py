@@ -13,15 +13,18 @@ from megatron_compete.moe.competition import Competition
 from megatron_compete.upstream import wrap_symbol
 
 
-def scoring_flops(args: argparse.Namespace, num_tokens: float, response_gradients: str = "winners") -> float:
+def scoring_flops(
+    args: argparse.Namespace, num_tokens: float, response_gradients: str = "winners", kind: str = "response"
+) -> float:
     """Floating-point operations of one layer's competition beyond a normal step's, over all ranks.
 
     An expert is a matrix H -> F and one F -> H; a gated one has two of the first. Each costs H * F multiply-adds a
     token, and a multiply-add is 2 operations, so the forward pass of E experts over T tokens takes
 
-        T * E * (2, or 3 if gated) * H * F * 2,
+        T * E * (2, or 3 if gated) * H * F * 2.
 
-    with the latent's width for H under `--moe-latent-size`.
+    Under --moe-latent-size L the experts are of width L instead of H, each token is projected from H to L, and what the
+    experts answer from L to H; by utility one vector a token is, and no answer.
 
     The pass has no backward pass: the winners' own forward and backward pass are the K experts Megatron counts. With
     `--compete-response-gradients all` the losers get one too, twice the forward pass. That it runs the forward pass
@@ -33,8 +36,12 @@ def scoring_flops(args: argparse.Namespace, num_tokens: float, response_gradient
     """
     matrices = 3 if args.swiglu or args.quick_geglu else 2
     expert_size = args.moe_ffn_hidden_size or args.ffn_hidden_size
-    width = getattr(args, "moe_latent_size", None) or args.hidden_size
-    forward = 2.0 * num_tokens * args.num_experts * matrices * width * expert_size
+    width, latent = args.hidden_size, args.moe_latent_size
+    multiply_adds = num_tokens * args.num_experts * matrices * (latent or width) * expert_size
+    if latent:
+        projected = args.num_experts if kind == "response" else 1
+        multiply_adds += num_tokens * (1 + projected) * width * latent
+    forward = 2.0 * multiply_adds
     return 3.0 * forward if response_gradients == "all" else forward
 
 
@@ -65,7 +72,8 @@ class FlopsCount:
         tokens = total_real_tokens_in_batch
         if tokens is None:
             tokens = batch_size * args.seq_length
-        layer = scoring_flops(args, tokens, self.competition.config.response_gradients)
+        config = self.competition.config
+        layer = scoring_flops(args, tokens, config.response_gradients, config.kind)
         return total + self._mean_competing_layers() * layer
 
     def log(

@@ -61,6 +61,7 @@ OURS = {
     "rest of a group": (2, f"{CHUNKS} --global-batch-size 6", "leave 1, fewer than --pipeline-model-parallel-size 2: give --global-batch-size 8"),
     "order of ranks": (4, f"{STAGES} --expert-model-parallel-size 2 --use-tp-pp-dp-mapping", "--use-tp-pp-dp-mapping needs as many data parallel ranks"),
     "precision": (1, "--use-precision-aware-optimizer", "--use-precision-aware-optimizer needs --use-distributed-optimizer"),
+    "schedule of a pattern": (1, "--hybrid-layer-pattern *E*EEEE --compete-rate 0.6", "rate * layers = 0.6 * 5 = 3"),
     "prediction beside the embedding": (2, f"{STAGES} --pipeline-model-parallel-layout Et|t|ttm|L --mtp-num-layers 1", "predicts later tokens in chunk 1 of stage 0"),
     "schedule": (1, "--compete-rate 0.9", "--compete-max-active-layers 2 is below rate * layers"),
     "nothing": (1, "--num-layers=false", "--num-layers is missing"),

@@ -88,7 +88,8 @@ AT_MOST = {
     "kv-channels": 16, "kv-lora-rank": 24, "q-lora-rank": 24, "qk-head-dim": 16, "qk-pos-emb-head-dim": 8, "v-head-dim": 16,
     "moe-shared-expert-intermediate-size": 32, "num-experts": 16, "moe-router-topk": 4, "moe-router-group-topk": 2,
     "moe-router-num-groups": 4, "linear-key-head-dim": 8, "linear-value-head-dim": 8, "linear-num-key-heads": 2,
-    "linear-num-value-heads": 4, "tensor-model-parallel-size": 2, "pipeline-model-parallel-size": 2,
+    "linear-num-value-heads": 4, "mamba-num-heads": 4, "mamba-head-dim": 16, "mamba-state-dim": 8, "mamba-num-groups": 2,
+    "tensor-model-parallel-size": 2, "pipeline-model-parallel-size": 2,
     "expert-model-parallel-size": 2,
 }  # fmt: skip
 
@@ -127,7 +128,9 @@ def shrink(path: Path) -> Small:
     small |= _layers(given, small) | _recompute(small)
     if not small.get("overlap-moe-expert-parallel-comm"):  # which Megatron takes in half precision alone
         small.pop("bf16", None)  # curves are compared in fp32
-    tp, pp, ep = (int(small[f"{name}-parallel-size"]) for name in ("tensor-model", "pipeline-model", "expert-model"))
+    tp, pp, ep = (
+        int(small.get(f"{name}-parallel-size", 1)) for name in ("tensor-model", "pipeline-model", "expert-model")
+    )
     world = pp * math.lcm(tp, ep)
     dp = world // (tp * pp)
     small["global-batch-size"] = 4 * dp
@@ -148,7 +151,9 @@ def _at_most(value: Any, most: int) -> int:
 
 def _layers(given: dict[str, Any], small: dict[str, Any]) -> dict[str, Any]:
     """Layers, which of them are MoE, and where they lie, with all the means that the recipe uses."""
-    stages = small["pipeline-model-parallel-size"]
+    stages = small.get("pipeline-model-parallel-size", 1)
+    if "hybrid-layer-pattern" in given:
+        return {"hybrid-layer-pattern": "ME*|E-E" if stages == 2 else "ME*E-E"}
     layout = given.get("pipeline-model-parallel-layout")
     virtual = given.get("num-virtual-stages-per-pipeline-rank") or given.get("num-layers-per-virtual-pipeline-stage")
     result: dict[str, Any] = {"num-layers": 4}

@@ -44,6 +44,34 @@ def test_scoring_flops_by_hand() -> None:
     assert scoring_flops(Namespace(**{**vars(ARGS), "moe_ffn_hidden_size": None}), TOKENS) == SCORING * 2
 
 
+def test_latent_experts_by_hand() -> None:
+    """Experts of width 3 in place of 8; tokens projected, and the answers of four experts, or by utility one vector."""
+    latent = Namespace(**{**vars(ARGS), "moe_latent_size": 3})
+    experts = 2 * TOKENS * 4 * 3 * 3 * 6
+    assert scoring_flops(latent, TOKENS) == experts + 2 * TOKENS * (1 + 4) * 8 * 3
+    assert scoring_flops(latent, TOKENS, kind="utility") == experts + 2 * TOKENS * 2 * 8 * 3
+
+
+HYBRID = dict(
+    hybrid_layer_pattern="*E-E/*E", num_layers=4, mtp_num_layers=1, seq_length=10, mamba_state_dim=4, mamba_head_dim=4,
+    mamba_num_groups=1, mamba_num_heads=2, linear_key_head_dim=None,
+    linear_value_head_dim=None, linear_num_key_heads=None, linear_num_value_heads=None, linear_conv_kernel_dim=None, group_query_attention=False, num_query_groups=None,
+)  # fmt: skip
+
+
+def test_a_hybrid_models_experts_are_counted_by_its_pattern() -> None:
+    """With K = E, three forward passes of all experts in each E of the pattern, MTP's among them; scoring comes on top."""
+    args = Namespace(**{**vars(ARGS), **HYBRID})
+    dense, none = (Namespace(**{**vars(args), "moe_router_topk": experts}) for experts in (4, 0))
+    assert UPSTREAM[0](dense, BATCH) - UPSTREAM[0](none, BATCH) == pytest.approx(3 * 3 * SCORING)
+    at = SimpleNamespace(step=0)
+    model = Competition(CompeteConfig(rate=0.5, max_active_layers=1), (2, 4), lambda: at.step)
+    with counted_scoring(model):
+        for at.step in range(8):
+            extra = training.num_floating_point_operations(args, BATCH) - UPSTREAM[0](args, BATCH)
+            assert extra == pytest.approx(SCORING * model.schedule.table(at.step, at.step + 1).sum())
+
+
 def test_scoring_is_a_third_of_what_megatron_counts_for_all_experts() -> None:
     """Megatron counts K experts forward and backward: with K = E, three forward passes of all experts."""
     dense, none = (Namespace(**{**vars(ARGS), "moe_router_topk": experts}) for experts in (4, 0))
