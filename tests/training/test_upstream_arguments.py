@@ -14,6 +14,7 @@ from megatron.training.datasets.fim_dataset import GPTFIMDatasetConfig
 
 from megatron_compete.checkpoint import families
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.launch import cpu_backend as cpu
 from megatron_compete.training import batches, data_arguments, datasets
 from megatron_compete.training.arguments import add_arguments
 from megatron_compete.training.refused import REFUSED, check_refused
@@ -128,6 +129,10 @@ IGNORED = {
     "--rerun-mode report_stats": "leave it out",
     "--spec a b": "--router",
     "--perform-rl-step": "train_rl.py",
+    "--heterogeneous-layers-config-path x --num-experts 4": "all layers alike",
+    "--hybrid-layer-pattern *E --moe-layer-freq 2": "the E of the pattern",
+    "--hybrid-layer-pattern *E --linear-attention-freq 4": "the G of the pattern",
+    "--disable-mamba-mem-eff-path": "no form for a CPU",
 }
 
 
@@ -135,6 +140,16 @@ IGNORED = {
 def test_what_cannot_be_done_is_refused_by_name(flags: str) -> None:
     with pytest.raises(CompeteError, match=re.escape(IGNORED[flags])) as error:
         check_refused(parser().parse_args(flags.split()))
+    assert flags.split()[0] in str(error.value)
+
+
+@pytest.mark.parametrize("flags", ["--hybrid-layer-pattern *E", "--multi-latent-attention", "--experimental-attention-variant dsa"])  # fmt: skip
+def test_local_modules_of_these_are_for_a_cpu(flags: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    local = parser().parse_args(f"{flags} --transformer-impl local".split())
+    check_refused(local)
+    monkeypatch.setattr(cpu, "is_needed", lambda: False)
+    with pytest.raises(CompeteError, match="of Transformer Engine's modules alone") as error:
+        check_refused(local)
     assert flags.split()[0] in str(error.value)
 
 
