@@ -104,12 +104,18 @@ def _latent(job: Job) -> tuple[float, float]:
 
 
 def scoring_pass_flops(job: Job) -> float:
-    """Forward FLOPs of one microbatch's scoring pass in one layer on one rank: all tokens of the expert group
-    through this rank's shards of its experts."""
+    """Forward FLOPs of one microbatch's scoring pass in one layer on one rank: all tokens of the expert group through
+    this rank's shards of its experts; in a latent mixture each token's projection, and each answer's or, by utility, each
+    gradient's."""
     config = job.transformer
     tokens = job.sharded_tokens * job.sizes.ep * job.sizes.etp
     experts = (config.num_moe_experts or 0) / job.sizes.ep
-    return 2.0 * tokens * experts * job.expert_width * matrices(job) * job.expert_ffn / job.sizes.etp
+    scored = 2.0 * tokens * experts * job.expert_width * matrices(job) * job.expert_ffn / job.sizes.etp
+    if not job.args.moe_latent_size:
+        return scored
+    by_utility = job.compete is not None and job.compete.kind == "utility"
+    projected = 2 if by_utility else 1 + (config.num_moe_experts or 0)
+    return scored + 2.0 * job.sharded_tokens * projected * config.hidden_size * job.args.moe_latent_size
 
 
 def output_flops(job: Job) -> float:
