@@ -115,3 +115,10 @@ def test_settings_without_a_meaning_are_refused(settings: dict[str, Any], said: 
 
     with pytest.raises(CompeteError, match=said):
         check_supported(transformer_config(Layout(), **settings), CompeteConfig())
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+def test_router_of_a_precision_of_its_own_equals_dense_reference(dtype: str) -> None:
+    router = SETTINGS["sigmoid, bias, groups"]
+    overrides = router.overrides() | {"moe_router_dtype": dtype}
+    check(Layout(), random_batch(Layout(), SEQUENCE, BATCH), cases(router), **overrides)
