@@ -27,7 +27,7 @@ SIZES = frozenset({
     "attention_dropout", "hidden_dropout", "untie_embeddings_and_output_weights", "moe_ffn_hidden_size", "num_experts",
     "moe_router_topk", "moe_token_dispatcher_type", "moe_router_dtype", "rope_scaling_factor", "rotary_scaling_factor",
     "yarn_original_max_position_embeddings", "yarn_beta_fast", "yarn_beta_slow", "yarn_correction_range_round_to_int",
-    "window_attn_skip_freq", "linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim",
+    "mamba_num_heads", "mamba_head_dim", "mamba_num_groups", "mamba_state_dim", "window_attn_skip_freq", "linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim",
     "linear_num_key_heads", "linear_num_value_heads", "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "mscale", "mscale_all_dim",
     "tokenizer_type", "tokenizer_model", "vocab_size", "padded_vocab_size", "compete_diversity_coeff",
 })  # fmt: skip

@@ -12,8 +12,8 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**2
 LEAST_TOP_K = 2
 
 FamilyName = Literal[
-    "mixtral", "qwen3_moe", "qwen2_moe", "deepseek_v3", "deepseek_v2", "glm4_moe", "qwen3_next", "gpt_oss", "llama", "mistral", "qwen3",
-    "qwen2", "competesmoe",
+    "mixtral", "qwen3_moe", "qwen2_moe", "deepseek_v3", "deepseek_v2", "glm4_moe", "qwen3_next", "gpt_oss", "nemotron_h",
+    "llama", "mistral", "qwen3", "qwen2", "competesmoe",
 ]  # fmt: skip
 """Names of `families.FAMILIES`, in its order."""
 

@@ -14,7 +14,6 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.arguments import parse_args, validate_args
 from megatron.training.global_vars import set_global_variables
 from megatron.training.initialize import initialize_megatron
-from megatron.training.models.gpt import GPTModelBuilder
 
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.common.errors import CompeteError
@@ -138,7 +137,7 @@ def _complete(args: argparse.Namespace) -> None:
 def _build(args: argparse.Namespace) -> GPTModel:
     config = model_config(args)
     groups = ProcessGroupCollection.use_mpu_process_groups()
-    return GPTModelBuilder(config).build_model(groups, pre_process=True, post_process=True).eval()
+    return config.get_builder_cls()(config).build_model(groups, pre_process=True, post_process=True).eval()
 
 
 @torch.no_grad()

@@ -63,6 +63,23 @@ LATENT: dict[str, Any] = {
     "layernorm_epsilon": 1e-6,
 }
 
+HYBRID: dict[str, Any] = {
+    "hybrid_layer_pattern": "ME*-ME",
+    "num_layers": 6,
+    "position_embedding_type": "none",
+    "swiglu": False,
+    "squared_relu": True,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 8,
+    "mamba_num_groups": 2,
+    "mamba_state_dim": 6,
+    "moe_shared_expert_intermediate_size": 40,
+    "moe_router_score_function": "sigmoid",
+    "moe_router_enable_expert_bias": True,
+    "moe_router_topk_scaling_factor": 2.5,
+    "moe_router_dtype": "fp32",
+}
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {},
     "qwen3_moe": {"qk_layernorm": True, "moe_layer_freq": [1, 0, 1, 1]},
@@ -172,6 +189,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 6, "linear_value_head_dim": 10}
         | {"moe_shared_expert_intermediate_size": 24, "moe_shared_expert_gate": True, "moe_router_pre_softmax": True}
         | {"layernorm_epsilon": 1e-3},
+    ),
+    "nemotron_h": ("nemotron_h", HYBRID),
+    "nemotron_h of a latent mixture and groups": (
+        "nemotron_h",
+        HYBRID
+        | {"num_experts": 8, "moe_router_topk": 4, "moe_router_num_groups": 4, "moe_router_group_topk": 2}
+        | {"moe_latent_size": 20, "moe_router_enable_expert_bias": False},
+    ),
+    "nemotron_h without a mixture": (
+        "nemotron_h", HYBRID | {"hybrid_layer_pattern": "M*-", "num_layers": 3, "num_experts": None, "moe_ffn_hidden_size": None}
     ),
     "glm4_moe without bias": ("glm4_moe", SIGMOID | {"moe_router_enable_expert_bias": False, "moe_router_topk_scaling_factor": None}),
     "gpt_oss with plain positions and no window": (
@@ -290,14 +317,30 @@ def _initialize(**layout: int) -> None:
     model_parallel_cuda_manual_seed(1)
 
 
+def _build_hybrid(arguments: dict[str, Any], layout: dict[str, int]) -> Any:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    from megatron_compete.training.pretrain import stock_config
+
+    config = stock_config(_parsed(arguments | {"padded_vocab_size": PADDED}, layout))
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    return config.get_builder_cls()(config).build_model(groups, pre_process=True, post_process=True)
+
+
 def _config(arguments: dict[str, Any], layout: dict[str, int]) -> Any:
     """The transformer's configuration, from arguments by Megatron's own reading of them."""
+    from megatron_compete.training.pretrain import transformer_config
+
+    return transformer_config(_parsed(arguments, layout))
+
+
+def _parsed(arguments: dict[str, Any], layout: dict[str, int]) -> Any:
+    """Arguments with all of Megatron's defaults."""
     import sys
 
     from megatron.training.arguments import parse_args
 
     from megatron_compete.training.arguments import add_arguments
-    from megatron_compete.training.pretrain import transformer_config
 
     sys.argv = sys.argv[:1]
     args = parse_args(add_arguments)
@@ -313,7 +356,7 @@ def _config(arguments: dict[str, Any], layout: dict[str, int]) -> Any:
     }
     for name, value in {**arguments, **layout, **fixed, **given}.items():
         setattr(args, name, value)
-    return transformer_config(args)
+    return args
 
 
 def _build(arguments: dict[str, Any], layout: dict[str, int]) -> list[Any]:
@@ -325,6 +368,8 @@ def _build(arguments: dict[str, Any], layout: dict[str, int]) -> list[Any]:
     )
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_mtp_block_spec
 
+    if arguments.get("hybrid_layer_pattern"):
+        return [_build_hybrid(arguments, layout)]
     config = _config(arguments, layout)
     stages = layout.get("virtual_pipeline_model_parallel_size") or 1
     models = []

@@ -40,6 +40,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "linear_num_value_heads": 4, "linear_key_head_dim": 6, "linear_value_head_dim": 10, "linear_conv_kernel_dim": 3,
         "rms_norm_eps": 1e-3,  # the norm of a small answer would multiply rounding by 1 / sqrt(eps)
     },
+    "nemotron_h": {
+        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 12, "max_position_embeddings": 64, "mamba_num_heads": 4, "mamba_head_dim": 8, "n_groups": 2,
+        "ssm_state_size": 6, "time_step_min": 1e-30, "n_routed_experts": 8, "num_experts_per_tok": 4, "n_group": 4,
+        "topk_group": 2, "moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 40, "moe_latent_size": 20,
+        "routed_scaling_factor": 2.5,
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "moe"],
+    },
     "gpt_oss": DECODER | {
         "head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5, "swiglu_limit": 1.5,
         "rope_parameters": {

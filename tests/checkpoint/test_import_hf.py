@@ -50,7 +50,9 @@ def test_there_and_back_is_bit_for_bit_the_same(family: str, dtype: torch.dtype,
     assert config["model_type"] == family
 
 
-@pytest.mark.parametrize("family", ["mixtral", "glm4_moe", "gpt_oss", "deepseek_v2", "deepseek_v3", "qwen3_next"])
+@pytest.mark.parametrize(
+    "family", ["mixtral", "glm4_moe", "gpt_oss", "deepseek_v2", "deepseek_v3", "qwen3_next", "nemotron_h"]
+)
 def test_megatron_computes_the_same(family: str, tmp_path: Path) -> None:
     source = hf_models.save(tmp_path / "source", family)
     import_checkpoint(Import(source, tmp_path / "megatron"))
@@ -201,7 +203,7 @@ def test_tensors_that_are_not_the_model(changes: dict[str, Any], message: str, t
     assert list(tmp_path.iterdir()) == [source]  # nothing left over
 
 
-@pytest.mark.parametrize("family", [name for name in hf_models.CONFIGS if name not in hf_models.DENSE])
+@pytest.mark.parametrize("family", [name for name in hf_models.CONFIGS if name not in (*hf_models.DENSE, "nemotron_h")])
 def test_fused_experts_are_the_same_model(family: str, tmp_path: Path) -> None:
     """transformers 5 writes all experts of a layer as one tensor with save_original_format=False, and loads either."""
     source = hf_models.save(tmp_path / "source", family, torch.bfloat16)

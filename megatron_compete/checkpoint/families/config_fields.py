@@ -18,7 +18,9 @@ from megatron_compete.common.errors import CompeteError
 NOT_THE_MODEL = frozenset({
     "_name_or_path", "_attn_implementation", "_commit_hash", "architectures", "attention_dropout", "auto_map",
     "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "ep_size", "id2label", "initializer_range",
-    "is_encoder_decoder", "label2id", "max_window_layers", "moe_layer_freq", "num_mtp_layers",
+    "hidden_dropout", "is_encoder_decoder", "label2id", "mamba_ssm_cache_dtype", "moe_shared_expert_overlap",
+    "mtp_layers_block_type", "num_logits_to_keep", "rescale_prenorm_residual", "time_step_floor", "time_step_limit",
+    "time_step_max", "use_mamba_kernels", "max_window_layers", "moe_layer_freq", "num_mtp_layers",
     "num_nextn_predict_layers", "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id",
     "pretraining_tp", "problem_type", "return_dict", "router_aux_loss_coef", "router_jitter_noise", "torch_dtype",
     "transformers_version", "use_cache",
@@ -41,6 +43,7 @@ WAYS_OUT = {
     "rope_parameters": "to train without the scaling, at the length that the model was made for, set rope_scaling to null",
     "attention_bias": "only a model whose biases are zeros can do without: drop them, and set it to false",
     "mlp_bias": "only a model whose biases are zeros can do without: drop them, and set it to false",
+    "time_step_min": "Megatron does not bound Mamba's steps, and neither does NVIDIA's own code: set it to 1e-30",
     "topk_group": "to train without the limit, set topk_method to greedy",
     "transformers_weights": "save it again with save_pretrained()",
 }
@@ -56,7 +59,7 @@ def complete(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CompeteError: the class refuses it.
     """
-    given = copy.deepcopy(dict(config))  # the classes write into nested fields
+    given: dict[str, Any] = _with_infinities(dict(config))  # a copy: the classes write into nested fields
     layers = given.get("num_hidden_layers")
     if isinstance(layers, int | float) and not 0 <= layers <= MOST_LAYERS:  # the classes make lists of them
         raise CompeteError(f"config.json is not that of a {family.title}: num_hidden_layers {_short(layers)}")
@@ -81,6 +84,15 @@ def complete(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
         if "layer_types" in known_fields(family):  # which layers have the window
             result["sliding_window"] = None
     return result
+
+
+def _with_infinities(value: Any) -> Any:
+    """A copy in which the numbers that JSON has no word for are what transformers wrote for them."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {name: _with_infinities(one) for name, one in value.items()}
+    return [_with_infinities(one) for one in value] if isinstance(value, list) else copy.deepcopy(value)
 
 
 def check_fields(family: Family, given: Mapping[str, Any], made: Mapping[str, Any]) -> None:
@@ -108,7 +120,8 @@ def passed_over(family: Family, given: Mapping[str, Any], made: Mapping[str, Any
 def known_fields(family: Family) -> frozenset[str]:
     """Names that the class of an architecture knows, in one of its forms."""
     kind = _class_of(family)
-    return frozenset(kind().to_dict()) | frozenset(getattr(kind, "attribute_map", {}))
+    derived = frozenset(name for name, value in vars(kind).items() if isinstance(value, property))
+    return frozenset(kind().to_dict()) | frozenset(getattr(kind, "attribute_map", {})) | derived
 
 
 def _class_of(family: Family) -> Any:

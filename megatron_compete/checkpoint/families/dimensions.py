@@ -45,6 +45,33 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class Mamba:
+    """Sizes of a Mamba-2 layer (upstream: `MambaMixer`)."""
+
+    heads: int
+    head: int
+    groups: int
+    state: int
+    kernel: int = 4
+    """Of the convolution; fixed in Megatron."""
+
+    @property
+    def inner(self) -> int:
+        """Numbers of all heads."""
+        return self.heads * self.head
+
+    @property
+    def states(self) -> int:
+        """Numbers of B, and of C."""
+        return self.groups * self.state
+
+    @property
+    def convolved(self) -> int:
+        """Channels of the convolution: inputs, B and C."""
+        return self.inner + 2 * self.states
+
+
+@dataclass(frozen=True)
 class Dimensions:
     """Sizes as Megatron derives them from its arguments."""
 
@@ -90,6 +117,9 @@ class Dimensions:
     delta: Delta | None = None
     linear_layers: tuple[bool, ...] = ()
     """Whether a layer has a gated delta net in attention's place; empty: none."""
+    mamba: Mamba | None = None
+    kinds: str = ""
+    """A symbol for every layer of a hybrid model (upstream: `hybrid_layer_allocation.Symbols`)."""
     mtp_layers: int = 0
     """Layers for multi-token prediction, behind the others."""
 
@@ -103,6 +133,12 @@ class Dimensions:
         """Sizes of multi-latent attention, of a model that has it."""
         assert self.latent is not None
         return self.latent
+
+    @property
+    def ssm(self) -> Mamba:
+        """Sizes of the Mamba layers, of a model that has them."""
+        assert self.mamba is not None
+        return self.mamba
 
     @property
     def gdn(self) -> Delta:
@@ -138,6 +174,7 @@ class Dimensions:
         frequency = arguments.get("moe_layer_freq", 1)
         has_delta = arguments.get("experimental_attention_variant") == "gated_delta_net"
         linear = layer_pattern(arguments.get("linear_attention_freq"), layers) if has_delta else ()
+        kinds = str(arguments.get("hybrid_layer_pattern") or "").replace("|", "")  # which only says the stages
         return cls(
             layers=layers,
             hidden=hidden,
@@ -149,9 +186,9 @@ class Dimensions:
             shared_ffn=int(arguments.get("moe_shared_expert_intermediate_size") or 0) if experts else 0,
             experts=experts,
             topk=int(arguments.get("moe_router_topk", 2)),
-            moe_layers=moe_pattern(frequency, layers) if experts else (False,) * layers,
+            moe_layers=_moe_layers(kinds, frequency, layers) if experts else (False,) * layers,
             tied=not arguments.get("untie_embeddings_and_output_weights", False),
-            stacked=not isinstance(frequency, list) and int(frequency) == 1 and not any(linear),
+            stacked=not isinstance(frequency, list) and int(frequency) == 1 and not any(linear) and not kinds,
             padded_vocab=rows,
             vocab=rows if vocab is None else vocab,
             latent=_latent(arguments) if arguments.get("multi_latent_attention") else None,
@@ -164,6 +201,8 @@ class Dimensions:
             expert_latent=int(arguments.get("moe_latent_size") or 0),
             delta=_delta(arguments) if has_delta else None,
             linear_layers=linear,
+            mamba=_mamba(arguments) if kinds else None,
+            kinds=kinds,
             mtp_layers=int(arguments.get("mtp_num_layers") or 0),
         )
 
@@ -179,6 +218,21 @@ def moe_pattern(frequency: int | list[int], layers: int) -> tuple[bool, ...]:
     if len(frequency) != layers:
         raise CompeteError(f"--moe-layer-freq has {len(frequency)} entries for {layers} layers")
     return tuple(bool(one) for one in frequency)
+
+
+def _moe_layers(kinds: str, frequency: int | list[int], layers: int) -> tuple[bool, ...]:
+    return tuple(kind == "E" for kind in kinds) if kinds else moe_pattern(frequency, layers)
+
+
+def _mamba(arguments: Mapping[str, Any]) -> Mamba:
+    """Upstream: defaults of `TransformerConfig`, and the number of heads that `MambaMixer` derives."""
+    head = int(arguments.get("mamba_head_dim") or 64)
+    return Mamba(
+        heads=int(arguments.get("mamba_num_heads") or 2 * int(arguments["hidden_size"]) // head),
+        head=head,
+        groups=int(arguments.get("mamba_num_groups") or 8),
+        state=int(arguments.get("mamba_state_dim") or 128),
+    )
 
 
 def _delta(arguments: Mapping[str, Any]) -> Delta:

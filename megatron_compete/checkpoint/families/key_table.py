@@ -18,6 +18,8 @@ part        what the Hugging Face tensor is of Megatron's
   qkvz ba   queries, keys, values and gates, and betas and alphas, of a gated delta net's in_proj (`forms.GatedDelta`): two
             lines; Megatron stores each of the six apart
   qkv       all of its convolution; Megatron stores queries, keys and values apart
+  zxbcdt    all of a Mamba layer's in_proj; Megatron stores gates, inputs, B, C and steps apart
+  xbc       all of its convolution; Megatron stores those of inputs, B and C apart
   plus1     all of it, and 1 (`forms.PlusOne`)
   interleaved   all experts at once, the columns of gate and up in turns, of their linear_fc1 (`forms.Interleaved`)
   transposed    all experts at once, their matrices transposed (`forms.Transposed`)
@@ -30,7 +32,8 @@ part        what the Hugging Face tensor is of Megatron's
 
 [shape]     of the Hugging Face tensor; `SIZES` has the letters
 
-conditions  all must hold: `experts` or `dense`, what the layer's MLP is; `shared` for shared experts; or a switch of
+conditions  all must hold: `experts` or `dense`, what the layer's MLP is; `mamba`, `attention` or `mlp`, what a layer of a
+            hybrid model is; `shared` for shared experts; or a switch of
             `Dimensions`; `!` is not
 
 A layer for multi-token prediction is a decoder layer as the last one, behind it, with what the lines `mtp.layers.*` and
@@ -88,6 +91,12 @@ SIZES: dict[str, Callable[[Dimensions], int]] = {
     "GN": lambda d: d.gdn.value_heads,
     "GD": lambda d: d.gdn.value_head,
     "GV": lambda d: d.gdn.values,
+    # Mamba layers.
+    "SP": lambda d: d.ssm.inner + d.ssm.convolved + d.ssm.heads,
+    "SI": lambda d: d.ssm.inner,
+    "SC": lambda d: d.ssm.convolved,
+    "SW": lambda d: d.ssm.kernel,
+    "SN": lambda d: d.ssm.heads,
     # Multi-latent attention.
     "QL": lambda d: d.mla.query_rank,
     "QR": lambda d: d.heads * (d.mla.plain_head + d.mla.rotary_head),
@@ -101,6 +110,9 @@ SIZES: dict[str, Callable[[Dimensions], int]] = {
 CONDITIONS: dict[str, Callable[[Dimensions, int | None], bool]] = {
     "experts": lambda d, layer: layer is not None and d.moe_layers[layer],
     "dense": lambda d, layer: layer is not None and not d.moe_layers[layer],
+    "mamba": lambda d, layer: layer is not None and d.kinds[layer] == "M",
+    "attention": lambda d, layer: layer is not None and d.kinds[layer] == "*",
+    "mlp": lambda d, layer: layer is not None and d.kinds[layer] == "-",
     "linear": lambda d, layer: layer is not None and d.linear_layers[layer],
     "shared": lambda d, layer: d.shared_ffn > 0,
     "shared_gate": lambda d, layer: d.shared_gate,
@@ -127,6 +139,8 @@ FORMS: dict[tuple[str, ...], Callable[[Dimensions], Form]] = {
     ("qg", "k", "v"): lambda d: GatedQueryKeyValue(d.groups, d.head),
     ("qkvz", "ba"): lambda d: GatedDelta(d.gdn.key_heads, d.gdn.key_head, d.gdn.value_heads, d.gdn.value_head),
     ("qkv",): lambda d: SAME,
+    ("zxbcdt",): lambda d: SAME,
+    ("xbc",): lambda d: SAME,
     ("plus1",): lambda d: PlusOne(),
 }
 """By the parts of the lines that share Megatron's key."""
@@ -137,8 +151,12 @@ PIECES: dict[tuple[str, ...], Callable[[Dimensions], tuple[tuple[str, int], ...]
         *(("beta", d.gdn.value_heads), ("alpha", d.gdn.value_heads)),
     ),
     ("qkv",): lambda d: (("query", d.gdn.keys), ("key", d.gdn.keys), ("value", d.gdn.values)),
+    ("zxbcdt",): lambda d: (
+        *(("z", d.ssm.inner), ("x", d.ssm.inner), ("B", d.ssm.states), ("C", d.ssm.states), ("dt", d.ssm.heads)),
+    ),
+    ("xbc",): lambda d: (("x", d.ssm.inner), ("B", d.ssm.states), ("C", d.ssm.states)),
 }
-"""Of tensors that Megatron stores in pieces (upstream: `GatedDeltaNet.sharded_state_dict`)."""
+"""Of tensors that Megatron stores in pieces (upstream: `sharded_state_dict` of `GatedDeltaNet` and `MambaMixer`)."""
 
 ALL_EXPERTS = ("experts", "interleaved", "transposed")
 """Parts whose Hugging Face tensor has no number of an expert."""

@@ -14,6 +14,7 @@ from megatron_compete.checkpoint.families.gpt_oss import GPT_OSS
 from megatron_compete.checkpoint.families.llama import LLAMA
 from megatron_compete.checkpoint.families.mistral import MISTRAL
 from megatron_compete.checkpoint.families.mixtral import MIXTRAL
+from megatron_compete.checkpoint.families.nemotron_h import NEMOTRON_H
 from megatron_compete.checkpoint.families.qwen2 import QWEN2
 from megatron_compete.checkpoint.families.qwen2_moe import QWEN2_MOE
 from megatron_compete.checkpoint.families.qwen3 import QWEN3
@@ -32,6 +33,7 @@ FAMILIES: dict[str, Family] = {
         GLM4_MOE,
         QWEN3_NEXT,
         GPT_OSS,
+        NEMOTRON_H,
         LLAMA,
         MISTRAL,
         QWEN3,

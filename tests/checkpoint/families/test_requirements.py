@@ -1,12 +1,13 @@
 """The tables of refusals: each argument that makes a model something else than its family is named."""
 
+import re
 from typing import Any
 
 import pytest
 
 from megatron_compete.checkpoint.families import FAMILIES
 from megatron_compete.common.errors import CompeteError
-from tests.checkpoint.gpt import ARGUMENTS
+from tests.checkpoint.gpt import ARGUMENTS, HYBRID
 from tests.checkpoint.gpt import FAMILIES as MODELS
 from tests.ranks import run_rank
 
@@ -121,11 +122,40 @@ OF_FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("gpt_oss", {"quick_geglu": False}),
     ("gpt_oss", {"activation_func_clamp_value": None}),
     ("gpt_oss", {"mscale": 0.7}),
+    ("qwen3_next", {"layernorm_zero_centered_gamma": False}),
+    ("qwen3_next", {"attention_output_gate": False}),
+    ("qwen3_next", {"experimental_attention_variant": None}),
     ("competesmoe", {"multi_latent_attention": True}),
     ("competesmoe", {"add_bias_linear": True}),
     ("competesmoe", {"moe_router_enable_expert_bias": True}),
     ("competesmoe", {"quick_geglu": True}),
 ]
+
+
+OF_HYBRID: list[dict[str, Any]] = [
+    {"hybrid_layer_pattern": "MG"},
+    {"hybrid_layer_pattern": "ME*-ME/ME"},
+    {"hybrid_layer_pattern": None},
+    {"position_embedding_type": "rope"},
+    {"squared_relu": False},
+    {"moe_router_score_function": "softmax"},
+    {"moe_shared_expert_intermediate_size": None},
+    {"untie_embeddings_and_output_weights": False},
+]
+
+
+@pytest.mark.parametrize("change", OF_HYBRID, ids=str)
+def test_what_no_hybrid_model_of_transformers_has_is_refused(change: dict[str, Any]) -> None:
+    FAMILIES["nemotron_h"].check(ARGUMENTS | HYBRID)
+    argument, value = next(iter(change.items()))
+    with pytest.raises(
+        CompeteError, match=rf"--{argument.replace('_', '-')} {re.escape(str(value))}, which Nemotron-H cannot"
+    ):
+        FAMILIES["nemotron_h"].check(ARGUMENTS | HYBRID | change)
+
+
+def test_what_is_said_of_experts_means_nothing_to_a_hybrid_model_without() -> None:
+    FAMILIES["nemotron_h"].check(ARGUMENTS | HYBRID | {"hybrid_layer_pattern": "M*-M", "num_experts": None})
 
 
 @pytest.mark.parametrize(("family", "change"), OF_FAMILIES)
