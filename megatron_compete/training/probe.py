@@ -80,11 +80,10 @@ class RouterStatistics:
 
 
 def routers_of(model: torch.nn.Module) -> list[TopKRouter]:
-    """The decoder's routers in order of depth."""
-    found = [module for module in model.modules() if isinstance(module, TopKRouter)]
-    return sorted(
-        (router for router in found if not getattr(router, "is_mtp_layer", False)), key=lambda r: r.layer_number
-    )
+    """The decoder's routers in order of depth: without those of multi-token prediction, which Megatron keeps in a module
+    `mtp` and does not mark in hybrid models."""
+    named = (pair for pair in model.named_modules() if isinstance(pair[1], TopKRouter))
+    return sorted((router for name, router in named if "mtp" not in name.split(".")), key=lambda r: r.layer_number)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from megatron.core.transformer.moe.router import TopKRouter
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.training.probe import RouterStatistics, read_sequences
+from megatron_compete.training.probe import RouterStatistics, read_sequences, routers_of
 from megatron_compete.training.probe_log import ProbeLog, check_probe_arguments
 from tests.data.datasets import write_dataset
 from tests.ranks import run_ranks
@@ -161,3 +161,17 @@ def test_a_router_without_logits_has_its_load_and_no_entropy() -> None:
 
 def test_upstream_routers_still_return_no_logits() -> None:
     assert "return probs, routing_map\n" in inspect.getsource(TopKRouter.forward)
+
+
+def test_routers_are_the_decoders_in_order_of_depth() -> None:
+    """Megatron does not mark those of a hybrid model's multi-token prediction, which have the decoder's numbers."""
+
+    def router(number: int) -> TopKRouter:
+        made = TopKRouter.__new__(TopKRouter)
+        torch.nn.Module.__init__(made)
+        made.layer_number, made.is_mtp_layer = number, False
+        return made
+
+    model = torch.nn.Module()
+    model.decoder, model.mtp = torch.nn.ModuleList([router(4), router(2)]), torch.nn.ModuleList([router(2)])
+    assert routers_of(model) == [model.decoder[1], model.decoder[0]]

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron.core.models.hybrid.hybrid_layer_allocation import Symbols
+
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.resilience.resuming.learning_rate import RateSchedule
 from megatron_compete.resilience.resuming.router import router_changes
@@ -27,10 +29,18 @@ MODEL = (
     "moe_shared_expert_intermediate_size", "mtp_num_layers", "normalization", "swiglu", "relu", "squared_relu",
     "add_bias_linear", "add_qkv_bias", "qk_layernorm", "position_embedding_type", "rotary_base", "rotary_percent",
     "untie_embeddings_and_output_weights", "moe_router_topk", "moe_router_score_function", "moe_router_pre_softmax",
+    "moe_latent_size", "moe_shared_expert_gate", "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim",
+    "v_head_dim", "experimental_attention_variant", "attention_output_gate", "softmax_type", "window_size",
+    "window_attn_skip_freq", "no_rope_freq", "linear_attention_freq", "linear_conv_kernel_dim", "linear_key_head_dim",
+    "linear_value_head_dim", "linear_num_key_heads", "linear_num_value_heads", "mamba_num_heads", "mamba_head_dim",
+    "mamba_state_dim", "mamba_num_groups", "layernorm_zero_centered_gamma",
 )  # fmt: skip
 """Arguments that say what the model is; a run goes on with the same. Checkpoints of other versions may lack some."""
 
-FLAGS = {"add_bias_linear": "add_bias_linear (--disable-bias-linear)"}
+FLAGS = {
+    "add_bias_linear": "add_bias_linear (--disable-bias-linear)",
+    "layernorm_zero_centered_gamma": "--apply-layernorm-1p",
+}
 """Flags whose name is not the argument's with dashes."""
 
 
@@ -102,8 +112,16 @@ def _model(c: Change) -> Iterable[str]:
     for name in MODEL:
         if c.differs(name):
             yield f"{c.told(name)}, and its model is another with it: give the checkpoint's, or start anew"
+    if _layers(c.now) != _layers(c.saved) and hasattr(c.saved, "hybrid_layer_pattern"):
+        yield f"{c.told('hybrid_layer_pattern')}, and its layers are others with it: change the | in it alone, or start anew"
     if c.now.group_query_attention and c.differs("num_query_groups"):
         yield f"{c.told('num_query_groups')}, and its model is another with it: give the checkpoint's, or start anew"
+
+
+def _layers(args: argparse.Namespace) -> str | None:
+    """A hybrid model's layers, wherever their stages end."""
+    pattern: str | None = getattr(args, "hybrid_layer_pattern", None)
+    return None if pattern is None else pattern.replace(Symbols.PIPE, "")
 
 
 def _router(c: Change) -> Iterable[str]:

@@ -62,6 +62,7 @@ REFUSED = {
     "optimizer": (f"{COSINE} --optimizer sgd", ["--optimizer sgd is adam in the checkpoint", "--no-load-optim"]),
     "layers": (f"{COSINE} --num-layers 6", ["--num-layers 6 is 4 in the checkpoint"]),
     "rotation": (f"{COSINE} --rotary-base 500000", ["--rotary-base 500000 is 10000 in the checkpoint"]),
+    "sinks": (f"{COSINE} --softmax-type off-by-one", ["--softmax-type off-by-one is vanilla in the checkpoint"]),
     "norms": (f"{COSINE} --qk-layernorm", ["--qk-layernorm True is False in the checkpoint"]),
 }  # fmt: skip
 
@@ -81,6 +82,15 @@ def test_what_is_not_is_one_line_with_flag_value_and_way_out(name: str, monkeypa
     assert "\n" not in message and all(part in message for part in said), message
     with pytest.raises(CompeteError):
         check_changes(saved(), args)
+
+
+def test_a_hybrid_models_stages_may_change_and_its_layers_not() -> None:
+    before, now = saved(hybrid_layer_pattern="*E*E/*E"), validated(COSINE)
+    now.hybrid_layer_pattern = "*E|*E/*E"
+    assert broken_changes(before, now) == ()
+    now.hybrid_layer_pattern = "*EE*/*E"
+    (message,) = broken_changes(before, now)
+    assert message.startswith("--hybrid-layer-pattern *EE*/*E is *E*E/*E in the checkpoint")
 
 
 def test_no_optimizer_state() -> None:
