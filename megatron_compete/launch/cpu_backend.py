@@ -102,6 +102,7 @@ class CudaToCpu(TorchFunctionMode):
         kwargs = kwargs or {}
         if _names_cuda(kwargs.get("device")):
             kwargs["device"] = CPU
+        kwargs.pop("pin_memory", None)  # memory that a device may read at any time
         if func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
             return args[0]
         if func is torch.Tensor.to and len(args) > 1 and _names_cuda(args[1]):

@@ -28,7 +28,6 @@ class Refusal:
 REFUSALS = (
     Refusal("--cuda-graph-impl full_iteration", lambda c: c.cuda_graph_impl == "full_iteration", "one graph holds whole steps, and who competes changes from step to step (--cuda-graph-impl transformer_engine captures layers)"),
     Refusal("--cuda-graph-impl local", lambda c: c.cuda_graph_impl == "local" and (capture_routers(c) or not c.is_hybrid_model), "it captures layers as they run at the first step, competing or not (--cuda-graph-impl transformer_engine captures normal steps)"),
-    Refusal("--overlap-dispatch-backward-with-experts-wgrad", lambda c: c.overlap_dispatch_backward_with_experts_wgrad, "not yet proven with the scoring pass"),
     Refusal("--moe-apply-probs-on-input", lambda c: c.moe_apply_probs_on_input, "experts would answer weighted tokens, and their answers would not be weighted"),
     Refusal("--moe-enable-routing-replay", lambda c: c.moe_enable_routing_replay, "who wins is not replayed: only --compete-kind utility leaves tokens to the experts that are", kind="response"),
     Refusal("--fp4-format", lambda c: c.fp4, "the scoring pass does not pad its tokens"),
@@ -102,6 +101,11 @@ def _check_response_gradients(config: TransformerConfig) -> None:
         raise CompeteError(
             "--compete-response-gradients all runs the experts again, and not the projections of --moe-latent-size "
             f"{config.moe_latent_size}: leave one of the two out"
+        )
+    if config.overlap_dispatch_backward_with_experts_wgrad:
+        raise CompeteError(
+            "--compete-response-gradients all asks autograd for expert gradients, which "
+            "--overlap-dispatch-backward-with-experts-wgrad leaves for later: leave one of the two out"
         )
     recomputed = config.recompute_modules if config.recompute_granularity == "selective" else None
     if "moe_act" in (recomputed or ()):

@@ -142,3 +142,61 @@ def after_a_step() -> None:
 
 def test_a_competing_step_puts_the_dispatcher_back() -> None:
     run_rank(after_a_step)
+
+
+class Delayed(torch.autograd.Function):
+    """A linear layer that leaves its weight's gradient for later, as Transformer Engine's do when asked to."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: torch.Tensor, weight: torch.Tensor, left: list[Any]) -> torch.Tensor:
+        ctx.save_for_backward(tokens, weight)
+        ctx.left = left
+        return tokens @ weight.T
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[Any, ...]:
+        tokens, weight = ctx.saved_tensors
+        ctx.left.append((weight, grad_outputs[0].T @ tokens))
+        return grad_outputs[0] @ weight, None, None
+
+
+def train_delayed(
+    layout: Layout, batch: Batch, cases: dict[str, Case], weights: Weights, overrides: dict[str, Any]
+) -> dict[str, Result]:
+    """The steps with the experts' weight gradients computed beside the dispatcher's backward pass."""
+    plain = layouts.transformer_config
+
+    def delaying(*args: Any, **kwargs: Any) -> Any:
+        config = plain(*args, **kwargs)
+        config.overlap_dispatch_backward_with_experts_wgrad = True  # Megatron wants Transformer Engine for it
+        return config
+
+    layouts.transformer_config = delaying
+    layouts.initialize(layout)
+    results = {}
+    for name, case in cases.items():
+        layer = layouts.build_layer(layout, weights, case.config, case.current_step, **overrides)
+        left: list[Any] = []
+        caught_up = []
+        for expert in layer.experts.local_experts:
+            for linear in (expert.linear_fc1, expert.linear_fc2):
+                linear.forward = lambda tokens, weight=linear.weight: (Delayed.apply(tokens, weight, left), None)  # noqa: B023
+
+        def backward_dw() -> None:
+            caught_up.append(len(left))  # noqa: B023
+            while left:  # noqa: B023
+                weight, grad = left.pop()  # noqa: B023
+                weight.main_grad.add_(grad)
+
+        layer.experts.backward_dw = backward_dw
+        results[name] = train_step(layer, layout, batch)
+        # the fc1 and fc2 of each local expert, once a microbatch: nothing of the scoring pass is among them
+        assert not left and caught_up == [2 * layer.num_local_experts] * len(batch[0]), name
+    return results
+
+
+@pytest.mark.parametrize("layout", DISPATCHED[:2], ids=str)
+def test_weight_gradients_beside_the_dispatchers_backward_pass(layout: Layout) -> None:
+    cases = {name: case for name, case in CASES.items() if case.config.response_gradients == "winners"}
+    assert {case.config.kind for case in cases.values() if case.competes} == {"response", "utility"}
+    check(layout, random_batch(layout, SEQUENCE, BATCH), cases, on_rank=train_delayed)

@@ -94,10 +94,12 @@ def test_gradients_for_all_responses_need_one_backward_pass_of_the_experts() -> 
     from megatron_compete.moe.validation import check_supported
 
     config = transformer_config(Layout())
-    config.overlap_moe_expert_parallel_comm = True
-    check_supported(config, CompeteConfig())
-    with pytest.raises(CompeteError, match=r"--overlap-moe-expert-parallel-comm .* leave one of the two out"):
-        check_supported(config, CompeteConfig(response_gradients="all"))
+    for flag in ("overlap_moe_expert_parallel_comm", "overlap_dispatch_backward_with_experts_wgrad"):
+        setattr(config, flag, True)
+        check_supported(config, CompeteConfig())
+        with pytest.raises(CompeteError, match=rf"--{flag.replace('_', '-')} .*leave one of the two out"):
+            check_supported(config, CompeteConfig(response_gradients="all"))
+        setattr(config, flag, False)
 
 
 def test_replayed_routing_leaves_utility_its_tokens() -> None:
