@@ -73,7 +73,7 @@ class Upcycling:
         MISSING,
         "--upcycle-experts",
         metavar="E",
-        help="make a mixture of E experts of a dense model (Llama, Qwen2, Qwen3)",
+        help="make a mixture of E experts of a dense model (Llama, Mistral, Qwen2, Qwen3)",
     )
     """E: --num-experts of the mixture."""
     top_k: int | None = option(None, metavar="K", help="experts a token takes (default: 2 * granularity)")

@@ -67,6 +67,7 @@ def test_megatron_computes_the_same(family: str, tmp_path: Path) -> None:
     [
         # test_probe.py has it in the trainer, from training a dense model to the loss of its mixture
         pytest.param("llama", Upcycling(4), id="llama-E4", marks=pytest.mark.slow),
+        pytest.param("mistral", Upcycling(4), id="mistral-E4", marks=pytest.mark.slow),
         pytest.param("qwen3", Upcycling(8, granularity=2), id="qwen3-E8-G2"),
     ],
 )

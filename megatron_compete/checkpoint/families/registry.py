@@ -44,6 +44,16 @@ FAMILIES: dict[str, Family] = {
 """By name, in the order in which an export tries them; the last needs code of its own and expresses the most."""
 
 
+NO_EQUAL: dict[str, str] = {
+    "olmoe": "it normalises queries and keys over all heads, Megatron head by head",
+    "minimax_m2": "it normalises queries and keys over all heads, Megatron head by head",
+    "deepseek_v32": "Megatron has its sparse attention as an experiment, which is not converted",
+    "kimi_linear": "Megatron has no Kimi delta attention",
+    "llama4": "Megatron has no attention in chunks",
+}
+"""Other architectures that people train, and what Megatron does not have of each."""
+
+
 def choose_family(arguments: Mapping[str, Any], name: str | None = None) -> Family:
     """The family of a model trained with `arguments`: the first that expresses all of them, or the one named.
 
@@ -68,6 +78,8 @@ def family_of_config(config: Mapping[str, Any]) -> Family:
     """
     kind = config.get("model_type")
     known = FAMILIES | {alias: family for family in FAMILIES.values() for alias in family.aliases}
+    if kind in NO_EQUAL:
+        raise CompeteError(f"config.json has model_type {kind}: {NO_EQUAL[kind]}")
     if kind not in known:
         raise CompeteError(f"config.json has model_type {kind}: supported are {', '.join(known)}")
     return known[kind]

@@ -6,6 +6,7 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 from megatron_compete.checkpoint.families import FAMILIES, Dimensions, choose_family, family_of_config, read_config
+from megatron_compete.checkpoint.families.registry import NO_EQUAL
 from megatron_compete.common.errors import CompeteError
 from tests.checkpoint import gpt
 
@@ -46,6 +47,13 @@ def test_what_no_family_expresses() -> None:
 def test_another_architecture() -> None:
     with pytest.raises(CompeteError, match="model_type gpt2: supported are mixtral, "):
         family_of_config({"model_type": "gpt2"})
+
+
+@pytest.mark.parametrize("kind", NO_EQUAL)
+def test_an_architecture_that_megatron_lacks_a_part_of(kind: str) -> None:
+    assert kind in CONFIG_MAPPING and kind not in FAMILIES
+    with pytest.raises(CompeteError, match=f"model_type {kind}: .*Megatron"):
+        family_of_config({"model_type": kind})
 
 
 def test_sizes_that_follow_from_others_and_fields_that_are_elsewhere() -> None:
