@@ -1,4 +1,4 @@
-"""Changes of what routing, layers and schedule mean, each with the test that must notice.
+"""Changes of what routing, layers, schedule and trainers mean, each with the test that must notice.
 
 They are one-line mistakes that a person could make and that leave training running: a mask that is forgotten, a process
 group that is another, a rule that is not asked.
@@ -19,6 +19,7 @@ ROUTER_LOSSES = "moe/test_router_losses.py"
 LATENT = "moe/test_latent.py::test_layer_equals_dense_reference[world1-tp1-cp1-ep1-etp1-alltoall]"
 DIGESTS = "schedule/test_table.py::test_digests_tell_another_way_of_drawing"
 EVERY_SETTING = "schedule/test_table.py::test_every_setting_of_a_job_reaches_the_schedule"
+SAVED_SCHEDULE = "trainers/test_same_schedule.py::test_a_saved_schedule_is_followed_refused_or_overridden"
 
 ROUTING = (
     Mutation("routing/losses.py", "return token_mean(pairs_T, valid_T)", "return token_mean(pairs_T)", VALID),
@@ -80,4 +81,9 @@ SCHEDULE = (
     Mutation("schedule/balanced.py", "int(random.integers(len(self.slots.sizes)))", "0", "schedule/test_balanced.py::test_where_a_step_begins_in_depth_is_drawn"),
 )  # fmt: skip
 
-MUTATIONS = ROUTING + LAYERS + SCHEDULE
+TRAINERS = (
+    Mutation("trainers/same_schedule.py", "    competition.follow(settings)\n", "", SAVED_SCHEDULE),
+    Mutation("trainers/model_competition.py", "1.0 / num_microbatches", "1.0", "trainers/test_model_competition.py::test_metrics_are_those_of_the_step_on_every_rank[1-2]"),
+)  # fmt: skip
+
+MUTATIONS = ROUTING + LAYERS + SCHEDULE + TRAINERS

@@ -78,7 +78,7 @@ def test_metrics_are_those_of_the_step_on_every_rank(pp: int, ep: int) -> None:
     assert min(active) == 0 < max(active)
     for scalars in steps.values():
         assert ("competition/agreement" in scalars) == (scalars["competition/active-layers"] > 0)
-        assert scalars["load_balancing_loss"] > 0
+        assert 0.9 < scalars["load_balancing_loss"] < 1.6  # 1 is balance
         assert {f"moe/load-max/layer-{number}" for number in (2, 3, 4)} <= scalars.keys()
 
 
