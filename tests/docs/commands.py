@@ -4,11 +4,13 @@ import argparse
 import importlib
 import importlib.util
 import re
+import runpy
 import shlex
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
 import pytest
 
@@ -121,14 +123,23 @@ def check_verb(words: list[str]) -> None:
 
 
 def check_torchrun(words: list[str]) -> None:
-    """Our entry, or a trainer of somebody else's that takes Megatron's arguments alone."""
+    """Our entry, a script of `examples/`, or a trainer of somebody else's that takes Megatron's arguments alone."""
     if "-m" in words:
         at = words.index("-m") + 1
         assert importlib.util.find_spec(words[at]), f"no module {words[at]}"
         check_training_flags(words[at + 1 :])
     else:
         at = next(at for at, word in enumerate(words) if word.endswith(".py"))
-        check_training_flags(words[at + 1 :], own=False)
+        if words[at].startswith("examples/"):
+            check_example(words[at:])
+        else:
+            check_training_flags(words[at + 1 :], own=False)
+
+
+def check_example(words: list[str]) -> None:
+    """The parser of a script of ours."""
+    with mock.patch.object(sys, "argv", words):
+        runpy.run_path(str(ROOT / words[0]))["arguments"]()
 
 
 def check_training_flags(words: list[str], own: bool = True) -> None:
