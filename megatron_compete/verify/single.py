@@ -128,8 +128,7 @@ def _arguments(saved: dict[str, Any], tokenizer_model: str | None) -> argparse.N
 
 def _complete(args: argparse.Namespace) -> None:
     """Derive what Megatron derives when a run starts: an imported checkpoint holds the model's arguments alone."""
-    if args.num_experts is None or args.moe_router_score_function != "softmax":
-        args.router = "topk"  # competition is refused, and at inference it is the same layer
+    args.router = "topk"  # at inference a competing layer is Megatron's own, and not every import can compete
     args.padded_vocab_size = args.padded_vocab_size or args.vocab_size
     validate_args(args)
 
