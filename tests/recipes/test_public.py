@@ -17,7 +17,7 @@ RECIPES = [
     pytest.param(path, id=path.stem, marks=() if path.stem in COVERING else pytest.mark.slow)
     for path in sorted(PUBLIC.glob("*.yaml"))
 ]
-COMPETING = {"compete_rate": 0.15, "compete_max_active_layers": 1}
+COMPETING = {"compete_rate": 0.08, "compete_max_active_layers": 1}
 
 
 def curves(small: Small, folder: Path, **more: object) -> dict[str, dict[int, float]]:
