@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, NoReturn
 
 from megatron_compete.common.command_line import Command, option
 from megatron_compete.launch.environment import Launcher
-from megatron_compete.launch.recipe import LAUNCH_OPTIONS, read_recipe, shell_line
+from megatron_compete.launch.recipe import LAUNCH_OPTIONS, Recipe, read_recipe, shell_line
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Pretrain:
 
 
 def pretrain(options: Pretrain) -> None:
-    """Train, or under DRY_RUN=1 print how."""
+    """Train, or under DRY_RUN=1 check and print how."""
     from megatron_compete.launch.launchers import environment_defaults, run_torchrun
     from megatron_compete.launch.stop_signal import leave_on_stop_signal
 
@@ -32,26 +33,56 @@ def pretrain(options: Pretrain) -> None:
     recipe = read_recipe(options.recipe)
     recipe.override(options.overrides)
     if options.launcher != "torchrun":
-        _be_rank(options.launcher, recipe.command())
+        _be_rank(options.launcher, recipe)
         return
     environment = environment_defaults()
     if os.environ.get("DRY_RUN") == "1":
+        _check(recipe, ranks=None)
         print(shell_line(recipe.command(), environment))
         return
     os.environ.update(environment)
     run_torchrun(recipe.command())
 
 
-def _be_rank(launcher: str, command: list[str]) -> None:
+def _be_rank(launcher: str, recipe: Recipe) -> None:
     from megatron_compete.launch.launchers import become_rank, rank_line
 
+    command = recipe.command()
     if os.environ.get("DRY_RUN") == "1":
+        tasks = os.environ.get("SLURM_NTASKS", "") if launcher == "srun" else ""
+        _check(recipe, ranks=int(tasks) if tasks.isdecimal() else None)
         print(rank_line(launcher, command))
         return
     become_rank(command)
     from megatron_compete.training import pretrain  # Megatron: what is set above holds only before its import
 
     pretrain.main(launcher)
+
+
+def _check(recipe: Recipe, ranks: int | None) -> None:
+    """What the trainer checks before it builds a model, as for a host with GPUs: a dry run is often made on another.
+
+    Args:
+        ranks: None: those of the recipe, at torchrun's defaults.
+    Raises:
+        CompeteError: the job would be refused.
+    """
+    from megatron_compete.launch.launchers import silence_cpu_warnings
+
+    silence_cpu_warnings()
+    try:
+        from megatron_compete.plan.job import check_recipe, not_checked
+    except ImportError as error:
+        print(f"note: not checked whether it would train: {error}", file=sys.stderr)
+        return
+    reason = not_checked(recipe)
+    sizes = [str(recipe.launch.get(name, 1)) for name in ("nnodes", "nproc-per-node")]
+    if reason is None and ranks is None and not all(size.isdecimal() for size in sizes):
+        reason = f"--nnodes {sizes[0]} --nproc-per-node {sizes[1]} leave the number of ranks open"
+    if reason is not None:
+        print(f"note: not checked whether it would train: {reason}", file=sys.stderr)
+        return
+    check_recipe(recipe, int(sizes[0]) * int(sizes[1]) if ranks is None else ranks)
 
 
 class PretrainHelp(argparse.Action):
@@ -81,7 +112,8 @@ main = Command(
     description="""Train from a recipe: its arguments are expanded into a torchrun command line.
     Anything after the recipe overrides it by name, e.g. --train-iters 100 --nproc-per-node 8 --swiglu=false.
     With --launcher srun or mpirun this process is one rank, as in `srun -n 16 megatron-compete pretrain --launcher srun
-    ...`. DRY_RUN=1 prints the command instead of running it.
+    ...`. DRY_RUN=1 checks the job as the trainer would and prints the command
+    instead of running it.
 
     Exit codes: 0 finished, 2 bad input, 75 told to stop (SIGTERM) and to be continued by the same command, others
     failed.""",

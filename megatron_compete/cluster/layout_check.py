@@ -96,11 +96,12 @@ def _size(recipe: Recipe, name: str, default: int) -> int:
 
 def main(recipe_file: str, gpus: str) -> None:
     """The process of its own: what could not be checked is printed, what the trainer would refuse is an error."""
-    from megatron_compete.plan.job import check_recipe
+    from megatron_compete.plan.job import check_recipe, not_checked
 
     recipe = read_recipe(Path(recipe_file))
-    if recipe.arguments.get("use-checkpoint-args"):
-        print("--use-checkpoint-args: the layout is the checkpoint's and was not checked")
+    reason = not_checked(recipe)
+    if reason is not None:
+        print(f"{reason}, and the job was not checked")
         return
     check_recipe(recipe, int(gpus))
 

@@ -160,6 +160,14 @@ def check_recipe(recipe: Recipe, gpus: int | None = None) -> CheckedRecipe:
     return CheckedRecipe(checked, gpus_per_node, assumed)
 
 
+def not_checked(recipe: Recipe) -> str | None:
+    """Why a recipe cannot be checked before it runs, or None: its arguments are elsewhere."""
+    for name in ("use-checkpoint-args", "yaml-cfg"):
+        if recipe.arguments.get(name):
+            return f"--{name}: the arguments are the {'checkpoint' if 'checkpoint' in name else 'file'}'s"
+    return None
+
+
 def _assume(args: argparse.Namespace) -> tuple[str, ...]:
     """Fill in what only files could tell, and say so."""
     if args.padded_vocab_size is not None or args.vocab_size is not None:

@@ -13,9 +13,23 @@ from tests.cli.test_cli import ROOT, command
     ids=lambda path: path.stem,
 )
 def test_dry_run_prints_the_launch(recipe: Path) -> None:
-    result = command("pretrain", "--recipe", str(recipe), "--train-iters", "7", DRY_RUN="1")
+    result = command("pretrain", "--recipe", str(recipe), "--train-iters", "70000", DRY_RUN="1")
     assert result.returncode == 0, result.stderr
-    assert " torchrun " in result.stdout and "--train-iters 7" in result.stdout
+    assert " torchrun " in result.stdout and "--train-iters 70000" in result.stdout
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+def test_a_dry_run_refuses_what_the_trainer_would(launcher: str) -> None:
+    refused = ("--moe-enable-routing-replay", "--launcher", launcher)
+    result = command("pretrain", "--recipe", str(ROOT / "examples/demo.yaml"), *refused, DRY_RUN="1")
+    assert result.returncode == 2 and result.stdout == ""
+    assert "error: --moe-enable-routing-replay does not work with competition routing" in result.stderr
+
+
+def test_a_dry_run_says_what_it_could_not_check() -> None:
+    result = command("pretrain", "--recipe", str(ROOT / "examples/demo.yaml"), "--nnodes", "1:4", DRY_RUN="1")
+    assert result.returncode == 0 and " torchrun " in result.stdout
+    assert "note: not checked whether it would train: --nnodes 1:4 --nproc-per-node" in result.stderr
 
 
 def test_help_has_torchruns_options_and_all_arguments() -> None:
