@@ -47,6 +47,9 @@ class PlanOptions:
     cp: int | None = option(None, help=SHORT_FOR["cp"])
     etp: int | None = option(None, help=SHORT_FOR["etp"])
     json: bool = option(False, help="print everything as one JSON document instead of tables")
+    features: bool = option(
+        False, help="show what the recipe asks for and what is known of it with competition, and no plan"
+    )
     figure: Path | None = option(None, metavar="FILE", help="also draw it, e.g. plan.png")
     overrides: tuple[str, ...] = option((), hidden=True)
 
@@ -62,6 +65,9 @@ def run_plan(options: PlanOptions) -> None:
     recipe = read_recipe(options.recipe)
     override_layout(recipe, {short: getattr(options, short) for short in SHORT_FORMS})
     recipe.override(options.overrides)
+    if options.features:
+        _show_features(recipe, options)
+        return
     with _only_the_plan_on_stdout():
         if options.figure is not None:
             from megatron_compete.plan.figure import check_figure_path
@@ -71,6 +77,20 @@ def run_plan(options: PlanOptions) -> None:
         if options.figure is not None:
             _draw(plan, overhead, options.recipe, options.figure)
     _print(plan, overhead, str(options.recipe), as_json=options.json)
+
+
+def _show_features(recipe: Recipe, options: PlanOptions) -> None:
+    with _only_the_plan_on_stdout():
+        from megatron_compete.plan.features import examine, features_document, print_features
+
+        found = examine(recipe, options.gpus)
+    if options.json:
+        print(json.dumps(features_document(found, str(options.recipe)), indent=1))
+    else:
+        print_features(found, str(options.recipe), sys.stdout)
+    sys.stdout.flush()
+    if found.refusal is not None:
+        raise found.refusal
 
 
 def override_layout(recipe: Recipe, sizes: dict[str, int | None]) -> None:

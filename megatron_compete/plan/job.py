@@ -6,6 +6,7 @@ device (`plan/pretend.py`). No process group is made and none of the files that 
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -142,9 +143,14 @@ class CheckedRecipe:
     assumed: tuple[str, ...]
 
 
-def check_recipe(recipe: Recipe, gpus: int | None = None) -> CheckedRecipe:
+def check_recipe(
+    recipe: Recipe, gpus: int | None = None, validated: Callable[[argparse.Namespace], None] = lambda args: None
+) -> CheckedRecipe:
     """What the trainer checks before it builds a model, for a recipe and on any host.
 
+    Args:
+        gpus: see `read_job`.
+        validated: is given the arguments once Megatron has validated them, before competition is asked.
     Raises:
         BrokenRules, CompeteError: see `read_job`.
     """
@@ -153,7 +159,7 @@ def check_recipe(recipe: Recipe, gpus: int | None = None) -> CheckedRecipe:
     with pretended_gpu():
         args = _parse(recipe, world)
         assumed = _assume(args)
-        checked = check_job(args, gpus_per_node, _validated)
+        checked = check_job(args, gpus_per_node, lambda parsed: _validated(parsed, validated))
         changes = _broken_changes(checked.args)
         if changes:
             raise BrokenRules(changes)
@@ -211,9 +217,10 @@ def _parse(recipe: Recipe, world: int) -> argparse.Namespace:
     return args
 
 
-def _validated(args: argparse.Namespace) -> argparse.Namespace:
+def _validated(args: argparse.Namespace, tell: Callable[[argparse.Namespace], None]) -> argparse.Namespace:
     validate_args(args)
     args.padded_vocab_size = padded_vocab_size(args)
+    tell(args)
     return args
 
 

@@ -27,7 +27,7 @@ def test_nobody_checks_a_job_by_other_means() -> None:
     assert callers["check_arguments"] == {"training/job_check.py"}
     assert callers["parse_and_validate_args"] == {"training/parse.py"}
     assert callers["validate_args"] == {"plan/job.py", "verify/single.py"}  # the second builds no job
-    assert callers["check_recipe"] == {"plan/job.py", "cluster/layout_check.py", "cli/pretrain.py"}
+    assert callers["check_recipe"] == {"plan/job.py", "cluster/layout_check.py", "cli/pretrain.py", "plan/features.py"}
 
 
 @pytest.mark.parametrize("error", [AssertionError, ValueError, RuntimeError, TypeError])
