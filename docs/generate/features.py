@@ -24,6 +24,8 @@ named test exists, and that the trainer's check takes the example, or refuses it
 def row(feature: Feature) -> list[str]:
     """A feature as cells."""
     shown = feature.evidence if feature.status == "refused" else f"`{feature.evidence}`"
+    if feature.status == "untested":
+        shown = f"priced alone: {shown}"
     if feature.on_gpu:
         shown += f"; ready for a GPU: `{feature.on_gpu}`"
     return [feature.name, f"`{feature.flags}`", feature.status, shown]

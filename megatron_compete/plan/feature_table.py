@@ -14,7 +14,7 @@ Status = Literal["tested", "kernels untested", "untested", "refused"]
 MEANINGS: dict[Status, str] = {
     "tested": "compared on CPU ranks with a dense reference or with the stock model",
     "kernels untested": "all but its CUDA kernels is tested on CPU ranks; it was never run on a GPU here",
-    "untested": "competition does not touch it and nothing excludes it; needs a GPU, and was never run here",
+    "untested": "competition does not touch it and nothing excludes it; needs a GPU, was never run here, and is only priced",
     "refused": "said before the first step, with the reason",
 }
 
@@ -189,7 +189,7 @@ PRECISION = (
     Feature("FP8, blockwise scaling", f"{IN_FP8} blockwise", _fp8("blockwise"), "kernels untested", f"{MOE}test_fp8.py::test_a_module_stays_one_that_trains_in_fp8", FP8),
     Feature("MXFP8", f"{IN_FP8} mxfp8", _fp8("mxfp8"), "kernels untested", f"{MOE}test_fp8.py::test_a_module_stays_one_that_trains_in_fp8", FP8),
     Feature("FP8 parameters", f"{IN_FP8} blockwise --fp8-param-gather --use-distributed-optimizer", lambda a: a.fp8_param_gather,
-            "kernels untested", "tests/plan/test_precision.py::test_fp8_parameters_leave_the_copies_alone",
+            "untested", "tests/plan/test_precision.py::test_fp8_parameters_leave_the_copies_alone",
             f"{MOE}test_fp8.py::test_a_competing_step_runs_on_this_steps_weights"),
     Feature("NVFP4", "--bf16 --fp4-format e2m1", lambda a: a.fp4, "refused", "the scoring pass does not pad its tokens"),
     Feature("precision-aware optimizer", "--bf16 --use-distributed-optimizer --use-precision-aware-optimizer",

@@ -14,7 +14,7 @@ from megatron_compete.plan.feature_table import MEANINGS, Feature, features_of
 from megatron_compete.plan.job import check_recipe
 from megatron_compete.plan.transformer_engine import NeededVersion, needed_version
 
-WIDTH = 140
+WIDTH = 170
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def print_features(found: Examined, recipe: str, file: TextIO) -> None:
     console = Console(file=file, highlight=False)
     console.width = max(console.width, WIDTH)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title=recipe, title_justify="left")
-    for column in ("feature", "with competition", "shown by, or why not", "ready for a GPU"):
-        table.add_column(column, overflow="fold")
+    for column in ("feature", "with competition", "shown by, or why not"):
+        table.add_column(column)
     for feature in found.features:
-        table.add_row(feature.name, feature.status, feature.evidence, feature.on_gpu)
+        table.add_row(feature.name, feature.status, shown(feature))
     console.print(table)
     for status, meaning in MEANINGS.items():
         if any(feature.status == status for feature in found.features):
@@ -63,6 +63,13 @@ def print_features(found: Examined, recipe: str, file: TextIO) -> None:
         console.print(f"needs {found.transformer_engine}")
     if found.refusal is None:
         console.print("the trainer takes this job")
+
+
+def shown(feature: Feature) -> str:
+    """What a row rests on."""
+    if feature.status == "untested":
+        return f"priced alone: {feature.evidence}" + (f"\non a GPU: {feature.on_gpu}" if feature.on_gpu else "")
+    return feature.evidence + (f"\non a GPU: {feature.on_gpu}" if feature.on_gpu else "")
 
 
 def features_document(found: Examined, recipe: str) -> dict[str, object]:

@@ -64,6 +64,14 @@ def test_what_the_user_can_fix_is_one_line(arguments: tuple[str, ...], says: str
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and says in result.stderr
 
 
+def test_features_instead_of_a_plan() -> None:
+    result = command(*SMALL, "--features")
+    assert result.returncode == 0 and result.stderr == ""
+    assert "softmax scores" in result.stdout and result.stdout.endswith("the trainer takes this job\n")
+    refused = command(*SMALL, "--features", "--json", "--moe-enable-routing-replay")
+    assert refused.returncode == 2 and json.loads(refused.stdout)["refused"] in refused.stderr
+
+
 @pytest.mark.parametrize("name", ("num-layers-per-virtual-pipeline-stage", "pipeline-model-parallel-layout"))
 def test_virtual_stages_replace_the_recipes_in_whatever_form(name: str) -> None:
     recipe = Recipe(arguments={name: 2, "pipeline-model-parallel-size": 4, "num-layers": 8})

@@ -76,7 +76,7 @@ def test_public_recipes_are_accepted_or_refused_by_a_row(name: str) -> None:
 
 
 def test_what_megatron_refuses_has_no_table() -> None:
-    with pytest.raises(CompeteError, match="^Megatron refuses these arguments: Tensor parallel communication"):
+    with pytest.raises(CompeteError, match=r"^Megatron refuses these arguments: Tensor parallel communication"):
         examine(read_recipe(PUBLIC / "DeepSeek-V3.yaml"), gpus=None)
 
 

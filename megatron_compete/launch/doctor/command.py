@@ -1,5 +1,6 @@
 """`megatron-compete doctor`."""
 
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ class DoctorOptions:
         help=f"what must work for exit code 0 (default: training). {_MEANINGS}",
     )
     timeout: float = option(DEFAULT_TIMEOUT_SECONDS, metavar="SECONDS", help="longest that a package's import may take")
+    recipe: Path | None = option(
+        None, metavar="RECIPE", help="instead: what a recipe asks for and what is known of it, as plan --features shows"
+    )
     nodes: bool = option(
         False, help="inside a Slurm job: run on every node of the allocation and show in what the nodes differ"
     )
@@ -39,6 +43,8 @@ def run_doctor(options: DoctorOptions) -> None:
         CompeteError: an unknown capability, or `--nodes` outside an allocation.
         SystemExit: with code 1 where something required does not work.
     """
+    if options.recipe is not None:
+        raise SystemExit(_show_recipe(options.recipe, options.json))
     from megatron_compete.launch.doctor.examine import examine
     from megatron_compete.launch.doctor.nodes import compare_nodes, print_differences
     from megatron_compete.launch.doctor.report import print_json, print_report, report_document
@@ -63,6 +69,12 @@ def run_doctor(options: DoctorOptions) -> None:
     sys.stdout.flush()
     if not fit:
         raise SystemExit(PROBLEM_EXIT_CODE)
+
+
+def _show_recipe(recipe: Path, as_json: bool) -> int:
+    """The planner's answer, from a process of its own like everything that imports Megatron here; returns its exit code."""
+    command = [sys.executable, "-m", "megatron_compete", "plan", "--recipe", str(recipe), "--features"]
+    return subprocess.run([*command, *(["--json"] if as_json else [])]).returncode
 
 
 def _required(text: str) -> set[str]:

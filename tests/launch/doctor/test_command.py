@@ -37,6 +37,14 @@ def test_this_environment_can_train() -> None:
     assert set(states.values()) <= {"ok", "note", "problem"}
 
 
+def test_a_recipe_instead() -> None:
+    result = doctor("--recipe", "examples/moe_30b_a3b.yaml", "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["refused"] is None and "softmax scores" in [feature["name"] for feature in document["features"]]
+    assert doctor("--recipe", "nowhere.yaml").returncode == 2
+
+
 def test_a_segfaulting_te_is_a_line_of_the_table_and_exit_code_1(tmp_path: Path) -> None:
     (tmp_path / "transformer_engine").mkdir()
     (tmp_path / "transformer_engine" / "__init__.py").write_text(
