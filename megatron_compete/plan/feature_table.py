@@ -161,7 +161,8 @@ SCHEDULES = (
     Feature("delayed weight gradients", f"{OVERLAP} --delay-wgrad-compute", lambda a: a.delay_wgrad_compute, "kernels untested",
             f"{TRAINING}test_ep_overlap.py::test_interleaved_microbatches_train_the_same_to_the_bit"),
     Feature("weight gradients behind the dispatch", f"--bf16 {EP2} --overlap-dispatch-backward-with-experts-wgrad",
-            lambda a: a.overlap_dispatch_backward_with_experts_wgrad, "refused", "not proven with the scoring pass"),
+            lambda a: a.overlap_dispatch_backward_with_experts_wgrad, "kernels untested",
+            f"{MOE}test_dispatchers.py::test_weight_gradients_beside_the_dispatchers_backward_pass"),
     Feature("CUDA graphs of layers", "--bf16 --cuda-graph-impl transformer_engine --cuda-graph-modules attn --te-rng-tracker",
             lambda a: a.cuda_graph_impl == "transformer_engine", "kernels untested", GRAPHS,
             f"{MOE}test_graphs.py::test_training_with_real_graphs"),
@@ -178,8 +179,8 @@ SCHEDULES = (
             lambda a: a.fine_grained_activation_offloading, "untested", "tests/plan/test_mixer_activations.py::test_offloaded_modules_are_on_the_host"),
     Feature("tensor, expert and pipeline parallelism", f"{EP2} --pipeline-model-parallel-size 2",
             lambda a: a.tensor_model_parallel_size * a.expert_model_parallel_size * a.pipeline_model_parallel_size > 1, "tested", LAYOUTS),
-    Feature("context parallelism", "--bf16 --context-parallel-size 2", lambda a: a.context_parallel_size > 1, "kernels untested",
-            f"{MOE}test_layouts.py::test_layer_equals_dense_reference"),
+    Feature("context parallelism", "--bf16 --context-parallel-size 2", lambda a: a.context_parallel_size > 1, "tested",
+            "tests/launch/test_cpu_context.py::test_training_is_that_of_one_rank"),
 )  # fmt: skip
 """How rows travel, and what runs when."""
 
