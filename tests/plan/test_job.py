@@ -18,7 +18,7 @@ from megatron_compete.plan.pretend import pretended_gpu
 from megatron_compete.training import presets
 from tests.plan.jobs import EXAMPLES, PUBLIC, example, example_recipe, job_of, public, recipe_of
 
-FULL_SIZE = ("competesmoe_679m", "moe_30b_a3b", "moe_235b_a22b")
+FULL_SIZE = ("competesmoe_679m", "moe_30b_a3b", "moe_235b_a22b", "moe_80b_a3b", "moe_671b_a37b", "hybrid_30b_a3b")
 
 
 def test_this_host_does_not_change_the_job() -> None:
@@ -153,7 +153,7 @@ def test_recipes_fit_80_gigabytes(name: str) -> None:
 
 def test_every_recipe_is_tried() -> None:
     recipes = {path.stem for path in Path(EXAMPLES).glob("*.yaml") if not path.stem.startswith("chain_")}
-    assert recipes == {*FULL_SIZE, "demo", "competesmoe_154m", "byte_level"}
+    assert recipes == {*FULL_SIZE, "demo", "competesmoe_154m", "byte_level", "hybrid_byte_level"}
 
 
 def test_the_authors_model_has_its_published_size() -> None:
