@@ -12,6 +12,7 @@ norm, which Megatron asks for by name. They hold Transformer Engine's FP8 scales
 
 import io
 import json
+import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,10 @@ def write_release(folder: Path, arguments: Mapping[str, Any], chunks: Sequence[C
     release = folder / RELEASE
     release.mkdir()
     common = {"args": Namespace(**arguments), "checkpoint_version": CHECKPOINT_VERSION, "iteration": 0}
-    objects = [WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO) for key in (COMMON_STATE, *_extra_states(chunks))]
+    objects = [
+        WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO)
+        for key in dict.fromkeys((COMMON_STATE, *_extra_states(chunks)))
+    ]
     parts = [objects, *(list(map(_write_item, part)) for part in _parts(chunks, file_bytes))]
     _write(release, [SavePlan(items) for items in parts], _LazyPlanner(common, chunks))
     (release / CONFIG).write_text(json.dumps(BACKEND))
@@ -143,13 +147,23 @@ def _extra_states(chunks: Iterable[Chunk]) -> Iterator[str]:
     Which modules have one depends on the implementation; nobody asks for those that there are too many.
     """
     for chunk in chunks:
-        module, _, kind = chunk.key.rpartition(".")
-        if kind != "weight":
+        found = re.fullmatch(r"(.+)\.weight(\.\w+)?", chunk.key)  # the last is that of a piece
+        if not found:
             continue
-        place = "_".join(".".join(map(str, numbers)) for numbers in (chunk.index or (0,), chunk.stack or (1,)))
-        yield f"{module}._extra_state/shard_{place}"
-        if module.endswith(PROJECTION):
-            yield f"{module.removesuffix(PROJECTION)}{ATTENTION}._extra_state/shard_{place}"
+        for index, stack in _shards(chunk):
+            place = "_".join(".".join(map(str, numbers)) for numbers in (index or (0,), stack or (1,)))
+            yield f"{found[1]}._extra_state/shard_{place}"
+            if found[1].endswith(PROJECTION):
+                yield f"{found[1].removesuffix(PROJECTION)}{ATTENTION}._extra_state/shard_{place}"
+
+
+def _shards(chunk: Chunk) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Places of the modules whose weight the chunk has: one, or every expert's."""
+    if ".experts.experts." not in chunk.key or len(chunk.shape) < 3:
+        yield chunk.index, chunk.stack
+        return
+    for expert in range(chunk.shape[0]):
+        yield (*chunk.index, expert), (*chunk.stack, chunk.shape[0])
 
 
 def _write_item(chunk: Chunk) -> WriteItem:

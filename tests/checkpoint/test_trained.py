@@ -11,6 +11,8 @@ from megatron_compete.checkpoint.import_hf import Import, import_checkpoint
 from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.launch.recipe import read_recipe
+from megatron_compete.report.scalars import read_scalars
+from tests.checkpoint import hf_models
 from tests.ranks import run_rank, run_ranks
 from tests.training.runs import MODEL, losses, train_on_rank
 
@@ -57,3 +59,18 @@ def test_the_authors_form(tmp_path: Path) -> None:
     tensors, back = (TorchDistCheckpoint(find_checkpoint(tmp_path / name)) for name in ("saved", "back"))
     key = "decoder.layers.mlp.experts.experts.linear_fc1.weight"
     assert tensors.read(key).equal(back.read(key))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3", "qwen3_next", "nemotron_h"])
+def test_the_recipe_of_an_import_trains_with_competition(family: str, tmp_path: Path) -> None:
+    import_checkpoint(Import(hf_models.save(tmp_path / "hf", family), tmp_path / "imported"))
+    recipe = read_recipe(tmp_path / "imported" / "recipe.yaml")
+    more = (
+        f"--tensorboard-dir {tmp_path / 'log'} --compete-rate 1 --compete-warmup-steps 0 --compete-max-active-layers 9"
+    )
+    recipe.override(f"{GO_ON} {more} --train-iters 2".split())
+    command = recipe.command()
+    run_ranks(1, train_on_rank, command[command.index("-m") + 2 :])
+    assert losses(tmp_path / "log").keys() == {1, 2}
+    assert read_scalars(tmp_path / "log")["competition/active-layers"][2] > 0
