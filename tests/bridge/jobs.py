@@ -9,6 +9,8 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 
 VOCABULARY, SEQUENCE = 128, 16
+HYBRID = "hybrid"
+"""In the place of a Hugging Face folder: `hybrid_provider`."""
 
 
 def make_hf(folder: str) -> None:
@@ -33,15 +35,19 @@ def recipe(hf: str, folder: str, model: dict[str, Any], steps: int = 20) -> Any:
     from megatron.bridge.recipes.common import _pretrain_common
 
     config = _pretrain_common()
-    config.model = AutoBridge.from_hf_pretrained(hf).to_megatron_provider(load_weights=False)
+    gpt: dict[str, Any] = {"transformer_layer_spec": local_layer_spec}
+    if hf == HYBRID:
+        config.model, gpt = hybrid_provider(), {}
+    else:
+        config.model = AutoBridge.from_hf_pretrained(hf).to_megatron_provider(load_weights=False)
     settings = dict(
-        transformer_layer_spec=local_layer_spec, transformer_impl="local", seq_length=SEQUENCE, bf16=False,
+        transformer_impl="local", seq_length=SEQUENCE, bf16=False,
         params_dtype=torch.float32, pipeline_dtype=torch.float32, autocast_dtype=torch.float32,
         use_cpu_initialization=True, moe_permute_fusion=False, moe_grouped_gemm=False, masked_softmax_fusion=False,
         bias_activation_fusion=False, bias_dropout_fusion=False, apply_rope_fusion=False, persist_layer_norm=False,
         gradient_accumulation_fusion=False, cross_entropy_loss_fusion=False, moe_token_dispatcher_type="alltoall",
         attention_backend="unfused", moe_router_fusion=False,
-    ) | model  # fmt: skip
+    ) | gpt | model  # fmt: skip
     for name, value in settings.items():
         assert hasattr(config.model, name), name
         setattr(config.model, name, value)
@@ -69,6 +75,19 @@ def recipe(hf: str, folder: str, model: dict[str, Any], steps: int = 20) -> Any:
     config.checkpoint.load = f"{folder}/checkpoints"
     config.checkpoint.save_interval = 10
     return config
+
+
+def hybrid_provider() -> Any:
+    """Attention, experts and dense layers, which need no Mamba kernels; only the first of two stages has experts."""
+    from megatron.bridge.models.hybrid.hybrid_provider import HybridModelProvider
+
+    from megatron_compete.launch.cpu_modules import LOCAL_HYBRID
+
+    return HybridModelProvider(
+        hybrid_layer_pattern="*E*E|*-*-", hidden_size=32, num_attention_heads=4, num_moe_experts=4, moe_router_topk=2,
+        moe_ffn_hidden_size=24, ffn_hidden_size=24, vocab_size=VOCABULARY, moe_aux_loss_coeff=0.01,
+        moe_router_load_balancing_type="aux_loss", hybrid_stack_spec=LOCAL_HYBRID,
+    )  # fmt: skip
 
 
 def run(config: Any) -> None:

@@ -64,6 +64,15 @@ def test_pipeline_stages_log_the_competition(two_stages: Path) -> None:
     assert active(TWO_STAGES) != active(ONE_STAGE)
 
 
+def test_a_hybrid_recipe_logs_the_competition(tmp_path: Path) -> None:
+    """Also where a stage has no experts: its ranks reduce as many numbers as the others."""
+    settings = CompeteConfig(rate=0.5, max_active_layers=1)
+    nowhere = {"save": None, "load": None}
+    stages = {"pipeline_model_parallel_size": 2}
+    assert run_ranks(2, jobs.train, jobs.HYBRID, str(tmp_path), stages, settings, STEPS, nowhere) == ["", ""]
+    check_logs(read_scalars(tmp_path / "tensorboard"), active(ONE_STAGE[:2], settings))
+
+
 def test_a_resumed_run_continues_the_schedule_in_another_layout(two_stages: Path, hf: str) -> None:
     where = {"load": str(two_stages / "checkpoints"), "ckpt_step": MIDDLE, "save": None}
     assert run_rank(jobs.train, hf, str(two_stages), {}, SETTINGS, STEPS, where, "resumed") == ""
