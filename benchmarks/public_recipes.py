@@ -1,0 +1,75 @@
+"""Public recipes with competition, planned: what each asks for, what Megatron refuses in it, memory and overhead.
+
+    python -m benchmarks.public_recipes [--gpu h100]
+
+Prints the table of docs/results/recipes.md. The recipes are those of tests/recipes/public; nothing is trained here.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+from pathlib import Path
+
+from megatron_compete.plan.feature_table import features_of
+from megatron_compete.plan.hardware import preset
+from megatron_compete.plan.job import Job, read_job
+from megatron_compete.plan.job_plan import plan_job
+from megatron_compete.plan.overhead import simulate_policies
+from megatron_compete.plan.stage_program import PipelineShape
+from tests.recipes.shrink import PUBLIC
+from tests.recipes.updated import updated
+
+GB = 1e9
+COLUMNS = ("recipe", "GPUs", "layout", "asks for", "Megatron refuses", "fullest rank, GB: normal, competing", "rate, A_max", "overhead")
+
+
+def row(path: Path, gpu: str) -> tuple[str, ...]:
+    """One recipe's cells."""
+    recipe, refusals = updated(path)
+    job = read_job(recipe)
+    plan = plan_job(job, preset(gpu))
+    assert job.schedule is not None
+    simulated = simulate_policies(job.schedule, plan.times, PipelineShape.of(job.transformer, job.microbatches))
+    assert simulated.policy is not None
+    own = simulated.of(simulated.policy, simulated.max_active)
+    fullest = plan.fullest
+    return (
+        path.stem,
+        f"{job.sizes.world:,}",
+        _layout(job),
+        ", ".join(feature.name for feature in features_of(job.args)),
+        "; ".join(_flag(words) for words in refusals) or "nothing",
+        f"{fullest.normal / GB:.0f}, {fullest.competing / GB:.0f}",
+        f"{simulated.rate:g}, {simulated.max_active}",
+        f"{own.overhead_percent:.1f}%",
+    )
+
+
+def _layout(job: Job) -> str:
+    sizes = job.sizes
+    parts = {"TP": sizes.tp, "CP": sizes.cp, "PP": sizes.pp, "VP": sizes.vp, "EP": sizes.ep}
+    return " ".join(f"{name}{size}" for name, size in parts.items() if size > 1) or "DP alone"
+
+
+def _flag(refusal: str) -> str:
+    """The flag that a refusal is about."""
+    named = next((word for word in refusal.replace(":", " ").split() if word.startswith("--")), None)
+    return named or {"Tensor": "--tp-comm-overlap", "expected": "--train-iters"}[refusal.split(": ")[1].split()[0]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gpu", default="h100", help="kind of GPU, as `megatron-compete plan --gpu` (default: h100)")
+    gpu = parser.parse_args().gpu
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for path in sorted(PUBLIC.glob("*.yaml")):
+        print(path.stem, file=sys.stderr)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(open(os.devnull, "w")):
+            lines.append("| " + " | ".join(row(path, gpu)) + " |")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
