@@ -8,15 +8,15 @@ Prints the table of docs/results/recipes.md. The recipes are those of tests/reci
 import argparse
 import contextlib
 import io
-import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_compete.plan.feature_table import features_of
 from megatron_compete.plan.hardware import preset
 from megatron_compete.plan.job import Job, read_job
-from megatron_compete.plan.job_plan import plan_job
-from megatron_compete.plan.overhead import simulate_policies
+from megatron_compete.plan.job_plan import JobPlan, plan_job
+from megatron_compete.plan.overhead import Overhead, simulate_policies
 from megatron_compete.plan.stage_program import PipelineShape
 from tests.recipes.shrink import PUBLIC
 from tests.recipes.updated import updated
@@ -27,26 +27,43 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def row(path: Path, gpu: str) -> tuple[str, ...]:
-    """One recipe's cells."""
-    recipe, refusals = updated(path)
-    job = read_job(recipe)
-    plan = plan_job(job, preset(gpu))
-    assert job.schedule is not None
-    simulated = simulate_policies(job.schedule, plan.times, PipelineShape.of(job.transformer, job.microbatches))
-    assert simulated.policy is not None
-    own = simulated.of(simulated.policy, simulated.max_active)
-    fullest = plan.fullest
-    return (
-        path.stem,
-        f"{job.sizes.world:,}",
-        _layout(job),
-        ", ".join(feature.name for feature in features_of(job.args)),
-        "; ".join(_flag(words) for words in refusals) or "nothing",
-        f"{fullest.normal / GB:.0f}, {fullest.competing / GB:.0f}",
-        str(simulated.max_active),
-        f"{own.overhead_percent:.1f}%",
-    )
+@dataclass(frozen=True)
+class Planned:
+    """One recipe."""
+
+    name: str
+    features: tuple[str, ...]
+    refusals: tuple[str, ...]
+    job: Job
+    plan: JobPlan
+    simulated: Overhead
+
+    @classmethod
+    def of(cls, path: Path, gpu: str) -> "Planned":
+        """The recipe as megatron-core takes it, planned for a kind of GPU."""
+        recipe, refusals = updated(path)
+        job = read_job(recipe)
+        plan = plan_job(job, preset(gpu))
+        assert job.schedule is not None
+        shape = PipelineShape.of(job.transformer, job.microbatches)
+        features = tuple(feature.name for feature in features_of(job.args))
+        return cls(path.stem, features, refusals, job, plan, simulate_policies(job.schedule, plan.times, shape))
+
+    def cells(self, shared: set[str]) -> tuple[str, ...]:
+        """Its row of the table, without the features that all recipes share."""
+        simulated, fullest = self.simulated, self.plan.fullest
+        assert simulated.policy is not None
+        own = simulated.of(simulated.policy, simulated.max_active)
+        return (
+            self.name,
+            f"{self.job.sizes.world:,}",
+            _layout(self.job),
+            "; ".join(name for name in self.features if name not in shared),
+            ", ".join(f"`{_flag(words)}`" for words in self.refusals) or "nothing",
+            f"{fullest.normal / GB:.0f}, {fullest.competing / GB:.0f}",
+            str(simulated.max_active),
+            f"{own.overhead_percent:.0f}%",
+        )
 
 
 def _layout(job: Job) -> str:
@@ -65,12 +82,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpu", default="h100", help="kind of GPU, as `megatron-compete plan --gpu` (default: h100)")
     gpu = parser.parse_args().gpu
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    planned = []
     for path in sorted(PUBLIC.glob("*.yaml")):
         print(path.stem, file=sys.stderr)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(open(os.devnull, "w")):
-            lines.append("| " + " | ".join(row(path, gpu)) + " |")
-    print("\n".join(lines))
+        with contextlib.redirect_stdout(io.StringIO()):
+            planned.append(Planned.of(path, gpu))
+    shared = set.intersection(*(set(one.features) for one in planned))
+    print(f"All ask for: {'; '.join(name for name in planned[0].features if name in shared)}.\n")
+    for cells in (COLUMNS, ("---",) * len(COLUMNS), *(one.cells(shared) for one in planned)):
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
