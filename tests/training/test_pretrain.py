@@ -157,7 +157,7 @@ REFUSED = {
     "--compete-rate 1.5": "--compete-rate 1.5 is out of range",
     "--compete-max-active-layers 0": "--compete-max-active-layers 0 is out of range",
     "--compete-max-active-layers 1": "raise it to 2 or lower --compete-rate to 0.25",
-    "--moe-expert-capacity-factor 1.0": "--moe-expert-capacity-factor does not work with competition",
+    "--moe-router-topk 1 --moe-router-pre-softmax --moe-apply-probs-on-input": "--moe-apply-probs-on-input does not work with competition",
     "--compete-rat 0.1": "unrecognized arguments: --compete-rat 0.1",
 }
 

@@ -14,6 +14,7 @@ import torch
 from megatron.core.transformer.moe.router import TopKRouter
 
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.routing.rule import RouterRule
 from megatron_compete.training.probe import RouterStatistics, read_sequences, routers_of
 from megatron_compete.training.probe_log import ProbeLog, check_probe_arguments
 from tests.data.datasets import write_dataset
@@ -152,7 +153,7 @@ def test_a_checkpoint_between_two_probes_counts_at_the_mean_cost(tmp_path: Path)
 
 
 def test_a_router_without_logits_has_its_load_and_no_entropy() -> None:
-    statistics = RouterStatistics(top_k=1)
+    statistics = RouterStatistics(RouterRule(top_k=1))
     statistics.add(None, torch.tensor([[True, False], [True, False]]))
     assert np.isnan(statistics.entropy) and np.isnan(statistics.margin)
     assert isinstance(statistics.pairs_EE, torch.Tensor) and statistics.pairs_EE.diagonal().tolist() == [2.0, 0.0]
