@@ -32,7 +32,7 @@ REFUSALS = (
     Refusal("--moe-enable-routing-replay", lambda c: c.moe_enable_routing_replay, "who wins is not replayed: only --compete-kind utility leaves tokens to the experts that are", kind="response"),
     Refusal("--fp4-format", lambda c: c.fp4, "the scoring pass does not pad its tokens"),
     Refusal("--te-precision-config-file", lambda c: c.quant_recipe is not None, "modules with a precision of their own would score in it"),
-    Refusal("--use-transformer-engine-op-fuser", lambda c: c.use_transformer_engine_op_fuser, "not yet proven with the scoring pass"),
+    Refusal("--use-transformer-engine-op-fuser", lambda c: c.use_transformer_engine_op_fuser, "it fuses experts into kernels of new GPUs, which the scoring pass was never run with"),
 )  # fmt: skip
 
 

@@ -138,7 +138,7 @@ EXPERTS = (
     Feature("weights on the experts' input", "--moe-router-topk 1 --moe-router-pre-softmax --moe-apply-probs-on-input",
             lambda a: a.moe_apply_probs_on_input, "refused", "experts would answer weighted tokens"),
     Feature("Transformer Engine's op fuser", "--bf16 --use-transformer-engine-op-fuser", lambda a: a.use_transformer_engine_op_fuser,
-            "refused", "not proven with the scoring pass"),
+            "refused", "it fuses experts into kernels of new GPUs, which the scoring pass was never run with"),
 )  # fmt: skip
 """What experts are."""
 
