@@ -9,6 +9,7 @@ import multiprocessing.util
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from megatron_compete.launch.run_files import record_failure
 from megatron_compete.upstream import Replacement, wrap_symbol
 
 FAILED = 1
+POLL_SECONDS = 0.02
 _leaving = threading.Event()
 """Set when this process ends: daemons are then terminated, which is no failure."""
 
@@ -40,7 +42,8 @@ def watch_save_worker(rank: int, local_rank: int) -> Replacement:
 
 def _follow(process: Any, rank: int, local_rank: int) -> None:
     multiprocessing.connection.wait([process.sentinel])
-    code = process.exitcode
+    while (code := process.exitcode) is None:  # a process lets go of its sentinel before it has ended
+        time.sleep(POLL_SECONDS)
     if code and not _leaving.is_set():
         failure = record_failure(
             f"the process that writes its checkpoints ended with exit code {code}", rank, local_rank, FAILED
