@@ -40,6 +40,11 @@ class CompeteConfig:
     """Where rate * layers is more than A_max (3 if that is left out), compete at the highest rate that fits instead of
     stopping."""
 
+    token_fraction: float = 1.0
+    """F: fraction of the tokens that compete where a layer does, in (0, 1]: a sample of positions, drawn for each step and
+    layer, the same in all sequences. The others are routed as at a normal step. Rate 1 with a small fraction costs every
+    step and every pipeline stage alike."""
+
     rate_decay: Literal["none", "linear", "cosine"] = "none"
     """How the rate falls over the first --compete-rate-decay-steps after warm-up, to --compete-rate-floor."""
 
@@ -119,6 +124,7 @@ class CompeteConfig:
         check_fields(self, flag_of)
         _check(0.0 <= self.rate <= 1.0, "rate", self.rate, "a fraction of steps: give a number from 0 to 1")
         _check(self.max_active_layers is None or self.max_active_layers >= 1, "max_active_layers", self.max_active_layers, "give 1 or more, or --compete-rate 0 for no competition")  # fmt: skip
+        _check(0.0 < self.token_fraction <= 1.0, "token_fraction", self.token_fraction, "a fraction of the tokens: give more than 0 and at most 1, or --compete-rate 0 for no competition")  # fmt: skip
         _check(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "give 0 or more")
         _check(0.0 < self.response_ema_decay < 1.0, "response_ema_decay", self.response_ema_decay, "give a number between 0 and 1")  # fmt: skip
         _check(self.distill_temperature > 0.0, "distill_temperature", self.distill_temperature, "give more than 0")
