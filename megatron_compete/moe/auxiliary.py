@@ -22,18 +22,24 @@ class AuxiliaryLoss:
         self.group = groups.tp_cp
         self.per_token = per_token
 
-    def attach(self, activation: Tensor, loss: Tensor, valid_T: Tensor | None, num_tokens: int) -> Tensor:
+    def attach(
+        self, activation: Tensor, loss: Tensor, valid_T: Tensor | None, num_tokens: int, part_T: Tensor | None = None
+    ) -> Tensor:
         """`activation` unchanged; its backward pass also sends the gradient of `loss`.
 
         Args:
-            loss: mean over this rank's valid tokens.
+            loss: mean over this rank's valid tokens, or over a part of them.
             valid_T: mask of the tokens that count; None for all `num_tokens`.
+            part_T: mask of those that `loss` is a mean of; None for all valid ones.
         """
-        if self.per_token:
-            loss = loss * (num_tokens if valid_T is None else valid_T.sum())
+        if not self.per_token:
+            weight = self._share(valid_T if part_T is None else part_T)
+        elif part_T is None:
+            weight = num_tokens if valid_T is None else valid_T.sum()
         else:
-            loss = loss * self._share(valid_T)
-        return MoEAuxLossAutoScaler.apply(activation, loss)
+            tokens = torch.tensor(num_tokens, device=part_T.device) if valid_T is None else valid_T.sum()
+            weight = self._share(part_T) * self._sum_over_ranks(tokens)
+        return MoEAuxLossAutoScaler.apply(activation, loss * weight)
 
     def mean_over_ranks(self, valid_T: Tensor | None) -> Callable[[Tensor], Tensor]:
         """Averages values over the valid tokens of the ranks that share a microbatch.

@@ -33,6 +33,7 @@ from megatron_compete.moe.losses import CompetitionLosses, Outcome
 from megatron_compete.moe.response_gradients import AllResponses, Recomputation
 from megatron_compete.moe.router import CompeteRouter, valid_tokens
 from megatron_compete.moe.row_dispatcher import RowDispatcher, experts_of_rows
+from megatron_compete.moe.sample import AllTokens, TokenSampler
 from megatron_compete.moe.scoring import ScoringPass
 from megatron_compete.moe.utility import UtilityCompetition
 from megatron_compete.routing.responses import RESPONSES
@@ -72,6 +73,7 @@ class CompeteMoELayer(MoELayer):
             config.num_moe_experts,
             groups,
         )
+        self.sampler = TokenSampler(competition.config.token_fraction, config, groups)
         self.losses = CompetitionLosses(
             competition.config, self.router, AuxiliaryLoss(groups, config.calculate_per_token_loss)
         )
@@ -117,14 +119,12 @@ class CompeteMoELayer(MoELayer):
             )
         if self._utility is not None:
             return self._route_by_router(self._utility, hidden_states, padding_mask)
-        self._outcome = outcome = self._compete(hidden_states, padding_mask)
+        outcome, probs_TE, routing_map_TE = self._compete(hidden_states, padding_mask)
+        self._outcome = outcome
         self._crossing = crossing = Crossing()
         # Megatron's forward has just set this step's dispatcher, and inference has another than training: keep that one
         self._normal_dispatcher = self.token_dispatcher
         self.token_dispatcher = self._row_dispatcher
-        routing_map_TE = winners_map(outcome.winners_TK, self.config.num_moe_experts)
-        self.router.observe_routing(outcome.logits, routing_map_TE, padding_mask)
-        probs_TE = routing_map_TE.to(outcome.logits.dtype)
         return crossing.depart(probs_TE, outcome.logits, self._all_responses(outcome, hidden_states)), routing_map_TE
 
     def _observe_replay(self, hidden_states: Tensor, routing_map_TE: Tensor | None) -> None:
@@ -156,12 +156,14 @@ class CompeteMoELayer(MoELayer):
         self.token_dispatcher = self._normal_dispatcher
         output, logits, responses_TE = crossing.arrive(output)
         outcome = dataclasses.replace(outcome, logits=logits)
-        rows_TKH = self._row_dispatcher.rows_by_token(output, num_winners=outcome.winners_TK.shape[1])
+        rows_TKH, others = self._row_dispatcher.rows_by_token(output, outcome.winners_TK.shape[1], outcome.sample)
         if self.latent is not None:
             rows_TKH = self.latent.contributions(rows_TKH)
+            others = None if others is None else self.latent.contributions(others)
         responses_TK = self.response(rows_TKH)
         weights_TK = competition_weights(responses_TK, self.router.weight_sum(outcome.logits, outcome.choice_TE))
         combined_TH = (weights_TK.unsqueeze(-1) * rows_TKH).sum(dim=1).to(output.dtype)
+        combined_TH = outcome.sample.put(others, combined_TH)
         if torch.is_grad_enabled():
             responses_TE = responses_TE.scatter(1, outcome.winners_TK, responses_TK)
             combined_TH = self.losses.attach(combined_TH, rows_TKH, responses_TE, outcome, self.layer_number)
@@ -181,51 +183,79 @@ class CompeteMoELayer(MoELayer):
         # the dispatcher pads for quantisation within the map that it is given (upstream: `pad_routing_map`)
         choice_TE = self.router.chosen(kept[0], routing_map_TE).clone()
         self._crossing = crossing = Crossing()
-        probs_TE = utility.depart(crossing, probs_TE, hidden_states, kept[0], choice_TE, valid_tokens(padding_mask))
+        sample, valid_T = self._sample(hidden_states), valid_tokens(padding_mask)
+        probs_TE = utility.depart(crossing, sample, probs_TE, hidden_states, kept[0], choice_TE, valid_T)
         return probs_TE, routing_map_TE
 
-    def _compete(self, hidden_states: Tensor, padding_mask: Tensor | None) -> Outcome:
-        """Score all experts and choose the winners.
+    def _sample(self, hidden_states: Tensor) -> AllTokens:
+        """The tokens that compete at the current step, of this rank's [S, B, H]."""
+        seed, step = self.competition.schedule.seed, self.competition.current_step()
+        return self.sampler.draw(hidden_states, seed=seed, step=step, layer_number=self.layer_number)
+
+    def _compete(self, hidden_states: Tensor, padding_mask: Tensor | None) -> tuple[Outcome, Tensor, Tensor]:
+        """Let all experts answer the tokens that compete: what came of it, and the routing weights and map [T, E] of all
+        tokens, with ones on the winners."""
+        sample = self._sample(hidden_states)
+        logits, probs_TE, choice_TE, normal_map_TE = self._ask_router(hidden_states, padding_mask, sample)
+        outcome = self._choose_winners(hidden_states, padding_mask, logits, choice_TE, sample)
+        won_TE = winners_map(outcome.winners_TK, self.config.num_moe_experts)
+        routing_map_TE = sample.put(normal_map_TE, won_TE)
+        self.router.observe_routing(logits, routing_map_TE, padding_mask)
+        return outcome, sample.put(probs_TE, won_TE.to(logits.dtype)), routing_map_TE
+
+    def _choose_winners(
+        self,
+        hidden_states: Tensor,
+        padding_mask: Tensor | None,
+        logits: Tensor,
+        choice_TE: Tensor,
+        sample: AllTokens,
+    ) -> Outcome:
+        """Score all experts for the tokens that compete, and choose their winners.
 
         Under activation recompute a layer's forward pass runs twice: first without gradient, again in the backward
         pass. Microbatches come back in the order they went, so the first pass leaves its winners in a queue and the
         second takes them from there: one scoring pass, and no rounding flip between the two.
         """
-        logits, choice_TE = self._ask_router(hidden_states, padding_mask)
+        logits, choice_TE = sample.take(logits.reshape(choice_TE.shape)), sample.take(choice_TE)
         step = self.competition.current_step()
         recomputes = torch.is_grad_enabled() and len(self._first_pass) > 0
         if recomputes:
             outcome = dataclasses.replace(self._first_pass.popleft(), logits=logits, choice_TE=choice_TE)
             assert outcome.step == step, f"winners of step {outcome.step} left over at step {step}"
             return outcome
-        tokens_TH = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
+        tokens_TH = sample.take(hidden_states.detach().reshape(-1, hidden_states.shape[-1]))
         responses_TE = self.score(tokens_TH)
-        scores_TE = responses_TE
+        scores_TE, valid_T = responses_TE, valid_tokens(padding_mask)
         if self.centering is not None:
             with torch.no_grad():
-                scores_TE = self.centering(responses_TE, valid_tokens(padding_mask))
-        ranked_TE = logits.detach().reshape(scores_TE.shape) if self.router.forces_load else scores_TE
+                scores_TE = self.centering(responses_TE, None if valid_T is None else sample.take(valid_T))
+        ranked_TE = logits.detach() if self.router.forces_load else scores_TE
         winners_TK = choose_winners(ranked_TE, self.router.rule)
-        outcome = Outcome(responses_TE, scores_TE, winners_TK, logits, choice_TE, padding_mask, step)
+        outcome = Outcome(responses_TE, scores_TE, winners_TK, logits, choice_TE, sample, valid_T, step)
         if not torch.is_grad_enabled():
             self._first_pass.append(dataclasses.replace(outcome, logits=None, choice_TE=None))
         return outcome
 
-    def _ask_router(self, hidden_states: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The router's logits [S, B, E] and choice [T, E] at a competing step, with its losses and counts.
+    def _ask_router(
+        self, hidden_states: Tensor, padding_mask: Tensor | None, sample: AllTokens
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The router's logits [S, B, E], weights, choice and routing map [T, E] at a competing step, with its losses and
+        counts.
 
         Called as a module, because `--overlap-param-gather` waits for weights in hooks of a module's call.
         """
         with self.router.keep_logits() as kept:
-            probs_TE, routing_map_TE = self.router(hidden_states, padding_mask, competes=True)
-        return AlsoReaching.apply(kept[0], probs_TE), self.router.chosen(kept[0], routing_map_TE)
+            probs_TE, routing_map_TE = self.router(hidden_states, padding_mask, competing=sample)
+        logits = AlsoReaching.apply(kept[0], probs_TE)
+        return logits, probs_TE, self.router.chosen(kept[0], routing_map_TE), routing_map_TE
 
     def _all_responses(self, outcome: Outcome, hidden_states: Tensor) -> Tensor:
         """The scored responses [T, E]; with `--compete-response-gradients all` differentiable in every expert."""
         if self.competition.config.response_gradients == "winners":
             return outcome.responses_TE
         plan = Recomputation(self.experts, self.response, self.groups, self.competition.config.score_chunk_tokens)
-        tokens_TH = hidden_states.reshape(-1, hidden_states.shape[-1])
+        tokens_TH = outcome.sample.take(hidden_states.reshape(-1, hidden_states.shape[-1]))
         return AllResponses.apply(plan, outcome.responses_TE, tokens_TH, *self.experts.parameters())
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.auxiliary import AuxiliaryLoss
 from megatron_compete.moe.metrics import metrics_due, record_competition
-from megatron_compete.moe.router import CompeteRouter, valid_tokens
+from megatron_compete.moe.router import CompeteRouter
+from megatron_compete.moe.sample import AllTokens
 from megatron_compete.routing.losses import (
     DISTILLATIONS,
     distillation_target,
@@ -22,7 +23,7 @@ from megatron_compete.routing.winners import overlap, same_favourite
 
 @dataclass(frozen=True)
 class Outcome:
-    """What `CompeteMoELayer.route` found out about a microbatch and `postprocess` needs."""
+    """What `CompeteMoELayer.route` found out about a microbatch and `postprocess` needs; T tokens that compete."""
 
     responses_TE: Tensor
     """Responses of the scoring pass, without gradient."""
@@ -30,10 +31,13 @@ class Outcome:
     """What the winners were chosen by: the responses, or the centred responses."""
     winners_TK: Tensor
     logits: Any
-    """The router's logits [S, B, E], with gradient; theirs brings the router's own losses along."""
+    """The router's logits [T, E], with gradient; theirs brings the router's own losses along."""
     choice_TE: Any
     """The experts that the router would have chosen, bool."""
-    padding_mask: Tensor | None
+    sample: AllTokens
+    """Which of the rank's tokens these are."""
+    valid: Tensor | None
+    """Mask of the rank's tokens that count, competing or not; None for all."""
     step: int
 
 
@@ -52,32 +56,34 @@ class CompetitionLosses:
         """`combined_TH` unchanged, with the step's losses in its backward pass.
 
         Args:
-            combined_TH: the layer's output.
+            combined_TH: the layer's output, of all the rank's tokens; T stands for those that compete in the others.
             rows_TKH: the winners' raw outputs, with gradient.
             responses_TE: responses, those of the winners (or all) with gradient.
         """
-        config, valid_T = self.config, valid_tokens(outcome.padding_mask)
+        config, sample = self.config, outcome.sample
+        valid_T = None if outcome.valid is None else sample.take(outcome.valid)
+        competing = sample.among(outcome.valid)
         target_TE = distillation_target(outcome.scores_TE, config.distill_temperature, config.distill_standardize)
         probs_TE = self.router.probabilities(outcome.logits)
         distillation = self.distillation(probs_TE, target_TE, outcome.winners_TK, config.distill_winner_coeff, valid_T)
         diversity = diversity_loss(rows_TKH, valid_T)
-        balance = entropy_balance_loss(responses_TE.softmax(dim=-1), valid_T, self.auxiliary.mean_over_ranks(valid_T))
+        balance = entropy_balance_loss(responses_TE.softmax(dim=-1), valid_T, self.auxiliary.mean_over_ranks(competing))
         loss = (
             config.distill_coeff * distillation
             + config.diversity_coeff * diversity
             + config.response_balance_coeff * balance
         )
-        num_tokens = combined_TH.shape[0]
         if metrics_due():
             record_competition(
                 layer_number,
-                num_tokens if valid_T is None else valid_T.sum(),
+                rows_TKH.shape[0] if valid_T is None else valid_T.sum(),
                 distillation=distillation,
                 diversity=diversity,
                 response_balance=balance,
                 **self._agreement(probs_TE, outcome, valid_T),
             )
-        return self.auxiliary.attach(combined_TH, loss, valid_T, num_tokens)
+        part = None if competing is outcome.valid else competing
+        return self.auxiliary.attach(combined_TH, loss, outcome.valid, combined_TH.shape[0], part)
 
     @torch.no_grad()
     def _agreement(self, probs_TE: Tensor, outcome: Outcome, valid_T: Tensor | None) -> dict[str, Tensor]:

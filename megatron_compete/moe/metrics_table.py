@@ -54,6 +54,11 @@ def token_mean(sums: Tensor) -> Tensor:
     return sums[0] / sums[1]
 
 
+def tokens(sums: Tensor) -> Tensor:
+    """[sum, tokens] to the tokens."""
+    return sums[1]
+
+
 def largest_load(tokens_E: Tensor) -> Tensor:
     """Tokens of the busiest expert, relative to the mean; 1 is balance."""
     return tokens_E.max() / tokens_E.mean()
@@ -89,6 +94,7 @@ ROUTING_METRICS = (
 """Every logged step, competing or not; the last two at console intervals alone."""
 
 AGREEMENT_METRICS = (
+    Metric("competition/tokens", AGREEMENT, tokens, of_model=sum),
     Metric("competition/agreement", AGREEMENT, token_mean),
     Metric("competition/agreement-top1", Quantity("agreement_top1"), token_mean),
 )

@@ -14,6 +14,7 @@ from megatron_compete.moe.auxiliary import AuxiliaryLoss
 from megatron_compete.moe.graphs import is_capturing
 from megatron_compete.moe.metrics import metrics_due, record_changes, record_routing
 from megatron_compete.moe.metrics_probe import RouterProbe
+from megatron_compete.moe.sample import AllTokens
 from megatron_compete.routing.losses import entropy_balance_loss
 from megatron_compete.routing.rule import RouterRule
 from megatron_compete.routing.winners import winners_map
@@ -51,22 +52,22 @@ class CompeteRouter(TopKRouter):
         self.auxiliary = AuxiliaryLoss(pg_collection, config.calculate_per_token_loss)
         self.probe = RouterProbe()
         self._kept_logits: list[Tensor] | None = None
-        self._competes = False
+        self._competing: AllTokens | None = None
 
     def gating(self, input: Tensor) -> Tensor:
         """As `TopKRouter.gating`: router inputs [S, B, H] to logits [S, B, E]; a rank may hold no tokens."""
         return super().gating(input) if input.numel() > 0 else logits_of_no_tokens(self, input)
 
-    def forward(self, input: Tensor, padding_mask: Tensor | None = None, competes: bool = False) -> Any:
+    def forward(self, input: Tensor, padding_mask: Tensor | None = None, competing: AllTokens | None = None) -> Any:
         """As `TopKRouter.forward`: router inputs [S, B, H] to probabilities and routing map, both [T, E].
 
         Args:
-            competes: others win the tokens than those chosen here. The router is regularised and counts what it would
-                have chosen as at a normal step (Megatron's balance losses and z-loss, the expert bias), but for the
-                entropy balance, which is of normal steps alone.
+            competing: tokens that others win than those chosen here; None for none. The router is regularised and counts
+                what it would have chosen as at a normal step (Megatron's balance losses and z-loss, the expert bias),
+                but for the entropy balance, which is of the tokens that it routes.
         """
         self.observe_inputs(input, padding_mask)
-        self._competes = competes
+        self._competing = competing
         return super().forward(input, padding_mask)
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -74,15 +75,21 @@ class CompeteRouter(TopKRouter):
         if self._kept_logits is not None:
             self._kept_logits.append(logits)
         probs_TE, routing_map_TE = super().routing(logits, padding_mask)
-        if self._competes:
-            return probs_TE, routing_map_TE
-        if self.balance_coeff > 0.0 and self.training and torch.is_grad_enabled():
-            valid_T = valid_tokens(padding_mask)
-            loss = entropy_balance_loss(self.probabilities(logits), valid_T, self.auxiliary.mean_over_ranks(valid_T))
-            loss = self.balance_coeff * loss
-            probs_TE = self.auxiliary.attach(probs_TE, loss, valid_T, num_tokens=probs_TE.shape[0])
-        self.observe_routing(logits, routing_map_TE, padding_mask)
+        competing, valid_T = self._competing, valid_tokens(padding_mask)
+        part_T = None if competing is None else competing.beside(valid_T)
+        if competing is None or part_T is not None:
+            probs_TE = self._balanced(probs_TE, logits, valid_T, part_T)
+        if competing is None:
+            self.observe_routing(logits, routing_map_TE, padding_mask)
         return probs_TE, routing_map_TE
+
+    def _balanced(self, probs_TE: Tensor, logits: Tensor, valid_T: Tensor | None, part_T: Tensor | None) -> Tensor:
+        """The weights unchanged, with the entropy balance, a mean over valid tokens or a part of them, attached."""
+        if not (self.balance_coeff > 0.0 and self.training and torch.is_grad_enabled()):
+            return probs_TE
+        counted_T = valid_T if part_T is None else part_T
+        loss = entropy_balance_loss(self.probabilities(logits), counted_T, self.auxiliary.mean_over_ranks(counted_T))
+        return self.auxiliary.attach(probs_TE, self.balance_coeff * loss, valid_T, probs_TE.shape[0], part_T)
 
     @contextlib.contextmanager
     def keep_logits(self) -> Iterator[list[Tensor]]:

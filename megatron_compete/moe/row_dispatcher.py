@@ -16,6 +16,8 @@ from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispa
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_compete.moe.sample import AllTokens, TokenSample
+
 
 def row_config(config: TransformerConfig) -> TransformerConfig:
     """A layer's settings as they are on a competing step, for the dispatcher and for the experts behind it."""
@@ -60,11 +62,26 @@ class RowDispatcher(MoEAlltoAllTokenDispatcher):
             global_input_tokens = global_input_tokens.clone()
         return super().dispatch_postprocess(global_input_tokens, global_probs)
 
-    def rows_by_token(self, rows: Tensor, num_winners: int) -> Tensor:
-        """Combined rows [T * K, H], by expert and then token, in token order [T, K, H], experts ascending."""
+    def rows_by_token(self, rows: Tensor, num_winners: int, sample: AllTokens) -> tuple[Tensor, Tensor | None]:
+        """Rows as they come back, by expert and then token, to those of each competing token, and the others' sums.
+
+        Args:
+            rows: [R, H]; R = N * K where all tokens compete, else other tokens have rows too, weighted by the router.
+            num_winners: K, of each of the N competing tokens.
+        Returns:
+            [N, K, H] in token order, experts ascending; and [T, H], the outputs of the tokens that do not compete, at
+            their places; None where all do.
+        """
         token_of_row = self.reversed_local_input_permutation_mapping
-        by_token = rows.index_select(0, token_of_row.argsort(stable=True))
-        return by_token.view(-1, num_winners, rows.shape[-1])
+        if not isinstance(sample, TokenSample):
+            by_token = rows.index_select(0, token_of_row.argsort(stable=True))
+            return by_token.view(-1, num_winners, rows.shape[-1]), None
+        num_tokens, num_competing = sample.mask_T.shape[0], sample.tokens_N.shape[0]
+        ranks = torch.arange(num_competing, device=rows.device)
+        order_T = token_of_row.new_full((num_tokens,), num_competing).index_copy(0, sample.tokens_N, ranks)
+        competing = order_T[token_of_row].argsort(stable=True)[: num_competing * num_winners]
+        others_TH = rows.new_zeros(num_tokens, rows.shape[-1]).index_add(0, token_of_row, rows)
+        return rows.index_select(0, competing).view(num_competing, num_winners, -1), others_TH
 
 
 @contextlib.contextmanager

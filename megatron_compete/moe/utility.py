@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from megatron_compete.moe.crossing import Crossing
 from megatron_compete.moe.metrics import CompetitionMetrics, metrics_due
 from megatron_compete.moe.router import CompeteRouter
+from megatron_compete.moe.sample import AllTokens
 from megatron_compete.moe.scoring import ScoringPass
 from megatron_compete.routing.losses import token_mean
 from megatron_compete.routing.utility import dense_router_gradient
@@ -38,6 +39,7 @@ class UtilityCompetition:
     def depart(
         self,
         crossing: Crossing,
+        sample: AllTokens,
         probs_TE: Tensor,
         hidden_states: Tensor,
         logits: Tensor,
@@ -46,39 +48,31 @@ class UtilityCompetition:
     ) -> Tensor:
         """The router's weights [T, E] unchanged; their backward pass sends the logits their gradient.
 
-        Their own sparse gradient ends here where the dense one replaces it. Losses that Megatron and the router attached
+        Their own sparse gradient ends here where the dense one replaces it, that of the tokens that compete. Losses that Megatron and the router attached
         to them send theirs on: those only need the backward pass to come by.
 
         Args:
             crossing: brings the gradient of the layer's output. A shared expert's output may be part of it: the
                 gradient of a sum is that of its parts.
+            sample: the tokens that compete.
             hidden_states: the layer's input [S, B, H].
             logits: those that the router routed by [S, B, E], with gradient.
             choice_TE: the experts that the router chose, bool, before any was dropped for capacity.
             valid_T: mask of the tokens that count in metrics, None for all.
         """
         return _LogitGradient.apply(
-            self, metrics_due(), crossing, probs_TE, hidden_states.detach(), logits, choice_TE, valid_T
+            self, metrics_due(), crossing, sample, probs_TE, hidden_states.detach(), logits, choice_TE, valid_T
         )
 
-    def utilities(self, hidden_states: Tensor, grad_output: Tensor) -> Tensor:
-        """Utility of every expert for this rank's tokens, fp32 [T, E]; a collective of the expert group.
-
-        Args:
-            hidden_states, grad_output: the layer's input, and the gradient of its output, both [S, B, H].
-        """
-        tokens_TH, gradients_TH = (values.reshape(-1, values.shape[-1]) for values in (hidden_states, grad_output))
-        return self.score(tokens_TH, gradients_TH)
-
-    def logit_gradient(self, logits: Tensor, utilities_TE: Tensor, choice_TE: Tensor) -> Tensor:
+    def logit_gradient(self, logits_TE: Tensor, utilities_TE: Tensor, choice_TE: Tensor) -> Tensor:
         """Gradient of the logits [T, E]: of all experts, or of those that were not selected beside the sparse one."""
-        grad_TE = dense_router_gradient(logits.reshape(utilities_TE.shape), utilities_TE, self.router.rule)
+        grad_TE = dense_router_gradient(logits_TE, utilities_TE, self.router.rule)
         return grad_TE if self.replaces_sparse else grad_TE.masked_fill(choice_TE, 0.0)
 
     def record(
         self,
         metrics: CompetitionMetrics,
-        logits: Tensor,
+        logits_TE: Tensor,
         utilities_TE: Tensor,
         choice_TE: Tensor,
         valid_T: Tensor | None,
@@ -86,7 +80,7 @@ class UtilityCompetition:
         """Shares of the K most useful experts that the router had selected, and of tokens whose most useful expert is
         its favourite."""
         best_TK = choose_winners(-utilities_TE, self.router.rule)
-        top1_T = same_favourite(self.router.probabilities(logits), choice_TE, -utilities_TE, best_TK)
+        top1_T = same_favourite(self.router.probabilities(logits_TE), choice_TE, -utilities_TE, best_TK)
         metrics.record_means(
             self.router.layer_number,
             len(best_TK) if valid_T is None else valid_T.sum(),
@@ -104,6 +98,7 @@ class _LogitGradient(torch.autograd.Function):
         competition: UtilityCompetition,
         metrics: CompetitionMetrics | None,
         crossing: Crossing,
+        sample: AllTokens,
         probs_TE: Tensor,
         hidden_states: Tensor,
         logits: Tensor,
@@ -111,8 +106,10 @@ class _LogitGradient(torch.autograd.Function):
         valid_T: Tensor | None,
     ) -> Tensor:
         # whether a step is logged is asked in the forward pass: a backward pass runs without gradients
-        ctx.competition, ctx.metrics, ctx.crossing = competition, metrics, crossing
-        ctx.save_for_backward(hidden_states, logits, choice_TE, valid_T)
+        ctx.competition, ctx.metrics, ctx.crossing, ctx.sample = competition, metrics, crossing, sample
+        ctx.logits = logits.shape, logits.dtype
+        of_tokens = (hidden_states.flatten(0, 1), logits.reshape(choice_TE.shape), choice_TE, valid_T)
+        ctx.save_for_backward(*(None if values is None else sample.take(values) for values in of_tokens))
         return probs_TE.view_as(probs_TE)
 
     @staticmethod
@@ -120,12 +117,15 @@ class _LogitGradient(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad_probs_TE,) = grad_outputs
         (grad_output,) = ctx.crossing.take_gradients()
-        hidden_states, logits, choice_TE, valid_T = ctx.saved_tensors
+        tokens_NH, logits_NE, choice_NE, valid_N = ctx.saved_tensors
         competition: UtilityCompetition = ctx.competition
-        utilities_TE = competition.utilities(hidden_states, grad_output)
-        grad_TE = competition.logit_gradient(logits, utilities_TE, choice_TE)
+        sample: AllTokens = ctx.sample
+        utilities_NE = competition.score(tokens_NH, sample.take(grad_output.flatten(0, 1)))
+        grad_NE = competition.logit_gradient(logits_NE, utilities_NE, choice_NE)
         if ctx.metrics is not None:
-            competition.record(ctx.metrics, logits, utilities_TE, choice_TE, valid_T)
+            competition.record(ctx.metrics, logits_NE, utilities_NE, choice_NE, valid_N)
+        shape, dtype = ctx.logits
+        grad_logits = sample.put(grad_NE.new_zeros(grad_probs_TE.shape), grad_NE).to(dtype).view(shape)
         if competition.replaces_sparse:
-            grad_probs_TE = torch.zeros_like(grad_probs_TE)
-        return None, None, None, grad_probs_TE, None, grad_TE.to(logits.dtype).view_as(logits), None, None
+            grad_probs_TE = sample.put(grad_probs_TE, torch.zeros_like(sample.take(grad_probs_TE)))
+        return None, None, None, None, grad_probs_TE, None, grad_logits, None, None
