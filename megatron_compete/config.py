@@ -41,7 +41,7 @@ class CompeteConfig:
     stopping."""
 
     token_fraction: float = 1.0
-    """F: fraction of the tokens that compete where a layer does, in (0, 1]: a sample of positions, drawn for each step and
+    """Fraction of the tokens that compete where a layer does, in (0, 1]: a sample of positions, drawn for each step and
     layer, the same in all sequences. The others are routed as at a normal step. Rate 1 with a small fraction costs every
     step and every pipeline stage alike."""
 

@@ -22,6 +22,7 @@ MEANING = {
     "competition/distillation-loss": "distillation of the router, before its weight",
     "competition/diversity-loss": "mean cosine between the outputs of a token's winners, before its weight",
     "competition/response-balance-loss": "entropy balance of the responses, before its weight",
+    "competition/tokens": "tokens that competed over the whole step, padding aside, summed over layers",
     "competition/agreement": "share of the winners (by utility: of the K experts that would lower the loss most) that the router would have chosen",
     "competition/agreement-top1": "share of tokens whose best expert is the router's favourite",
 }
@@ -44,7 +45,7 @@ A logged step (each `--tensorboard-log-interval` where there is a writer, and ea
 other steps cost none. Only passes with gradient are counted: recomputation counts once, evaluation and padding never.
 
 Competition by utility has no losses of its own, so the three `*-loss` scalars exist for competition by response alone.
-Megatron's own balance losses are means over the layers that carry them: a layer that competes by response does not.
+Where a [sample of tokens](../concepts/token-samples.md) competes, all of competition's are means over it.
 """
 
 
