@@ -78,7 +78,8 @@ class CompeteMoELayer(MoELayer):
             competition.config, self.router, AuxiliaryLoss(groups, config.calculate_per_token_loss)
         )
         self._normal_dispatcher = self.token_dispatcher
-        self._row_dispatcher = RowDispatcher(self.num_local_experts, self.local_expert_indices, config, groups)
+        sampled = competition.config.token_fraction < 1.0
+        self._row_dispatcher = RowDispatcher(self.num_local_experts, self.local_expert_indices, config, groups, sampled)
         if self.shared_expert_overlap:
             self._row_dispatcher.set_shared_experts(self.shared_experts)
         self.latent = LatentProjections.of(self)

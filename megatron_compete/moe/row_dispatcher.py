@@ -19,12 +19,19 @@ from torch import Tensor
 from megatron_compete.moe.sample import AllTokens, TokenSample
 
 
-def row_config(config: TransformerConfig) -> TransformerConfig:
-    """A layer's settings as they are on a competing step, for the dispatcher and for the experts behind it."""
+def row_config(config: TransformerConfig, sampled: bool = False) -> TransformerConfig:
+    """A layer's settings as they are on a competing step, for the dispatcher and for the experts behind it.
+
+    Args:
+        sampled: tokens that do not compete are among the others, and have no row where the router dropped them: the
+            dispatcher counts rows, as it does where it knows of a capacity.
+    """
     config = copy.copy(config)
     config.moe_token_dispatcher_type = "alltoall"
     config.moe_permute_fusion = False
-    config.moe_expert_capacity_factor, config.moe_pad_expert_input_to_capacity = None, False
+    config.moe_pad_expert_input_to_capacity = False
+    if not sampled:
+        config.moe_expert_capacity_factor = None
     config.moe_router_padding_for_quantization = config.moe_router_padding_for_fp8 = False
     config.cuda_graph_impl = "none"  # a competing layer runs eagerly
     return config
@@ -35,6 +42,7 @@ class RowDispatcher(MoEAlltoAllTokenDispatcher):
 
     Args:
         config: the layer's own settings. The other arguments are `MoEAlltoAllTokenDispatcher`'s.
+        sampled: whether tokens that do not compete come along.
     """
 
     def __init__(
@@ -43,8 +51,10 @@ class RowDispatcher(MoEAlltoAllTokenDispatcher):
         local_expert_indices: list[int],
         config: TransformerConfig,
         groups: ProcessGroupCollection,
+        sampled: bool = False,
     ) -> None:
-        super().__init__(num_local_experts, local_expert_indices, config=row_config(config), pg_collection=groups)
+        rows = row_config(config, sampled)
+        super().__init__(num_local_experts, local_expert_indices, config=rows, pg_collection=groups)
         of_flex = config.moe_token_dispatcher_type == "flex"
         self._input_is_freed = of_flex and config.overlap_moe_expert_parallel_comm and num_local_experts == 1
         if of_flex:
@@ -81,7 +91,8 @@ class RowDispatcher(MoEAlltoAllTokenDispatcher):
         order_T = token_of_row.new_full((num_tokens,), num_competing).index_copy(0, sample.tokens_N, ranks)
         competing = order_T[token_of_row].argsort(stable=True)[: num_competing * num_winners]
         others_TH = rows.new_zeros(num_tokens, rows.shape[-1]).index_add(0, token_of_row, rows)
-        return rows.index_select(0, competing).view(num_competing, num_winners, -1), others_TH
+        by_token = rows.index_select(0, competing)
+        return by_token.view(num_competing, num_winners, rows.shape[-1]), others_TH
 
 
 @contextlib.contextmanager

@@ -278,3 +278,28 @@ def utility_step(
     dense = torch.einsum("te,teh->th", mixture, y.detach())
     output = torch.einsum("te,teh->th", g, y) + dense - dense.detach() + shared_output(tokens, weights)
     return output, router_balance(router, logits, config, valid), choice
+
+
+def sampled_step(
+    sampled: Tensor,
+    tokens: Tensor,
+    weights: Weights,
+    k: int,
+    config: CompeteConfig,
+    valid: Tensor | None = None,
+    router: Router = TOP_K,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The `sampled` tokens [T] compete and the others are routed: each has its output and gradient from its own step.
+
+    The losses of competition are means over the sample, the router's is one over the tokens that it routes.
+    """
+    valid = torch.ones(len(tokens), dtype=torch.bool) if valid is None else valid
+    if config.kind == "utility":
+        own, loss, chosen = utility_step(tokens, weights, k, config, valid, router)
+        rest, _, choice = normal_step(tokens, weights, k, config, valid, router)
+    else:
+        own, loss, chosen = competing_step(tokens, weights, k, config, valid & sampled, router=router)
+        rest, balance, choice = normal_step(tokens, weights, k, config, valid & ~sampled, router)
+        loss = loss + balance
+    here = sampled.unsqueeze(1)
+    return torch.where(here, own, rest), loss, torch.where(here, chosen, choice)

@@ -5,6 +5,7 @@ The layer sits in `DistributedDataParallel`, `forward_backward_no_pipelining` ru
 tensor, context and data parallel ranks is Megatron's, not this test's.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from megatron_compete.common.comparison import largest_difference
 from megatron_compete.config import CompeteConfig
+from megatron_compete.routing.sample import sample_positions
 from megatron_compete.schedule import CompetitionSchedule
 from tests.moe import layouts, reference
 from tests.moe.layouts import EXPERTS, FFN, HIDDEN, WINNERS, Layout, Shard, parameters
@@ -41,6 +43,11 @@ class Microbatch:
         tokens, cotangents = (whole.chunk(count)[index].contiguous() for whole in (self.tokens, self.cotangents))
         return Microbatch(tokens, cotangents, padding)
 
+    def of_context(self, rank: int, size: int) -> "Microbatch":
+        """The part of a context parallel rank."""
+        padding = None if self.padding is None else zigzag(self.padding, rank, size, dim=1)
+        return Microbatch(zigzag(self.tokens, rank, size), zigzag(self.cotangents, rank, size), padding)
+
     def flat(self, whole: Tensor) -> Tensor:
         return whole.reshape(-1, HIDDEN)
 
@@ -52,6 +59,12 @@ class Microbatch:
 
     def to(self, dtype: torch.dtype) -> "Microbatch":
         return replace(self, tokens=self.tokens.to(dtype), cotangents=self.cotangents.to(dtype))
+
+
+def zigzag(whole: Tensor, rank: int, size: int, dim: int = 0) -> Tensor:
+    """A context parallel rank's chunks of a sequence, one from either end (upstream: `get_batch_on_this_cp_rank`)."""
+    chunks = whole.chunk(2 * size, dim)
+    return whole if size == 1 else torch.cat([chunks[rank], chunks[2 * size - 1 - rank]], dim)
 
 
 Batch = list[list[Microbatch]]
@@ -79,7 +92,7 @@ def random_batch(layout: Layout, sequence: int, batch: int, microbatches: int = 
 def shard_of_rank(whole: Microbatch, layout: Layout, rank: int) -> Microbatch:
     """A rank's part of its microbatch: split along the sequence over context, then tensor parallel ranks."""
     _, context, tensor = layout.coordinates(rank)
-    return whole.shard(context, layout.cp).shard(tensor, layout.tp)
+    return whole.of_context(context, layout.cp).shard(tensor, layout.tp)
 
 
 def _trainable(layer: Any, finalize: Callable[..., None] | None) -> Any:
@@ -117,7 +130,7 @@ def train_step(layer: Any, layout: Layout, batch: Batch, finalize: Callable[...,
     model = _trainable(layer, finalize)
     rank = torch.distributed.get_rank()
     data, context, _ = layout.coordinates(rank)
-    counted = [int(whole.shard(context, layout.cp).valid_T.sum()) for whole in batch[data]]
+    counted = [int(whole.of_context(context, layout.cp).valid_T.sum()) for whole in batch[data]]
     mine = [shard_of_rank(whole, layout, rank) for whole in batch[data]]
     for microbatch in mine:
         microbatch.tokens.requires_grad_()
@@ -158,7 +171,8 @@ def reference_step(
         result = Result([], [], None)
         for microbatch in microbatches:
             tokens = microbatch.tokens.double().requires_grad_()
-            output, loss, _ = step(tokens.reshape(-1, HIDDEN), weights, top_k, config, microbatch.valid_T)
+            sampled = {"length": len(tokens)} if config is not None and config.token_fraction < 1 else {}
+            output, loss, _ = step(tokens.reshape(-1, HIDDEN), weights, top_k, config, microbatch.valid_T, **sampled)
             result.outputs.append(output.view_as(tokens))
             result.token_grads.append(tokens)
             share = (
@@ -179,8 +193,11 @@ def _task_loss(output: Tensor, microbatch: Microbatch, layout: Layout) -> Tensor
     products = (output * microbatch.cotangents).sum(-1)
     if layout.per_token:
         return products.sum() / max(int(microbatch.valid_T.sum()), 1)
-    counts = [max(int(microbatch.shard(rank, layout.cp).valid_T.sum()), 1) for rank in range(layout.cp)]
-    return sum(part.sum() / n for part, n in zip(products.chunk(layout.cp), counts)) / layout.cp  # type: ignore[return-value]
+    means = []
+    for rank in range(layout.cp):
+        valid = microbatch.of_context(rank, layout.cp).valid_T.sum()
+        means.append(zigzag(products, rank, layout.cp).sum() / valid.clamp_min(1))
+    return sum(means) / layout.cp  # type: ignore[return-value]
 
 
 def assert_equal_to_reference(
@@ -218,12 +235,27 @@ class Case:
         schedule = CompetitionSchedule(1, self.config.rate, max_active=1, seed=self.config.seed)
         return next(step for step in range(1000) if schedule.is_active(step, 1) == self.competes)
 
-    def reference(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """The step by the formulas."""
-        kinds = {"response": reference.competing_step, "utility": reference.utility_step}
-        output, loss, chosen = (kinds[self.config.kind] if self.competes else reference.normal_step)(
-            *args, router=self.router
+    def sampled(self, length: int, sequences: int) -> Tensor:
+        """Which tokens compete at a step of a sample, bool [T]: the same positions in all sequences."""
+        positions = sample_positions(
+            self.config.token_fraction, length, seed=self.config.seed, step=self.current_step(), layer_number=1
         )
+        sampled = torch.zeros(length, sequences, dtype=torch.bool)
+        sampled[positions] = True
+        return sampled.view(-1)
+
+    def reference(self, tokens: Tensor, *args: Any, length: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The step by the formulas.
+
+        Args:
+            length: positions of a sequence, where a sample of them competes.
+        """
+        kinds = {"response": reference.competing_step, "utility": reference.utility_step}
+        step = kinds[self.config.kind] if self.competes else reference.normal_step
+        if self.competes and length is not None:
+            sampled = self.sampled(length, len(tokens) // max(length, 1))
+            step = functools.partial(reference.sampled_step, sampled)
+        output, loss, chosen = step(tokens, *args, router=self.router)
         assert self.winners is None or (chosen == torch.tensor(self.winners)).all()
         return output, loss, chosen
 

@@ -10,7 +10,7 @@ from tests.moe import layouts, reference
 from tests.moe.layouts import EXPERTS, FFN, HIDDEN, WINNERS, Layout
 from tests.moe.reference import Router, Weights
 from tests.moe.steps import Batch, Case, Microbatch, train_step
-from tests.moe.test_layouts import OPTIONS, STRONG, UTILITY
+from tests.moe.test_layouts import OPTIONS, STRONG, UTILITY, sampled
 from tests.moe.test_uneven import padded
 from tests.ranks import run_rank, run_ranks
 
@@ -21,6 +21,8 @@ CASES = {
     "utility": Case(UTILITY),
     "utility in groups": Case(UTILITY, router=Router(groups=(4, 2), pre_softmax=True)),
     "normal": Case(STRONG, competes=False),
+    "sampled": sampled(OPTIONS),
+    "sampled utility": sampled(UTILITY),
 }
 LAYOUTS = [Layout(), Layout(world=2, ep=2)]
 
@@ -53,16 +55,22 @@ def favourites(best: Tensor, other: Tensor) -> Tensor:
     return (best[:, 0] == other[:, 0]).double()
 
 
-def expected(case: Case, microbatch: Microbatch) -> tuple[dict[str, Tensor], Tensor]:
-    """Means over the valid tokens of one microbatch, and the tokens that each expert gets."""
+Mean = tuple[Tensor, int]
+"""A mean, and the tokens it is of."""
+
+
+def expected(case: Case, microbatch: Microbatch) -> tuple[dict[str, Mean], Tensor]:
+    """Means over the valid tokens of one microbatch that compete, or over all, and the tokens that each expert gets."""
     config, router, valid = case.config, case.router, microbatch.valid_T
     weights = Weights.random(EXPERTS, HIDDEN, FFN).double()
     tokens, cotangents = (microbatch.flat(whole).double() for whole in (microbatch.tokens, microbatch.cotangents))
     y, logits = reference.expert_outputs(tokens, weights), tokens @ weights.router.T
     p, choice = logits.softmax(-1), router.choice(logits, WINNERS)
-    means = {"router_entropy": -(p * p.log()).sum(1)[valid].mean()}
+    entropy = {"router_entropy": (-(p * p.log()).sum(1)[valid].mean(), int(valid.sum()))}
     if not case.competes:
-        return means, counts(choice[valid])
+        return entropy, counts(choice[valid])
+    routed, valid = valid, valid & case.sampled(*microbatch.tokens.shape[:2])
+    means = {}
     s = reference.responses(y, config)
     z = reference.ranking(s, config, valid)
     if config.kind == "utility":
@@ -70,14 +78,16 @@ def expected(case: Case, microbatch: Microbatch) -> tuple[dict[str, Tensor], Ten
     best = router.best(z, WINNERS)
     means["agreement"] = (choice.unsqueeze(1) == best.unsqueeze(2)).any(2).double().mean(1)[valid].mean()
     means["agreement_top1"] = favourites(best, choice)[valid].mean()
+    count = int(valid.sum())
     if config.kind == "utility":
-        return means, counts(choice[valid])
+        return entropy | {name: (mean, count) for name, mean in means.items()}, counts(choice[routed])
     winners = best.sort().values
     y_w = y.gather(1, winners.unsqueeze(-1).expand(-1, -1, HIDDEN))
     means["distillation"] = reference.distillation(p[valid], z[valid], winners[valid], config)
     means["diversity"] = reference.mean_cosine(y_w[valid])
     means["response_balance"] = reference.entropy_form(s[valid].softmax(-1))
-    return means, counts(winners[valid])
+    of_experts = counts(winners[valid]) + counts(choice[routed & ~valid])
+    return entropy | {name: (mean, count) for name, mean in means.items()}, of_experts
 
 
 def counts(experts: Tensor) -> Tensor:
@@ -93,10 +103,9 @@ def test_sums_are_those_of_the_valid_tokens(layout: Layout) -> None:
         for microbatch in (one for mine in padded_batch(layout) for one in mine):
             means, of_expert = expected(case, microbatch)
             tokens_of_expert += of_expert
-            for quantity, value in means.items():
+            for quantity, (value, num_tokens) in means.items():
                 total, count = totals.get(quantity, [0.0, 0])
-                valid = int(microbatch.valid_T.sum())
-                totals[quantity] = [total + float(value) * valid, count + valid]
+                totals[quantity] = [total + float(value.nan_to_num()) * num_tokens, count + num_tokens]
         for found in (rank[name] for rank in per_rank):
             assert found.pop("expert_tokens") == tokens_of_expert.tolist(), name
             found.pop("expert_changes")

@@ -25,7 +25,7 @@ from tests.moe.layouts import (
 )
 from tests.moe.reference import Weights
 from tests.moe.steps import Case, Result, check, random_batch, train_on_rank
-from tests.moe.test_layouts import STRONG, UTILITY
+from tests.moe.test_layouts import STRONG, UTILITY, sampled
 from tests.moe.test_recompute import SELECTIVE
 
 LATENT = 8
@@ -38,6 +38,8 @@ CASES = {
     "utility": Case(UTILITY),
     "utility-missing": Case(dataclasses.replace(UTILITY, utility_gradient="missing")),
     "normal": Case(STRONG, competes=False),
+    "sampled": sampled(CENTRED),
+    "sampled-utility": sampled(UTILITY),
 }
 LAYOUTS = [Layout(), Layout(world=2, ep=2), Layout(world=4, tp=2, ep=2), Layout(world=4, tp=2, ep=2, etp=2)]
 

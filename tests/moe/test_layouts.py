@@ -26,6 +26,15 @@ UTILITY = CompeteConfig(
     kind="utility", rate=0.5, max_active_layers=1, router_balance_coeff=0.3, score_chunk_tokens=3,
 )  # fmt: skip
 
+FRACTION = 0.4
+"""Of 8 positions: 3 or 4, so that of 4 ranks some hold more than others, or none."""
+
+
+def sampled(config: CompeteConfig) -> Case:
+    """A step at which a sample of the tokens competes."""
+    return Case(dataclasses.replace(config, token_fraction=FRACTION))
+
+
 CASES = {
     "softplus": Case(STRONG),
     "l2": Case(dataclasses.replace(STRONG, response="l2")),
@@ -33,6 +42,10 @@ CASES = {
     "utility": Case(UTILITY),
     "utility-missing": Case(dataclasses.replace(UTILITY, utility_gradient="missing")),
     "normal": Case(STRONG, competes=False),
+    "sampled": sampled(STRONG),
+    "sampled-options": sampled(OPTIONS),
+    "sampled-utility": sampled(UTILITY),
+    "sampled-utility-missing": sampled(dataclasses.replace(UTILITY, utility_gradient="missing")),
 }
 
 LAYOUTS = [layout for world in (1, 2, 4) for layout in all_layouts(world)]

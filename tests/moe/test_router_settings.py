@@ -12,7 +12,7 @@ from tests.moe import layouts
 from tests.moe.layouts import BATCH, EXPERTS, FFN, HIDDEN, SEQUENCE, WINNERS, Layout, transformer_config
 from tests.moe.reference import Router, Weights
 from tests.moe.steps import Case, check, random_batch
-from tests.moe.test_layouts import OPTIONS, STRONG, UTILITY
+from tests.moe.test_layouts import FRACTION, OPTIONS, STRONG, UTILITY
 from tests.ranks import run_rank
 
 BIAS = (0.3, -0.2, 0.1, 0.0, -0.4, 0.2, 0.05, -0.1)
@@ -44,6 +44,7 @@ def cases(router: Router) -> dict[str, Case]:
     kinds = {"response": STRONG, "options": OPTIONS, "utility": UTILITY}
     if not router.pre_softmax:
         kinds["utility-missing"] = dataclasses.replace(UTILITY, utility_gradient="missing")
+    kinds |= {f"sampled-{name}": dataclasses.replace(config, token_fraction=FRACTION) for name, config in kinds.items()}
     competing = {name: Case(config, router=router) for name, config in kinds.items()}
     return competing | {"normal": Case(STRONG, competes=False, router=router)}
 
