@@ -1,5 +1,6 @@
 """Which of a rank's tokens compete, in every way to split a sequence over ranks."""
 
+import dataclasses
 import itertools
 import types
 
@@ -9,6 +10,11 @@ import torch
 
 from megatron_compete.moe.sample import AllTokens, TokenSample, TokenSampler
 from megatron_compete.routing.sample import sample_positions
+from tests.moe import layouts
+from tests.moe.layouts import EXPERTS, FFN, HIDDEN, Layout
+from tests.moe.reference import Weights
+from tests.moe.test_layouts import STRONG, UTILITY
+from tests.ranks import run_ranks
 
 LENGTH, SEQUENCES = 64, 3
 
@@ -75,3 +81,64 @@ def test_a_sample_may_be_empty() -> None:
     ]
     empty = next(sample for sample in drawn if isinstance(sample, TokenSample) and len(sample.tokens_N) == 0)
     assert empty.take(torch.empty(8, 5)).shape == (0, 5) and not empty.mask_T.any()
+
+
+STEPS, FRACTION = 3, 0.6
+"""Eight blocks of eight positions: each rank of the layouts below holds whole ones."""
+TOKEN_IDS = torch.arange(LENGTH * SEQUENCES).view(SEQUENCES, LENGTH)
+
+
+def held_by_rank() -> torch.Tensor:
+    """Ids [S_local, B] of the tokens that Megatron gives this rank."""
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
+    from megatron.core.utils import get_batch_on_this_cp_rank
+
+    group = parallel_state.get_context_parallel_group()
+    batch = {"tokens": TOKEN_IDS.clone(), "cu_seqlens": None}
+    ids = get_batch_on_this_cp_rank(batch, is_hybrid_cp=False, cp_group=group)["tokens"]
+    return scatter_to_sequence_parallel_region(ids.T.contiguous())
+
+
+def scored_on_rank(layout: Layout) -> dict[str, list[list[int]]]:
+    """Ids of the tokens that the scoring pass got, by kind and step: inputs carry them."""
+    from megatron_compete.moe.scoring import ScoringPass
+
+    layouts.initialize(layout)
+    scored: list[list[int]] = []
+    score = ScoringPass.__call__
+
+    def spy(self: ScoringPass, tokens_NH: torch.Tensor, *vectors_NH: torch.Tensor) -> torch.Tensor:
+        scored.append(tokens_NH[:, 0].long().tolist())
+        return score(self, tokens_NH, *vectors_NH)
+
+    ScoringPass.__call__ = spy  # type: ignore[method-assign]
+    hidden_states = held_by_rank().unsqueeze(-1).expand(-1, -1, HIDDEN).float()
+    found = {}
+    for config in (STRONG, UTILITY):
+        config, step = dataclasses.replace(config, rate=1.0, token_fraction=FRACTION), 0
+        layer = layouts.build_layer(layout, Weights.random(EXPERTS, HIDDEN, FFN), config, lambda: step)  # noqa: B023
+        for step in range(STEPS):  # noqa: B007
+            layer(hidden_states.clone().requires_grad_())[0].sum().backward()
+        found[config.kind], scored = scored, []
+    return found
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(), Layout(world=2), Layout(world=2, tp=2, ep=2), Layout(world=2, cp=2, etp=2), Layout(world=4, cp=4),
+        Layout(world=4, tp=4, ep=4), Layout(world=4, tp=2, cp=2, ep=2, etp=2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_same_tokens_compete_in_every_layout(layout: Layout) -> None:
+    per_rank = run_ranks(layout.world, scored_on_rank, layout)
+    for kind, step in itertools.product(("response", "utility"), range(STEPS)):
+        positions = sample_positions(FRACTION, LENGTH, seed=STRONG.seed, step=step, layer_number=1)
+        expected = sorted(TOKEN_IDS[:, positions].flatten().tolist())
+        for replica in range(layout.dp):
+            ranks = [rank for rank in range(layout.world) if layout.coordinates(rank)[0] == replica]
+            scored = [per_rank[rank][kind][step] for rank in ranks]
+            assert sorted(itertools.chain(*scored)) == expected, (kind, step)
+            assert len({len(ids) for ids in scored}) == 1
