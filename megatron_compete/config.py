@@ -118,7 +118,8 @@ class CompeteConfig:
     """What runs the experts in the scoring pass. plain: Megatron's expert modules, one after the other; fused: Triton
     kernels for all of them at once, whose outputs never reach memory; fused-fp8: the same with tokens and weights
     quantised by rows for scoring alone, which changes a small share of the winners; auto: fused where the kernels cover
-    the model and the GPU (Hopper or newer), else plain."""
+    the model and the GPU (Hopper or newer), else the same products as plain without the modules around them, where these
+    are Megatron's own linear layers, else plain."""
 
     def __post_init__(self) -> None:
         check_fields(self, flag_of)

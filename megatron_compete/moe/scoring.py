@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_compete.config import CompeteConfig
+from megatron_compete.moe import direct
 from megatron_compete.moe.expert_group import ExpertGroups, Gathering
 from megatron_compete.moe.fp8 import without_fp8
 from megatron_compete.moe.kernels.choice import check_score_device, choose_fused_scorer
@@ -135,7 +136,7 @@ def _start_gathering(groups: ExpertGroups, chunk: tuple[Tensor, ...]) -> list[Ga
 
 
 class Scorer(Protocol):
-    """A way to run this rank's experts on gathered tokens: `PlainScorer`, or `kernels.scorer.FusedScorer`."""
+    """A way to run this rank's experts on gathered tokens: `kernels.scorer.FusedScorer`, `DirectScorer`, `PlainScorer`."""
 
     def start(self) -> ScoreChunk:
         """Begin a pass; what it prepares lives as long as the result."""
@@ -155,6 +156,8 @@ def choose_scorer(
         CompeteError: fused kernels are asked for and cannot be used, with the reason.
     """
     fused = choose_fused_scorer(choice, config, experts, reduction, tokens_TH)
+    if fused is None and choice == "auto" and direct.covers(config, experts):
+        return direct.DirectScorer(config, experts, reduction, groups)
     return fused or PlainScorer(experts, reduction, groups)
 
 

@@ -14,6 +14,17 @@ def test_softplus_is_the_mean_over_the_hidden_size() -> None:
     torch.testing.assert_close(softplus_response(outputs), torch.tensor([expected], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 1000.0])
+@pytest.mark.parametrize("hidden", [64, 72])
+def test_softplus_without_gradient_is_the_formula_at_every_scale(scale: float, hidden: int) -> None:
+    """Also where products of some tokens overflow, and where no tokens are left."""
+    outputs = torch.randn(50, 3, hidden, generator=torch.Generator().manual_seed(0)) * scale
+    outputs[7] = 200.0
+    exact = torch.log1p(outputs.double().exp()).where(outputs < 200, outputs.double()).mean(-1)
+    torch.testing.assert_close(softplus_response(outputs), exact.float(), rtol=1e-6, atol=1e-6)
+    assert softplus_response(outputs[:0]).shape == (0, 3)
+
+
 def test_l2_is_the_norm() -> None:
     torch.testing.assert_close(l2_response(torch.tensor([[3.0, 4.0]])), torch.tensor([5.0]))
 

@@ -49,7 +49,7 @@ def check_score_device(choice: str) -> None:
 def choose_fused_scorer(
     choice: str, config: TransformerConfig, experts: torch.nn.Module, reduction: Any, tokens_TH: Tensor
 ) -> "FusedScorer | None":
-    """The fused scorer of a layer, or None for Megatron's own modules; decided by what it meets at its first pass.
+    """The fused scorer of a layer, or None where they are not used; decided by what it meets at its first pass.
 
     Args:
         choice: auto, fused, fused-fp8 or plain.
@@ -66,7 +66,7 @@ def choose_fused_scorer(
     except NotCovered as reason:
         if choice != "auto":
             raise _refusal(choice, reason) from None
-        _say(f"scoring pass: Megatron's expert modules, not the fused kernels: {reason}", logging.WARNING)
+        _say(f"scoring pass: not the fused kernels: {reason}", logging.WARNING)
         return None
     from megatron_compete.moe.kernels.scorer import FusedScorer  # needs Triton
 

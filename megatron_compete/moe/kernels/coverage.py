@@ -10,6 +10,7 @@ from megatron.core.transformer.moe.experts import SequentialMLP, TEGroupedMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from megatron_compete.moe.expert_weights import expert_parameters
 from megatron_compete.routing.responses import l2_response, softplus_response
 from megatron_compete.routing.utility import utility
 
@@ -74,7 +75,7 @@ def expert_form(config: TransformerConfig, fp8: bool = False) -> ExpertForm:
             "response needs whole ones"
         )
     if config.gated_linear_unit:
-        _check_gate(config)
+        check_gate(config)
     assert config.moe_ffn_hidden_size is not None
     form = ExpertForm(
         hidden=config.moe_latent_size or config.hidden_size,
@@ -91,7 +92,8 @@ def expert_form(config: TransformerConfig, fp8: bool = False) -> ExpertForm:
     return form
 
 
-def _check_gate(config: TransformerConfig) -> None:
+def check_gate(config: TransformerConfig) -> None:
+    """Raise `NotCovered` for a gated expert that is more than act(gate x) * (up x)."""
     if config.activation_func_clamp_value is not None:
         raise NotCovered("gates are clamped (activation_func_clamp_value)")
     if config.glu_linear_offset:
@@ -153,8 +155,6 @@ def check_device() -> None:
 
 def check_experts(experts: nn.Module, form: ExpertForm, tokens_TH: Tensor) -> None:
     """Raise `NotCovered` for modules, weights or tokens that are not as the settings promise."""
-    from megatron_compete.moe.kernels.weights import expert_parameters  # needs Triton
-
     if type(experts) not in (SequentialMLP, TEGroupedMLP):
         raise NotCovered(f"the experts are a {type(experts).__name__}")
     if tokens_TH.dtype == torch.float32 and not is_interpreted():

@@ -9,17 +9,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from megatron_compete.moe.expert_weights import await_parameters, expert_parameters
 from megatron_compete.moe.kernels.coverage import ExpertForm
 from megatron_compete.moe.kernels.narrow import MAX_WIDTH, held_columns, score_narrow
 from megatron_compete.moe.kernels.quantize import quantize_matrices, quantize_rows
 from megatron_compete.moe.kernels.tiles import NarrowTiles, WideTiles, for_projection, narrow_candidates, wide_tiles
-from megatron_compete.moe.kernels.weights import (
-    ExpertWeights,
-    address_table,
-    await_parameters,
-    expert_parameters,
-    stacked_table,
-)
+from megatron_compete.moe.kernels.weights import ExpertWeights, address_table, stacked_table
 from megatron_compete.moe.kernels.wide import score_wide
 
 

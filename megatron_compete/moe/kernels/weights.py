@@ -3,14 +3,11 @@
 E experts of this rank, F their width, H hidden size.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton.language as tl
-from megatron.core.transformer.moe.experts import SequentialMLP
-from torch import Tensor, nn
+from torch import Tensor
 
 from megatron_compete.moe.kernels.coverage import ExpertForm
 
@@ -47,34 +44,6 @@ class ExpertWeights:
     @property
     def fp8(self) -> bool:
         return self.fc1_scales is not None
-
-
-def expert_parameters(experts: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-    """fc1 and fc2 of each local expert, from either of Megatron's modules.
-
-    SequentialMLP holds an MLP for each expert; TEGroupedMLP holds `weight0`, `weight1`, ... or all in one `weight`.
-    """
-    if isinstance(experts, SequentialMLP):
-        yield from ((mlp.linear_fc1.weight, mlp.linear_fc2.weight) for mlp in experts.local_experts)
-        return
-    for index in range(int(experts.num_local_experts)):  # type: ignore[arg-type]
-        yield _grouped_weight(experts.linear_fc1, index), _grouped_weight(experts.linear_fc2, index)
-
-
-def _grouped_weight(linear: Any, index: int) -> Tensor:
-    named = getattr(linear, f"weight{index}", None)
-    return linear.weight[index] if named is None else named
-
-
-def await_parameters(experts: nn.Module) -> None:
-    """Run the forward pre-hooks of all modules inside, as Megatron's own fused experts do.
-
-    Under `--overlap-param-gather` they wait for the gathering of a module's parameters, which are read here without a
-    call of the module (upstream: `TEGroupedMLP._make_fused_impl_pre_forward_hook`).
-    """
-    for module in experts.modules():
-        for key, hook in module._forward_pre_hooks.items():
-            hook(module, (), *([{}] if key in module._forward_pre_hooks_with_kwargs else []))
 
 
 def address_table(tensors: list[Tensor]) -> Tensor:

@@ -149,7 +149,7 @@ def test_the_choice_looks_at_the_experts_and_speaks_once() -> None:
     assert "a weight is torch.bfloat16" in scorers["bf16"]
     assert "not aligned to 16 bytes" in scorers["unaligned"]
     assert "weights are held as Quantized" in scorers["kind"]
-    assert scorers["auto-unaligned"] == ["PlainScorer"] * 3
+    assert scorers["auto-unaligned"] == ["DirectScorer"] * 3
     fallbacks = [message for message in scorers["said"] if "not the fused kernels" in message]
     assert len(fallbacks) == 1 and "not aligned" in fallbacks[0]
     assert len(scorers["said"]) == 2  # and that they are used
