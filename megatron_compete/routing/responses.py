@@ -35,10 +35,8 @@ def _mean_of_products(values: Tensor) -> Tensor:
     """
     products = values.exp().add_(1.0).unflatten(-1, (FACTORS, -1)).prod(-2)
     responses = products.log_().sum(-1).div_(values.shape[-1])
-    overflown = ~responses.isfinite()
-    if overflown.any():
-        responses[overflown] = F.softplus(values[overflown]).mean(-1)
-    return responses
+    fits = responses.isfinite()
+    return responses if fits.all() else responses.where(fits, F.softplus(values).mean(-1))
 
 
 def l2_response(outputs: Tensor) -> Tensor:
