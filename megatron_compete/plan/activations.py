@@ -227,13 +227,15 @@ def competing_activations(job: Job) -> KeptActivations:
 
     The winners' rows [t, K, H] stay for their weights, and in fp32 for the response and twice for the diversity loss,
     which keeps their sum [t, H] too; of [t, E] two fp32 tensors more than at a normal step stay. Where MoE layers are recomputed only the outcome (responses, scores, winners)
-    waits, and the rest is there for one layer at a time. By utility only the logits and the router's choice wait, `moe/utility.py`.
+    waits, and the rest is there for one layer at a time. By utility only the logits and the router's choice wait, `moe/utility.py`,
+    and of a sample of the tokens the layer's input.
     """
-    config, tokens, width = job.transformer, job.sharded_tokens, job.expert_width
+    config, tokens, width = job.transformer, job.competing_tokens, job.expert_width
     experts, winners = config.num_moe_experts or 0, config.moe_router_topk
     if job.by_utility:
         of_a_score = {"fp32": 4, "fp64": 8}.get(config.moe_router_dtype, job.element_bytes) + 1
-        kept = float(tokens * experts * of_a_score)
+        inputs = config.hidden_size * job.element_bytes if tokens < job.sharded_tokens else 0
+        kept = float(tokens * (experts * of_a_score + inputs))
         return KeptActivations(0.0, kept) if recomputes_experts(job) else KeptActivations(kept, 0.0)
     casts = 0 if job.element_bytes == FP32 else 2 * FP32
     rows = tokens * winners * width * (job.element_bytes + casts)
@@ -249,10 +251,10 @@ def scoring_memory(job: Job) -> float:
     chunk's on their way, and one expert; with the fused kernels what they write between their two halves instead."""
     assert job.compete is not None
     config, sizes, size, width = job.transformer, job.sizes, job.element_bytes, job.expert_width
-    chunk, group = min(job.compete.score_chunk_tokens, job.sharded_tokens), sizes.ep * sizes.etp
+    chunk, group = min(job.compete.score_chunk_tokens, job.competing_tokens), sizes.ep * sizes.etp
     matrices = 2 if config.gated_linear_unit else 1
     ffn, experts = job.expert_ffn / sizes.etp, (config.num_moe_experts or 0) / sizes.ep
-    chunks = min(2, -(-job.sharded_tokens // chunk))
+    chunks = min(2, -(-job.competing_tokens // chunk))
     tokens = float(width * size * chunks) if group > 1 else 0.0
     running = max((matrices + 1) * ffn, ffn + width) * size
     casts = FP32 if size == FP32 else 2 * FP32

@@ -15,6 +15,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch.recipe import Recipe, read_recipe
 
 if TYPE_CHECKING:
+    from megatron_compete.plan.budget import Fit
     from megatron_compete.plan.job_plan import JobPlan
     from megatron_compete.plan.overhead import Overhead
 
@@ -50,6 +51,11 @@ class PlanOptions:
     features: bool = option(
         False, help="show what the recipe asks for and what is known of it with competition, and no plan"
     )
+    budget: str | None = option(
+        None,
+        metavar="PERCENT",
+        help="also list settings of competition whose mean step costs this much more at most, e.g. 5%%",
+    )
     figure: Path | None = option(None, metavar="FILE", help="also draw it, e.g. plan.png")
     overrides: tuple[str, ...] = option((), hidden=True)
 
@@ -73,10 +79,12 @@ def run_plan(options: PlanOptions) -> None:
             from megatron_compete.plan.figure import check_figure_path
 
             check_figure_path(options.figure)
+        budget = None if options.budget is None else _parsed(options.budget)
         plan, overhead = _simulate(recipe, options.gpus, options.gpu)
+        within = None if budget is None else _within(plan, budget)
         if options.figure is not None:
             _draw(plan, overhead, options.recipe, options.figure)
-    _print(plan, overhead, str(options.recipe), as_json=options.json)
+    _print(plan, overhead, str(options.recipe), within, as_json=options.json)
 
 
 def _show_features(recipe: Recipe, options: PlanOptions) -> None:
@@ -134,14 +142,29 @@ def _draw(plan: "JobPlan", overhead: "Overhead", recipe: Path, path: Path) -> No
     draw_plan(overhead, plan.memory, plan.hardware.memory_bytes, path, title)
 
 
-def _print(plan: "JobPlan", overhead: "Overhead", recipe: str, as_json: bool) -> None:
+def _parsed(budget: str) -> float:
+    from megatron_compete.plan.budget import parse_budget
+
+    return parse_budget(budget)
+
+
+def _within(plan: "JobPlan", budget: float) -> "tuple[Fit, ...]":
+    from rich.console import Console
+
+    from megatron_compete.plan.budget import fits
+
+    with Console(stderr=True).status("looking for settings") as status:
+        return fits(plan.job, plan.hardware, plan.times, budget, progress=status.update)
+
+
+def _print(plan: "JobPlan", overhead: "Overhead", recipe: str, within: "tuple[Fit, ...] | None", as_json: bool) -> None:
     from megatron_compete.plan.document import plan_document
     from megatron_compete.plan.report import print_plan
 
     if as_json:
-        print(json.dumps(plan_document(plan, overhead, recipe), indent=1, allow_nan=False))
+        print(json.dumps(plan_document(plan, overhead, recipe, within), indent=1, allow_nan=False))
     else:
-        print_plan(plan, overhead, recipe, sys.stdout)
+        print_plan(plan, overhead, recipe, sys.stdout, within)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """A plan as one JSON document: everything that was counted and simulated, with the unit in each key's name."""
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from megatron_compete.plan.budget import Fit
 from megatron_compete.plan.job import Job
 from megatron_compete.plan.job_plan import JobPlan
 from megatron_compete.plan.memory import StageMemory, not_counted
@@ -56,7 +58,9 @@ def model_notes(job: Job) -> tuple[str, ...]:
     return (*job.assumed, *(() if job.is_dense else NOTES_ON_EXPERTS), *NOTES, *features, *competition)
 
 
-def plan_document(plan: JobPlan, overhead: Overhead, recipe: str) -> dict[str, Any]:
+def plan_document(
+    plan: JobPlan, overhead: Overhead, recipe: str, within_budget: Sequence[Fit] | None = None
+) -> dict[str, Any]:
     """Everything about a plan as plain values; what does not exist is None."""
     return _plain(
         {
@@ -75,6 +79,7 @@ def plan_document(plan: JobPlan, overhead: Overhead, recipe: str) -> dict[str, A
             "times": _times(plan),
             "step": step_document(plan, overhead),
             "competition": _competition(plan, overhead),
+            "within_budget": None if within_budget is None else [_fit(fit) for fit in within_budget],
             "assumptions": _assumptions(plan),
         }
     )
@@ -95,10 +100,17 @@ def step_document(plan: JobPlan, overhead: Overhead) -> dict[str, Any]:
         "mean_seconds": mean,
         "competing_mean_seconds": None if own is None else own.competing_mean_seconds,
         "overhead_percent": 0.0 if own is None else own.overhead_percent,
+        "even_overhead_percent": 100 * plan.times.evenly(_mean_layers(plan)) / overhead.normal_seconds,
+        "added_flops_percent": 100 * (plan.flops.mean / normal_flop - 1),
         "normal_mfu_percent": 100 * plan.utilization(normal_flop, overhead.normal_seconds),
         "mean_mfu_percent": 100 * plan.utilization(normal_flop, mean),
         "tokens_per_second": plan.job.step_tokens / mean,
     }
+
+
+def _mean_layers(plan: JobPlan) -> float:
+    schedule = plan.job.schedule
+    return 0.0 if schedule is None else schedule.rate * schedule.num_layers
 
 
 def _layout(plan: JobPlan) -> dict[str, Any]:
@@ -193,11 +205,16 @@ def _competition(plan: JobPlan, overhead: Overhead) -> dict[str, Any]:
         "kind": None if compete is None else compete.kind,
         "policy": overhead.policy,
         "rate": overhead.rate,
+        "token_fraction": None if compete is None else compete.token_fraction,
         "max_active_layers": overhead.max_active,
         "layers": len(plan.times.stage_chunks),
         "simulated_steps": overhead.steps,
         "outcomes": [_outcome(outcome) for outcome in overhead.outcomes],
     }
+
+
+def _fit(fit: Fit) -> dict[str, Any]:
+    return dataclasses.asdict(fit) | {"competing_percent": fit.competing_percent}
 
 
 def _outcome(outcome: PolicyOutcome) -> dict[str, Any]:

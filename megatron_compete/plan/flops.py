@@ -36,7 +36,8 @@ def step_flops(job: Job) -> StepFLOPs:
     normal = float(num_floating_point_operations(job.args, job.args.global_batch_size))
     if job.schedule is None or job.compete is None:
         return StepFLOPs(normal, 0.0, normal, normal)
-    layer = scoring_flops(job.args, job.step_tokens, job.compete.response_gradients, job.compete.kind)
+    competing = job.compete.token_fraction * job.step_tokens
+    layer = scoring_flops(job.args, competing, job.compete.response_gradients, job.compete.kind)
     most = min(job.schedule.max_active, job.schedule.num_layers)
     mean = job.schedule.rate * job.schedule.num_layers
     return StepFLOPs(normal, layer, normal + most * layer, normal + mean * layer)
@@ -104,18 +105,18 @@ def _latent(job: Job) -> tuple[float, float]:
 
 
 def scoring_pass_flops(job: Job) -> float:
-    """Forward FLOPs of one microbatch's scoring pass in one layer on one rank: all tokens of the expert group through
+    """Forward FLOPs of one microbatch's scoring pass in one layer on one rank: competing tokens of the expert group through
     this rank's shards of its experts; in a latent mixture each token's projection, and each answer's or, by utility, each
     gradient's."""
     config = job.transformer
-    tokens = job.sharded_tokens * job.sizes.ep * job.sizes.etp
+    tokens = job.competing_tokens * job.sizes.ep * job.sizes.etp
     experts = (config.num_moe_experts or 0) / job.sizes.ep
     scored = 2.0 * tokens * experts * job.expert_width * matrices(job) * job.expert_ffn / job.sizes.etp
     if not job.args.moe_latent_size:
         return scored
     by_utility = job.compete is not None and job.compete.kind == "utility"
     projected = 2 if by_utility else 1 + (config.num_moe_experts or 0)
-    return scored + 2.0 * job.sharded_tokens * projected * config.hidden_size * job.args.moe_latent_size
+    return scored + 2.0 * job.competing_tokens * projected * config.hidden_size * job.args.moe_latent_size
 
 
 def output_flops(job: Job) -> float:

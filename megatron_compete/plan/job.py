@@ -5,6 +5,7 @@ device (`plan/pretend.py`). No process group is made and none of the files that 
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,6 +89,11 @@ class Job:
     def sharded_tokens(self) -> int:
         """Tokens of a microbatch that a rank's norms and MoE layers hold: a share of T under sequence parallelism."""
         return self.tokens // self.sizes.tp if self.transformer.sequence_parallel else self.tokens
+
+    @property
+    def competing_tokens(self) -> int:
+        """Of these, those that compete where a layer does (`--compete-token-fraction`): their mean, rounded up."""
+        return math.ceil((self.compete.token_fraction if self.compete else 1.0) * self.sharded_tokens - 1e-9)
 
     @property
     def step_tokens(self) -> int:

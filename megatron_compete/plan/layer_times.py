@@ -117,7 +117,7 @@ class LayerTimes:
         scoring = self._scoring_compute()
         if self.job.by_utility:
             return Seconds(0.0, self._all_sent(sent.backward) + scoring)
-        rows = self.job.sharded_tokens * self.job.transformer.moe_router_topk * self.job.expert_width
+        rows = self.job.competing_tokens * self.job.transformer.moe_router_topk * self.job.expert_width
         rows_forward = self.moving(rows * ROWS_FORWARD_BYTES)
         forward = self._all_sent(sent.forward) + scoring + rows_forward
         backward = self.moving(rows * ROWS_BACKWARD_BYTES) + self._all_sent(sent.backward)
@@ -258,7 +258,7 @@ class LayerTimes:
         return seconds
 
     def _scoring_compute(self) -> float:
-        """All tokens of the group through this rank's experts (in bf16 also under FP8), and the responses.
+        """Competing tokens of the group through this rank's experts (in bf16 also under FP8), and the responses.
 
         plain: one expert after the other, hidden layer and outputs written and read. Fused: all experts at once; outputs
         never reach memory, and the hidden layer of experts of up to 256 channels neither.
@@ -266,8 +266,8 @@ class LayerTimes:
         job, config, sizes = self.job, self.job.transformer, self.job.sizes
         assert job.compete is not None
         kernel = scoring_kernel(job, self.hardware)
-        chunks = -(-job.sharded_tokens // job.compete.score_chunk_tokens)
-        gathered, experts = job.sharded_tokens * sizes.ep * sizes.etp, (config.num_moe_experts or 0) // sizes.ep
+        chunks = -(-job.competing_tokens // job.compete.score_chunk_tokens)
+        gathered, experts = job.competing_tokens * sizes.ep * sizes.etp, (config.num_moe_experts or 0) // sizes.ep
         compute = self._scoring_gemms(kernel == "fused-fp8")
         gemms = max(compute, self.moving(chunks * self._expert_weights()))
         if kernel != "plain":

@@ -55,7 +55,7 @@ class LayerTraffic:
         in the backward pass, and output gradients are gathered too, by the ranks that reduce for their tokens."""
         forward = self._scoring()
         if self.job.by_utility:
-            gradients = self.job.sharded_tokens * self.job.expert_width * self.job.element_bytes
+            gradients = self.job.competing_tokens * self.job.expert_width * self.job.element_bytes
             scoring = forward | {"ep": forward["ep"] + gradients * (self.job.sizes.ep - 1)}
             return LayerBytes({}, _nonzero(scoring))
         backward: dict[str, float] = {}
@@ -134,9 +134,9 @@ class LayerTraffic:
         return 2 * job.sharded_tokens * config.moe_router_topk * capacity_share(job) * row * (job.sizes.etp - 1)
 
     def _scoring(self) -> dict[str, float]:
-        """`moe/scoring.py`: tokens to the whole expert group, partial outputs over its shards, scores home."""
+        """`moe/scoring.py`: competing tokens to the whole expert group, partial outputs over its shards, scores home."""
         job, config, sizes = self.job, self.job.transformer, self.job.sizes
-        tokens, group = job.sharded_tokens, sizes.ep * sizes.etp
+        tokens, group = job.competing_tokens, sizes.ep * sizes.etp
         row = job.expert_width * job.element_bytes
         experts = (config.num_moe_experts or 0) // sizes.ep
         return {

@@ -126,6 +126,18 @@ def simulate_policies(
     return Overhead(normal, schedule.rate, steps, schedule.policy, min(schedule.max_active, layers), outcomes)
 
 
+def mean_overhead(
+    schedule: CompetitionSchedule, times: PipelineTimes, shape: PipelineShape, most_steps: int = MOST_STEPS
+) -> float:
+    """Overhead in percent of the mean step under one schedule, at its highest rate."""
+    tables = _Tables(_layers_LC(times))
+    steps = -(-most_steps // schedule.window_steps) * schedule.window_steps
+    drawn = tables.add(schedule.table(schedule.warmup_steps, schedule.warmup_steps + steps))
+    rows_RC, row_of = tables.distinct_rows(steps)
+    seconds_R = _step_seconds(rows_RC, times, shape)
+    return float(100 * (seconds_R[row_of[drawn]].mean() / seconds_R[0] - 1))
+
+
 def _schedule(
     schedule: CompetitionSchedule, policy: Policy, max_active: int, times: PipelineTimes
 ) -> CompetitionSchedule | str:

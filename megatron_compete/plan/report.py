@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from megatron_compete.plan.budget import Fit
 from megatron_compete.plan.document import model_notes, step_document
 from megatron_compete.plan.job_plan import JobPlan
 from megatron_compete.plan.memory import StageMemory, not_counted
@@ -26,7 +27,9 @@ MOST_STAGES = 8
 GIB = 2**30
 
 
-def print_plan(plan: JobPlan, overhead: Overhead, recipe: str, file: TextIO) -> None:
+def print_plan(
+    plan: JobPlan, overhead: Overhead, recipe: str, file: TextIO, within_budget: Sequence[Fit] | None = None
+) -> None:
     """Write the tables of a plan to `file`."""
     console = Console(file=file, highlight=False)
     console.width = max(console.width, WIDTH)
@@ -39,6 +42,7 @@ def print_plan(plan: JobPlan, overhead: Overhead, recipe: str, file: TextIO) -> 
             ("FLOPs of a step, all ranks (TFLOP)", _flops(plan)),
             ("Step", _step(plan, overhead)),
             (_policies_title(overhead), _policies(overhead)),
+            ("Settings within the budget, most competing tokens first", _within_budget(within_budget)),
         ):
             if table.row_count:
                 console.print(Text(title, style="bold"), Padding(table, (0, 0, 0, 2), expand=False), "")
@@ -139,6 +143,11 @@ def _step(plan: JobPlan, overhead: Overhead) -> Table:
             f"{seconds(step['mean_seconds'])}, MFU {step['mean_mfu_percent']:.1f} % (of the model's own flops), "
             f"{step['overhead_percent']:.2f} % above a normal step",
         )
+        table.add_row(
+            "",
+            f"spread evenly over steps and stages it would be {step['even_overhead_percent']:.2f} %; "
+            f"{step['added_flops_percent']:.2f} % more flops",
+        )
         table.add_row("mean competing step", seconds(step["competing_mean_seconds"]))
     table.add_row("tokens", f"{step['tokens_per_second']:,.0f} a second")
     state, activations = (value / GIB for value in plan.megatron_memory)
@@ -152,6 +161,24 @@ def _step(plan: JobPlan, overhead: Overhead) -> Table:
     table.add_row(
         "", f"Megatron's own estimate: {state:.1f} GiB weights and optimizer, {activations:.1f} GiB activations"
     )
+    return table
+
+
+def _within_budget(within_budget: Sequence[Fit] | None) -> Table:
+    table = _table(
+        ("kind", "rate", "token\nfraction", "A_max,\nleft out", "competing\ntokens", "overhead\nof all steps")
+    )
+    for fit in within_budget or ():
+        table.add_row(
+            fit.kind,
+            f"{fit.rate:g}",
+            f"{fit.token_fraction:g}",
+            str(fit.max_active_layers),
+            f"{fit.competing_percent:.2g} %",
+            f"{fit.overhead_percent:.2f} %",
+        )
+    if within_budget is not None and not within_budget:
+        table.add_row("none", "", "", "", "", "")
     return table
 
 

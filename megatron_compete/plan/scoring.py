@@ -38,5 +38,5 @@ def fused_buffer_bytes(job: Job) -> float:
     assert job.compete is not None
     if job.expert_ffn <= ON_CHIP_WIDTH:
         return 0.0
-    chunk = min(job.compete.score_chunk_tokens, job.sharded_tokens) * job.sizes.ep * job.sizes.etp
+    chunk = min(job.compete.score_chunk_tokens, job.competing_tokens) * job.sizes.ep * job.sizes.etp
     return min(float(job.expert_ffn * job.element_bytes), SCRATCH_BYTES / chunk)

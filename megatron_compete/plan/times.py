@@ -1,5 +1,6 @@
 """Seconds that a job's parts take on stated hardware."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,21 +50,30 @@ class PipelineTimes:
     once: float
     """Per step outside the pipeline: synchronisation that nothing hides, and the optimizer."""
 
+    def evenly(self, mean_layers: float) -> float:
+        """Seconds that competition would add to a step were its work spread evenly over steps and stages, each busy all
+        the time with it: the least that any schedule can reach.
+
+        Args:
+            mean_layers: that compete at a step on average.
+        """
+        of_a_layer = self.competing_forward + self.competing_backward
+        return mean_layers * of_a_layer * self.microbatches / self.forward_PV.shape[0]
+
 
 def pipeline_times(job: Job, hardware: Hardware, parameters: Parameters) -> PipelineTimes:
     """Times of a job's parts on this hardware; every one an estimate (`plan/layer_times.py`)."""
     groups = Groups(job)
     layers = LayerTimes(job, hardware, groups)
     forward_PV, backward_PV = _chunks(job, layers)
-    competing = layers.competing()
     share = groups.stage_share
     per_byte = share / (hardware.network_bandwidth * hardware.network_efficiency)
     per_byte += (1 - share) / (hardware.link_bandwidth * hardware.link_efficiency)
-    return PipelineTimes(
+    normal = PipelineTimes(
         forward_PV=forward_PV,
         backward_PV=backward_PV,
-        competing_forward=competing.forward,
-        competing_backward=competing.backward,
+        competing_forward=0.0,
+        competing_backward=0.0,
         stage_chunks=job.stage_chunks,
         transfer=transfer_bytes(job) * per_byte if job.sizes.pp > 1 else 0.0,
         microbatches=job.microbatches,
@@ -73,6 +83,13 @@ def pipeline_times(job: Job, hardware: Hardware, parameters: Parameters) -> Pipe
             for stage in range(job.sizes.pp)
         ),
     )
+    return added_by_competition(normal, job, hardware)
+
+
+def added_by_competition(times: PipelineTimes, job: Job, hardware: Hardware) -> PipelineTimes:
+    """These times, and what a competing layer adds with the settings of `job`, which may be others than theirs."""
+    competing = LayerTimes(job, hardware, Groups(job)).competing()
+    return dataclasses.replace(times, competing_forward=competing.forward, competing_backward=competing.backward)
 
 
 def _chunks(job: Job, layers: LayerTimes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

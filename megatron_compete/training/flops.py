@@ -73,7 +73,7 @@ class FlopsCount:
         if tokens is None:
             tokens = batch_size * args.seq_length
         config = self.competition.config
-        layer = scoring_flops(args, tokens, config.response_gradients, config.kind)
+        layer = scoring_flops(args, config.token_fraction * tokens, config.response_gradients, config.kind)
         return total + self._mean_competing_layers() * layer
 
     def log(
