@@ -15,7 +15,7 @@ from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.plan.hardware import Hardware
 from megatron_compete.plan.job import Job
-from megatron_compete.plan.overhead import mean_overhead
+from megatron_compete.plan.overhead import mean_step
 from megatron_compete.plan.stage_program import PipelineShape
 from megatron_compete.plan.times import PipelineTimes, added_by_competition
 from megatron_compete.schedule import CompetitionSchedule
@@ -116,7 +116,7 @@ def _largest(job: Job, hardware: Hardware, times: PipelineTimes, config: Compete
 
     def overhead(fraction: float) -> float:
         sampled = dataclasses.replace(job, compete=dataclasses.replace(config, token_fraction=fraction))
-        return mean_overhead(schedule, added_by_competition(times, sampled, hardware), shape, STEPS)
+        return mean_step(schedule, added_by_competition(times, sampled, hardware), shape, STEPS).overhead_percent
 
     fraction = _bisect(lambda value: overhead(value) <= budget)
     if fraction is None:

@@ -126,16 +126,29 @@ def simulate_policies(
     return Overhead(normal, schedule.rate, steps, schedule.policy, min(schedule.max_active, layers), outcomes)
 
 
-def mean_overhead(
+@dataclass(frozen=True)
+class MeanStep:
+    """Seconds of a step without competition, and of the mean step under one schedule."""
+
+    normal_seconds: float
+    seconds: float
+
+    @property
+    def overhead_percent(self) -> float:
+        """Of the mean step, above the other."""
+        return 100 * (self.seconds / self.normal_seconds - 1)
+
+
+def mean_step(
     schedule: CompetitionSchedule, times: PipelineTimes, shape: PipelineShape, most_steps: int = MOST_STEPS
-) -> float:
-    """Overhead in percent of the mean step under one schedule, at its highest rate."""
+) -> MeanStep:
+    """Simulated steps under one schedule after its warm-up."""
     tables = _Tables(_layers_LC(times))
     steps = -(-most_steps // schedule.window_steps) * schedule.window_steps
     drawn = tables.add(schedule.table(schedule.warmup_steps, schedule.warmup_steps + steps))
     rows_RC, row_of = tables.distinct_rows(steps)
     seconds_R = _step_seconds(rows_RC, times, shape)
-    return float(100 * (seconds_R[row_of[drawn]].mean() / seconds_R[0] - 1))
+    return MeanStep(float(seconds_R[0]), float(seconds_R[row_of[drawn]].mean()))
 
 
 def _schedule(
