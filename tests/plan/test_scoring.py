@@ -40,7 +40,7 @@ def test_only_wide_experts_write_their_hidden_layer() -> None:
 
 
 def test_fused_scoring_moves_less_than_plain_and_fp8_multiplies_faster() -> None:
-    flags = "--compete-score-kernel"
+    flags = "--compete-preset paper --compete-score-kernel"
     plain, fused, fp8 = (seconds(f"{flags} {kernel}") for kernel in ("plain", "fused", "fused-fp8"))
     assert fp8 < fused < plain
 

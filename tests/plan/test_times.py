@@ -44,14 +44,17 @@ def test_a_dense_models_operations_over_the_rate() -> None:
 
 
 def test_a_competing_layer_alone_is_its_scoring_pass() -> None:
-    job = example("moe_30b_a3b")
+    paper = "--compete-preset paper"
+    job = example("moe_30b_a3b", paper)
     times = pipeline_times(job, COMPUTE_ONLY, count_parameters(job))
     flops = step_flops(job).competing_layer / (job.sizes.world / job.sizes.pp) / job.microbatches
     assert times.competing_forward == pytest.approx(flops / (0.5 * COMPUTE_ONLY.bf16_flops))
-    every = times_of("moe_30b_a3b", "--compete-response-gradients all --no-gradient-accumulation-fusion")
+    every = times_of("moe_30b_a3b", f"{paper} --compete-response-gradients all --no-gradient-accumulation-fusion")
     assert every.competing_backward == pytest.approx(3 * times.competing_forward)
-    utility = times_of("moe_30b_a3b", "--compete-kind utility")
+    utility = times_of("moe_30b_a3b", f"{paper} --compete-kind utility")
     assert (utility.competing_forward, utility.competing_backward) == (0.0, pytest.approx(times.competing_forward))
+    sampled = times_of("moe_30b_a3b", f"{paper} --compete-token-fraction 0.25")
+    assert sampled.competing_forward == pytest.approx(0.25 * times.competing_forward)
 
 
 def test_shape_and_places() -> None:

@@ -7,6 +7,7 @@ import sys
 import pytest
 from megatron.training.arguments import parse_args
 
+from benchmarks import planned_overhead
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 from megatron_compete.schedule import CompetitionSchedule
@@ -123,3 +124,9 @@ def test_a_resumed_run_refuses_another_presets_schedule_and_takes_its_losses(par
     with pytest.raises(CompeteError, match=r"--compete-rate 0.07 -> 0.1\. Give the checkpoint's values"):
         continued(saved, other, centred)
     assert continued(saved, same, late) == saved
+
+
+@pytest.mark.parametrize("name", planned_overhead.RECIPES)
+def test_recommended_costs_every_shipped_recipe_five_percent_at_most(name: str) -> None:
+    cost = planned_overhead.overhead(planned_overhead.planned(name, "h100"), planned_overhead.recommended())
+    assert 0.5 < cost.simulated <= 5.0
