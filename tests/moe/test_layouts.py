@@ -42,7 +42,7 @@ CASES = {
     "utility": Case(UTILITY),
     "utility-missing": Case(dataclasses.replace(UTILITY, utility_gradient="missing")),
     "normal": Case(STRONG, competes=False),
-    "sampled": sampled(STRONG),
+    "sampled": sampled(dataclasses.replace(STRONG, response="l2")),
     "sampled-options": sampled(OPTIONS),
     "sampled-utility": sampled(UTILITY),
     "sampled-utility-missing": sampled(dataclasses.replace(UTILITY, utility_gradient="missing")),

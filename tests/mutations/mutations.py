@@ -16,6 +16,8 @@ ROWS = "moe/test_row_dispatcher.py"
 GRAPHS = "moe/test_graphs.py::test_training_is_the_same_with_graphs[router]"
 SETTINGS = "moe/test_router_settings.py"
 ROUTER_LOSSES = "moe/test_router_losses.py"
+SAMPLED = "moe/test_layouts.py::test_layer_equals_dense_reference[world2-tp2-cp1-ep2-etp1-alltoall]"
+SAMPLED_IDS = "moe/test_sample.py::test_the_same_tokens_compete_in_every_layout[world2-tp1-cp2-ep1-etp2-alltoall]"
 LATENT = "moe/test_latent.py::test_layer_equals_dense_reference[world1-tp1-cp1-ep1-etp1-alltoall]"
 DIGESTS = "schedule/test_table.py::test_digests_tell_another_way_of_drawing"
 EVERY_SETTING = "schedule/test_table.py::test_every_setting_of_a_job_reaches_the_schedule"
@@ -27,6 +29,8 @@ ROUTING = (
     Mutation("routing/losses.py", "(num_winners * (num_winners - 1))", "num_winners**2", "routing/test_losses.py::test_diversity_is_the_mean_cosine_of_ordered_pairs"),
     Mutation("routing/losses.py", "_kl(target_TE, probs_TE) +", "_kl(probs_TE, target_TE) +", "routing/test_losses.py::test_kl_distillation_is_the_divergence_and_that_over_the_winners"),
     Mutation("routing/losses.py", "F.normalize(at_least_fp32(outputs_TKH), dim=-1)", "F.normalize(outputs_TKH, dim=-1)", "routing/test_losses.py::test_losses_of_bf16_are_reduced_in_fp32"),
+    Mutation("routing/sample.py", "fraction * block_length + rounding", "fraction * block_length + 0.5", "routing/test_sample.py::test_the_mean_of_a_thousand_steps_is_the_fraction"),
+    Mutation("routing/sample.py", "_uniform(1 + blocks, seed, step, layer_number)", "_uniform(1 + blocks, seed, step, 0)", "routing/test_sample.py::test_a_sample_depends_on_seed_step_and_layer"),
     Mutation("routing/centering.py", "counts * (means - mean_E).square()", "(means - mean_E).square()", "routing/test_centering.py::test_statistics_of_parts_are_those_of_the_whole"),
     Mutation("routing/rule.py", "(scores_TE * routing_map_TE).sum", "scores_TE.sum", f"{RULE}::test_choice_and_weights_are_upstreams"),
     Mutation("routing/rule.py", "ranked_TE.float() + bias_E.float()", "ranked_TE.float() - bias_E.float()", f"{RULE}::test_choice_and_weights_are_upstreams"),
@@ -38,10 +42,17 @@ ROUTING = (
 
 LAYERS = (
     Mutation("moe/losses.py", "token_mean(agreement_T, valid_T)", "token_mean(agreement_T)", METRICS),
-    Mutation("moe/losses.py", "num_tokens if valid_T is None else valid_T.sum(),", "num_tokens,", METRICS),
+    Mutation("moe/losses.py", "rows_TKH.shape[0] if valid_T is None else valid_T.sum(),", "rows_TKH.shape[0],", METRICS),
     Mutation("moe/losses.py", "distillation_target(outcome.scores_TE,", "distillation_target(outcome.responses_TE,", LAYER),
     Mutation("moe/losses.py", "diversity=diversity,", "diversity=loss,", METRICS),
     Mutation("moe/losses.py", "responses_TE.softmax(dim=-1), valid_T,", "responses_TE.softmax(dim=-1), None,", PADDED),
+    Mutation("moe/losses.py", "self.auxiliary.mean_over_ranks(competing)", "self.auxiliary.mean_over_ranks(outcome.valid)", SAMPLED),
+    Mutation("moe/losses.py", "part = None if competing is outcome.valid else competing", "part = None", SAMPLED),
+    Mutation("moe/router.py", "competing.beside(valid_T)", "competing.among(valid_T)", SAMPLED),
+    Mutation("moe/utility.py", "sample.put(grad_probs_TE, torch.zeros_like(sample.take(grad_probs_TE)))", "grad_probs_TE", LAYER),
+    Mutation("moe/utility.py", "sample.put(grad_probs_TE, torch.zeros_like(sample.take(grad_probs_TE)))", "torch.zeros_like(grad_probs_TE)", LAYER),
+    Mutation("moe/sample.py", "place[chunk == 2 * parts - 1 - part]", "place[chunk == part + parts]", SAMPLED_IDS),
+    Mutation("moe/row_dispatcher.py", "rows.new_zeros(num_tokens, rows.shape[-1]).index_add(0, token_of_row, rows)", "rows.new_zeros(num_tokens, rows.shape[-1]).index_copy(0, token_of_row, rows)", LAYER),
     Mutation("moe/utility.py", "token_mean(top1_T, valid_T)", "token_mean(top1_T)", METRICS),
     Mutation("moe/utility.py", "choose_winners(-utilities_TE,", "choose_winners(utilities_TE,", METRICS),
     Mutation("moe/utility.py", "grad_TE.masked_fill(choice_TE, 0.0)", "grad_TE", LAYER),

@@ -18,6 +18,7 @@ UTILITY = "--compete-kind utility --compete-distill-coeff 0 --compete-diversity-
 PP2_VPP2 = "--pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 1"
 NORMS_AGAIN = "--recompute-granularity selective --recompute-modules layernorm core_attn"
 SIGMOID = "--moe-router-score-function sigmoid --moe-router-enable-expert-bias --moe-router-dtype fp32"
+SAMPLED = "--compete-token-fraction 0.3"
 SHARED = "--moe-shared-expert-intermediate-size 32"
 
 RUNS = {
@@ -26,12 +27,14 @@ RUNS = {
     "response-pp2-vpp2-shared": (4, f"{PP2_VPP2} {SHARED}"),
     "utility-pp2-vpp2-mtp": (4, f"{UTILITY} {PP2_VPP2} --mtp-num-layers 1"),
     "response-shared-layernorm": (2, f"{SHARED} {NORMS_AGAIN}"),
+    "response-sampled": (2, SAMPLED),
+    "utility-sampled-pp2-vpp2": (4, f"{UTILITY} {SAMPLED} {PP2_VPP2}"),
     "response-latent": (2, "--moe-latent-size 16"),
     "utility-latent-sigmoid": (2, f"{UTILITY} --moe-latent-size 16 {SIGMOID}"),
     "utility-missing-layernorm": (2, f"{UTILITY} --compete-utility-gradient missing {NORMS_AGAIN}"),
 }  # fmt: skip
 """Ranks and flags. Every run has 4 layers, and 2 or 4 microbatches a step."""
-COVERING = ("utility-pp2-vpp2-mtp", "response-shared-layernorm")
+COVERING = ("utility-pp2-vpp2-mtp", "response-shared-layernorm", "response-sampled")
 
 
 @pytest.mark.parametrize("name", [name if name in COVERING else pytest.param(name, marks=pytest.mark.slow) for name in RUNS])  # fmt: skip
