@@ -21,7 +21,7 @@ from megatron_compete.plan.flops import step_flops
 from megatron_compete.plan.hardware import preset
 from megatron_compete.plan.job import read_job
 from megatron_compete.plan.job_plan import JobPlan, plan_job
-from megatron_compete.plan.overhead import mean_step
+from megatron_compete.plan.overhead import mean_step, simulate_policies
 from megatron_compete.plan.stage_program import PipelineShape
 from megatron_compete.plan.times import added_by_competition
 from megatron_compete.schedule import CompetitionSchedule
@@ -93,14 +93,17 @@ def planned(name: str, gpu: str) -> JobPlan:
 
 
 def row(name: str, plan: JobPlan) -> str:
-    """Of the table: at an equal share of 4%, and as recommended."""
-    steps, sample, own = (
-        overhead(plan, by_steps(EQUAL)),
-        overhead(plan, by_sample(EQUAL)),
-        overhead(plan, recommended()),
-    )
+    """Of the table: the job, and its overhead at an equal share of 4% and as recommended."""
+    steps, sample, own = (overhead(plan, settings) for settings in (by_steps(EQUAL), by_sample(EQUAL), recommended()))
+    sizes, parameters = plan.job.sizes, plan.parameters
+    shape = PipelineShape.of(plan.job.transformer, plan.job.microbatches)
+    normal = simulate_policies(None, plan.times, shape).normal_seconds
     cells = (
-        f"`{name}`", f"{plan.job.sizes.world:,}", f"{sample.flops:.1f}%", f"{sample.even:.1f}%",
+        f"`{name}`", f"{sizes.world:,} x {plan.hardware.name.upper()}",
+        f"{parameters.total / 1e9:.3g} B, {parameters.active / 1e9:.3g} B",
+        f"{sizes.tp}, {sizes.pp}, {sizes.vp}, {sizes.ep}",
+        f"{1e3 * normal:,.0f} ms, {100 * plan.utilization(plan.flops.normal, normal):.1f}%",
+        f"{plan.fullest.competing / 2**30:.1f} GiB", f"{sample.flops:.1f}%", f"{sample.even:.1f}%",
         f"{steps.simulated:.1f}% ({steps.simulated / steps.even:.2f}x)",
         f"{sample.simulated:.1f}% ({sample.simulated / sample.even:.2f}x)", f"{own.simulated:.1f}%",
     )  # fmt: skip
@@ -147,8 +150,11 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     plans = {name: planned(name, options.gpu) for name in RECIPES}
-    print("| recipe | GPUs | FLOPs added | spread evenly | by steps | by sample | `recommended` |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| recipe | GPUs | parameters, active | TP, PP, VP, EP | normal step, MFU | fullest GPU | FLOPs added | spread evenly "
+        "| by steps | by sample | `recommended` |"
+    )
+    print(f"|{'---|' * 11}")
     for name, plan in plans.items():
         print(row(name, plan), flush=True)
     if options.figure:
