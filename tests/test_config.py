@@ -26,7 +26,16 @@ def test_defaults_are_the_authors_language_recipe() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("rate", 1.01), ("rate", -0.1), ("rate", float("nan")), ("max_active_layers", 0), ("warmup_steps", -1)]
+    [
+        ("rate", 1.01),
+        ("rate", -0.1),
+        ("rate", float("nan")),
+        ("token_fraction", 0.0),
+        ("token_fraction", 1.01),
+        ("token_fraction", float("nan")),
+        ("max_active_layers", 0),
+        ("warmup_steps", -1),
+    ]
     + [("score_chunk_tokens", 0), ("diversity_coeff", -0.1), ("distill_winner_coeff", -1.0)],
 )
 def test_out_of_range_names_flag_and_value(field: str, value: float) -> None:
