@@ -30,18 +30,19 @@ class Case:
             experts=min(self.experts, 64),
         )  # fmt: skip
 
-    def gflop(self) -> dict[str, float]:
+    def gflop(self, fraction: float = 1.0) -> dict[str, float]:
         """Work of the experts' matrices per rank and step, in 10^9 operations.
 
         A forward pass counts 1 and a backward pass 2 for each token and expert: a normal step takes 3 K of them, a
-        competing one E more for scoring, by responses or by utility, the naive one 3 E.
+        competing one E more for scoring, by responses or by utility, of the `fraction` of the tokens that compete; the
+        naive one 3 E.
         """
         matrices = 3 if self.activation == "swiglu" else 2
         unit = self.tokens * 2 * matrices * self.hidden * self.ffn / 1e9
         return {
             "normal": 3 * self.topk * unit,
-            "competing": (self.experts + 3 * self.topk) * unit,
-            "utility": (self.experts + 3 * self.topk) * unit,
+            "competing": (fraction * self.experts + 3 * self.topk) * unit,
+            "utility": (fraction * self.experts + 3 * self.topk) * unit,
             "naive": 3 * self.experts * unit,
         }
 
@@ -62,4 +63,10 @@ MODEL_CASES = (
 )
 """On one GPU, a layer of: the authors' 154M and 679M models, Mixtral 8x7B, a 30B-A3B-class model."""
 
-SUITES = {"default": DEFAULT_CASES, "models": MODEL_CASES}
+SAMPLE_CASES = (
+    Case(tokens=4096, hidden=512, ffn=128, experts=64, topk=8, ep=1),
+    Case(tokens=4096, ep=1),
+)
+"""On one rank with as many tokens as a microbatch has: narrow experts, and few."""
+
+SUITES = {"default": DEFAULT_CASES, "models": MODEL_CASES, "sample": SAMPLE_CASES}

@@ -5,6 +5,7 @@
     python benchmarks/competition_step.py --experts 32 --topk 4 --ep 2  # one shape
     torchrun --nproc-per-node 8 benchmarks/competition_step.py --ep 8   # on GPUs, one rank each
     python benchmarks/competition_step.py --suite models --grouped-gemm # layers of known models, on one GPU
+    python benchmarks/competition_step.py --suite sample --fraction 0.03 # a sample of the tokens competes
 
 Measured in one run, the kinds of step taking turns: time, bytes sent and peak memory of the forward and backward pass of
 one MoE layer. Before that both kinds of competing step are compared with their naive forms in fp32.
@@ -41,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
         kind: dict[str, Any] = {"choices": ACTIVATIONS} if field.name == "activation" else {"type": int}
         parser.add_argument(f"--{field.name}", help=f"measure one shape; the others as in {Case()!r}", **kind)
     parser.add_argument("--suite", choices=SUITES, default="default", help="which table, where no shape is given")
+    parser.add_argument("--fraction", type=float, default=1.0, help="of the tokens that compete (default 1)")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds (default 5)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: fp32 on a CPU, bf16 on GPUs")
     parser.add_argument("--grouped-gemm", action="store_true", help="Transformer Engine's grouped experts (GPUs)")
@@ -55,6 +57,8 @@ def chosen_cases(arguments: argparse.Namespace) -> list[Case]:
         CompeteError: a shape that no layer can have.
     """
     given = {f.name: getattr(arguments, f.name) for f in fields(Case) if getattr(arguments, f.name) is not None}
+    if not 0.0 < arguments.fraction <= 1.0:
+        raise CompeteError(f"--fraction {arguments.fraction} of the tokens: give more than 0, and 1 at most")
     case = Case(**given)
     if min(value for value in vars(case).values() if isinstance(value, int)) < 1 or arguments.repeats < 1:
         raise CompeteError("sizes and --repeats must be 1 or more")
@@ -89,7 +93,7 @@ def _say(text: str) -> None:
 def main() -> None:
     arguments = parse_arguments()
     dtype = arguments.dtype or ("bf16" if torch.cuda.is_available() else "fp32")
-    settings = Settings(repeats=arguments.repeats, dtype=dtype, grouped_gemm=arguments.grouped_gemm)
+    settings = Settings(repeats=arguments.repeats, dtype=dtype, grouped_gemm=arguments.grouped_gemm, fraction=arguments.fraction)  # fmt: skip
     results = measure(chosen_cases(arguments), settings)
     if os.environ.get("RANK", "0") == "0":
         print_table(results, settings)

@@ -13,6 +13,7 @@ from benchmarks.cases import Case
 from benchmarks.memory import PeakMemory
 from benchmarks.traffic import count
 from benchmarks.variants import Batch, build_variants, check_equal, device, make_batch, run_step
+from megatron_compete.config import CompeteConfig
 
 BATCHES = 3
 """Inputs that take turns."""
@@ -21,7 +22,9 @@ RATIOS = (("competing", "normal"), ("utility", "normal"), ("utility", "competing
 """Which variant is divided by which."""
 
 
-def measure_case(case: Case, repeats: int, dtype: torch.dtype, grouped_gemm: bool) -> dict[str, Any]:
+def measure_case(
+    case: Case, repeats: int, dtype: torch.dtype, grouped_gemm: bool, fraction: float = 1.0
+) -> dict[str, Any]:
     """The whole measurement of one case; every rank calls it and gets the same result.
 
     Returns:
@@ -31,13 +34,16 @@ def measure_case(case: Case, repeats: int, dtype: torch.dtype, grouped_gemm: boo
     """
     small = case.for_check()
     check_equal(build_variants(small, torch.float32, grouped_gemm, to_check=True), make_batch(small, torch.float32))
-    layers = build_variants(case, dtype, grouped_gemm)
+    compete = CompeteConfig(rate=1.0, max_active_layers=1, token_fraction=fraction)
+    layers = build_variants(case, dtype, grouped_gemm, compete)
+    if fraction < 1.0:
+        del layers["naive"]
     batches = [make_batch(case, dtype, seed) for seed in range(BATCHES)]
     steps = {name: found for name, layer in layers.items() if (found := _bytes(layer, batches[0])) is not None}
     times, cpu_times = _times({name: layers[name] for name in steps}, batches, repeats)
     for name, step in steps.items():
         step |= {"ms": median(times[name]), "cpu_ms": median(cpu_times[name]), "ms_all": times[name]}
-        step["gflop"] = case.gflop()[name]
+        step["gflop"] = case.gflop(fraction)[name]
     ratios = {
         f"{above}/{below}": median(a / b for a, b in zip(times[above], times[below]))
         for above, below in RATIOS

@@ -25,6 +25,8 @@ class Settings:
     dtype: str
     """A key of `DTYPES`."""
     grouped_gemm: bool
+    fraction: float = 1.0
+    """Of the tokens that compete; below 1 the naive step, which has no sample, is left out."""
 
 
 def under_torchrun() -> bool:
@@ -64,7 +66,7 @@ def measure_here(cases: list[Case], settings: Settings) -> list[dict[str, Any]]:
         model_parallel_cuda_manual_seed(1)
     dtype = DTYPES[settings.dtype]
     try:
-        return [measure_case(case, settings.repeats, dtype, settings.grouped_gemm) for case in cases]
+        return [measure_case(case, settings.repeats, dtype, settings.grouped_gemm, settings.fraction) for case in cases]
     finally:
         torch.distributed.destroy_process_group()
 

@@ -38,7 +38,8 @@ def _cpu_name() -> str:
 def print_table(results: list[dict[str, Any]], settings: Settings) -> None:
     """All steps and ratios of each case."""
     grouped = ", grouped GEMM" if settings.grouped_gemm else ""
-    title = f"One MoE layer, {settings.dtype}{grouped}, {settings.repeats} repeats\n{hardware()}"
+    sample = f", {settings.fraction:.0%} of the tokens compete" if settings.fraction < 1 else ""
+    title = f"One MoE layer, {settings.dtype}{grouped}{sample}, {settings.repeats} repeats\n{hardware()}"
     table = Table(title=title, title_justify="left", caption=NOTES, caption_justify="left")
     table.add_column("shape", no_wrap=True)
     table.add_column("step", no_wrap=True)

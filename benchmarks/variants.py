@@ -1,5 +1,6 @@
 """What is compared: one MoE layer at a normal step, at one that competes, by responses or by utility, and at a naive one."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,8 @@ def build_variants(
 
     Args:
         grouped_gemm: Transformer Engine's grouped experts in place of one MLP after the other.
-        compete: settings of the steps that compete by responses; the authors' by default.
+        compete: settings of the steps that compete by responses; the authors' by default. By utility as large a sample
+            of the tokens competes.
         to_check: with the naive form of the step by utility, which is not measured.
     """
     config, groups = transformer_config(case, dtype, grouped_gemm), get_default_pg_collection()
@@ -85,7 +87,7 @@ def build_variants(
     layers = {
         "normal": ours(CompeteConfig(rate=0.0)),
         "competing": ours(compete),
-        "utility": ours(BY_UTILITY),
+        "utility": ours(dataclasses.replace(BY_UTILITY, token_fraction=compete.token_fraction)),
         "naive": NaiveCompeteLayer(config, submodules, groups, compete),
     }
     if to_check:

@@ -223,3 +223,30 @@ def equality_of_what_is_no_number() -> None:
 
 def test_the_check_of_equality_fails_on_what_is_no_number() -> None:
     run_rank(equality_of_what_is_no_number)
+
+
+def scored_tokens_on_rank() -> list[int]:
+    """Tokens that the steps of a sample of 1 in 4 score, by responses and by utility."""
+    from megatron.core import parallel_state
+
+    from benchmarks.variants import build_variants, make_batch, run_step
+    from megatron_compete.moe import scoring
+
+    dist.init_process_group("gloo")
+    parallel_state.initialize_model_parallel()
+    scored: list[int] = []
+    score_tokens = scoring.score_tokens
+    scoring.score_tokens = lambda tokens, *rest: scored.append(len(tokens)) or score_tokens(tokens, *rest)
+    compete = CompeteConfig(rate=1.0, max_active_layers=1, token_fraction=0.25)
+    case = Case(**{**vars(SMALL), "ep": 1})
+    layers, batch = build_variants(case, torch.float32, compete=compete), make_batch(case, torch.float32)
+    for name in ("competing", "utility"):
+        run_step(layers[name], batch)
+    return scored
+
+
+def test_a_sample_is_scored_and_counted() -> None:
+    assert run_rank(scored_tokens_on_rank) == [6, 6]  # of 24
+    normal, competing, utility, naive = SMALL.gflop(0.25).values()
+    assert competing == utility == pytest.approx(normal * (1 + 0.25 * 8 / 9))
+    assert naive == SMALL.gflop()["naive"]
