@@ -54,9 +54,11 @@ def test_tables_without_json() -> None:
         ((*SMALL, "--gpus", "0"), "--gpus 0 is no number of GPUs"),
         ((*SMALL, "--no-such-flag", "3"), "unrecognized arguments: --no-such-flag 3"),
         ((*SMALL, "--figure", "plan.nope"), "--figure plan.nope: the suffix is none of"),
+        ((*SMALL, "--budget", "five"), "--budget five is no overhead: give a percentage such as 5%"),
+        ((*SMALL, "--budget", "5%", "--router", "topk"), "--budget looks for settings of competition"),
         ((*SMALL, "--ep", "3"), "--num-experts 8 does not divide over --expert-model-parallel-size 3"),
     ],
-    ids=("recipe", "gpu", "gpus", "flag", "figure", "rule"),
+    ids=("recipe", "gpu", "gpus", "flag", "figure", "budget", "budget without competition", "rule"),
 )
 def test_what_the_user_can_fix_is_one_line(arguments: tuple[str, ...], says: str) -> None:
     result = command(*arguments)

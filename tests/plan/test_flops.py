@@ -69,5 +69,7 @@ def test_a_step_with_competition() -> None:
     step = step_flops(job_of("--compete-rate 0.25"))
     assert step.competing == step.normal + 2 * step.competing_layer
     assert step.mean == step.normal + 0.25 * 4 * step.competing_layer
+    sample = step_flops(job_of("--compete-rate 0.25 --compete-token-fraction 0.5"))
+    assert sample.competing_layer == 0.5 * step.competing_layer and sample.normal == step.normal
     without = step_flops(job_of("--router topk"))
     assert without.normal == without.mean == without.competing == step.normal

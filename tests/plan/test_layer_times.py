@@ -50,6 +50,19 @@ def test_competition_costs_only_where_it_happens() -> None:
     assert utility.forward == 0.0 < utility.backward
 
 
+@pytest.mark.parametrize("kind", ("response", "utility"))
+def test_a_sample_costs_its_share_of_rows_traffic_and_flops(kind: str) -> None:
+    """Where nothing is bound by launches or by reading weights, everything that competition adds is the tokens'."""
+    machine = replace(MACHINE, kernel_seconds=0.0, bf16_flops=1e9)
+    flags = f"--compete-kind {kind} --bf16 --expert-model-parallel-size 2 --compete-token-fraction"
+    jobs = [job_of(f"{flags} {fraction}", gpus=2) for fraction in (1, 0.25)]
+    whole, sample = (LayerTimes(job, machine, Groups(job)) for job in jobs)
+    assert sample.competing().forward == pytest.approx(0.25 * whole.competing().forward)
+    assert sample.competing().backward == pytest.approx(0.25 * whole.competing().backward)
+    sent = [sum(times.traffic.competing().total.values()) for times in (whole, sample)]
+    assert sent[1] == pytest.approx(0.25 * sent[0]) and sent[0] > 0
+
+
 def test_the_output_layers_backward_is_two_products_and_one_pass_over_the_logits() -> None:
     times = times_of()
     output = times.output()

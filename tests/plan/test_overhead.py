@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from benchmarks import planned_overhead
 from megatron_compete.plan import overhead
-from megatron_compete.plan.overhead import simulate_policies
+from megatron_compete.plan.overhead import mean_step, simulate_policies
 from megatron_compete.plan.pipeline import simulate
 from megatron_compete.plan.stage_program import PipelineShape
 from megatron_compete.plan.times import PipelineTimes
@@ -74,6 +75,35 @@ def test_numbers_are_those_of_the_table(chunks: int) -> None:
     assert outcome.p50_seconds == pytest.approx(np.sort(seconds_N)[(result.steps - 1) // 2])
     assert outcome.p95_seconds == pytest.approx(np.sort(seconds_N)[int(np.ceil(0.95 * result.steps)) - 1])
     assert (outcome.most_layers, outcome.most_layers_on_a_stage) == (table_NL.sum(axis=1).max(), on_stage.max())
+
+
+def test_one_schedule_alone_costs_what_it_does_among_all() -> None:
+    schedule, times, shape = job(4, 2, 16, rate=0.1, max_active=4)
+    among = simulate_policies(schedule, times, shape)
+    alone = mean_step(dataclasses.replace(schedule, warmup_steps=50), times, shape, among.steps)
+    assert alone.normal_seconds == among.normal_seconds
+    assert alone.overhead_percent == pytest.approx(among.of("balanced", 4).overhead_percent)
+
+
+@pytest.mark.parametrize("policy", ("balanced", "shifted"))
+def test_at_a_rate_of_one_every_layer_is_slow_at_every_step(policy: str) -> None:
+    schedule, times, shape = job(4, 2, 16, rate=1.0, max_active=16)
+    chunks = schedule.stage_chunks if policy == "balanced" else ()
+    step = mean_step(dataclasses.replace(schedule, policy=policy, stage_chunks=chunks), times, shape)  # type: ignore[arg-type]
+    slow = simulate(shape, times.forward_PV[None] + 2 * 0.6, times.backward_PV[None] + 2 * 0.3, 0.01)[0] + 0.5
+    assert step.seconds == pytest.approx(slow)
+
+
+def test_a_sample_at_every_step_costs_235b_its_work_where_all_tokens_at_some_cost_twice_that() -> None:
+    """The same number of competing tokens in a pipeline of PP 8 x VP 4."""
+    plan = planned_overhead.planned("moe_235b_a22b", "h100")
+    sample, steps = (
+        planned_overhead.overhead(plan, settings(0.04))
+        for settings in (planned_overhead.by_sample, planned_overhead.by_steps)
+    )
+    assert sample.even == pytest.approx(steps.even, rel=0.01) and sample.flops == pytest.approx(steps.flops)
+    assert sample.simulated <= 1.15 * min(sample.even, sample.flops)
+    assert steps.simulated > 2 * steps.even
 
 
 def test_limits_that_no_schedule_can_meet_say_why() -> None:
