@@ -16,9 +16,9 @@ from torch import Tensor
 from benchmarks.cases import Case
 from benchmarks.variants import device, transformer_config
 from megatron_compete.config import CompeteConfig
-from megatron_compete.moe.baselines import BASELINES
 from megatron_compete.moe.baselines.config import BaselineConfig
 from megatron_compete.moe.baselines.step import end_step
+from megatron_compete.moe.baselines.variable import VariableRouter
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.specs import with_baseline
@@ -59,6 +59,7 @@ ROUTERS: dict[str, Router] = {
     "cosine": Router("perturbed cosine", BALANCED, baseline="cosine"),
     "remoe": Router("ReMoE", baseline="remoe"),
     "usmoe": Router("USMoE", BALANCED, baseline="usmoe"),
+    "default-moe": Router("Default MoE", baseline="default-moe"),
     "threshold": Router("Expert-Threshold", baseline="threshold"),
     "response": Router("competition by response", compete=CompeteConfig(max_active_layers=1)),
     "utility": Router("competition by utility", compete=CompeteConfig(kind="utility", max_active_layers=1)),
@@ -111,7 +112,7 @@ class RoutedLayer:
             )
             router.expert_bias.copy_(bias)
             router.local_tokens_per_expert.zero_()
-        if self.router.baseline is not None and BASELINES[self.router.baseline].variable:
+        if isinstance(router, VariableRouter):
             end_step([self.layer], router.num_of_model, parallel_state.get_pipeline_model_parallel_group())
 
     def go_to_competing_step(self) -> None:

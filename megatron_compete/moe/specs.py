@@ -21,7 +21,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.moe.baselines import BASELINES, check_baseline
 from megatron_compete.moe.baselines.config import BaselineConfig
-from megatron_compete.moe.baselines.layer import VariableMoELayer
 from megatron_compete.moe.baselines.step import install_router_step
 from megatron_compete.moe.competition import Competition, competing_layers, transformer_of
 from megatron_compete.moe.graphs import eager_modules
@@ -147,7 +146,7 @@ def with_baseline(
         keywords["num_layers"] = num_layers
     router_builder: Callable[..., Any] = baseline.router
     submodules = dataclasses.replace(moe.keywords["submodules"], router=functools.partial(router_builder, **keywords))
-    layer: Callable[..., Any] = VariableMoELayer if baseline.variable else MoELayer
+    layer: Callable[..., Any] = baseline.layer
     return functools.partial(layer, *moe.args, **(moe.keywords | {"submodules": submodules}))
 
 

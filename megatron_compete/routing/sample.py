@@ -48,8 +48,9 @@ def sample_positions(
     block_length = sequence_length // blocks
     per_block = min(math.floor(fraction * block_length + rounding), block_length)
     places = (np.arange(per_block) + np.array(offsets)[:, None]) * (block_length / max(per_block, 1))
-    places = np.minimum(places.astype(np.int64), block_length - 1)
-    positions: NDArray[np.int64] = (places + np.arange(blocks)[:, None] * block_length).reshape(-1)
+    positions: NDArray[np.int64] = (
+        np.minimum(places.astype(np.int64), block_length - 1) + np.arange(blocks)[:, None] * block_length
+    ).reshape(-1)
     return positions
 
 
@@ -57,7 +58,5 @@ def _uniform(count: int, *key: int) -> NDArray[np.float64]:
     """Numbers in [0, 1) from this key; numpy promises the same of this generator's raw bits in every version."""
     words = [_STREAM, *(value % 2**64 for value in key)]
     bits = np.random.Philox(np.random.SeedSequence(words)).random_raw(count)
-    numbers: NDArray[np.float64] = (
-        bits >> np.uint64(32)
-    ) * 2.0**-32  # few enough bits that sums with positions stay exact
-    return numbers
+    numbers: NDArray[np.float64] = (bits >> np.uint64(32)).astype(np.float64)
+    return numbers * 2.0**-32  # few enough bits that sums with positions stay exact

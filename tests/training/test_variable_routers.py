@@ -26,7 +26,7 @@ def state(folder: Path, name: str) -> Tensor:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("router", ["remoe", "usmoe", "threshold"])
+@pytest.mark.parametrize("router", ["remoe", "usmoe", "threshold", "default-moe"])
 def test_state_in_a_checkpoint(router: str, tmp_path: Path) -> None:
     """From two steps of one rank on: one rank, two stages x two expert ranks with recompute and evaluations, in bf16."""
     common = f"--router {router} --lr 1e-3"
@@ -42,10 +42,13 @@ def test_state_in_a_checkpoint(router: str, tmp_path: Path) -> None:
     one, four = (read_scalars(tmp_path / name / "board") for name in ("one", "four"))
     assert largest_difference(one["lm loss"], four["lm loss"]) < 1e-4
     assert set(one["experts_per_token"]) == set(range(MIDDLE + 1, STEPS + 1))
-    assert all(0.5 < count < 3.5 and count != 2.0 for count in one["experts_per_token"].values())
+    exactly_two = router == "default-moe"
+    assert all(0.5 < count < 3.5 and (count == 2.0) == exactly_two for count in one["experts_per_token"].values())
     assert largest_difference(one["experts_per_token"], four["experts_per_token"]) < 0.02
     if router == "remoe":
         check_coefficients([state(tmp_path / name, "l1_coefficient") for name in ("one", "four", "bf16")])
+    elif router == "default-moe":
+        check_defaults(*(state(tmp_path / name, "default_outputs") for name in ("one", "four", "bf16")))
     else:
         for name in ("one", "four", "bf16"):
             assert state(tmp_path / name, "threshold_steps").tolist() == [[STEPS]] * LAYERS
@@ -66,3 +69,24 @@ def check_thresholds(one: Tensor, four: Tensor, bf16: Tensor) -> None:
     assert len(one.unique()) == one.numel()
     torch.testing.assert_close(four, one, rtol=1e-4, atol=1e-5)
     assert bf16.dtype == torch.float32 and not torch.equal(bf16, bf16.bfloat16().float())
+
+
+def check_defaults(one: Tensor, four: Tensor, bf16: Tensor) -> None:
+    """Of every expert, the same in another layout under recomputation, and in fp32 whatever the model."""
+    assert (one.abs().view(LAYERS, 8, -1).amax(-1) > 0).all()
+    torch.testing.assert_close(four, one, rtol=1e-3, atol=1e-5)
+    assert bf16.dtype == torch.float32 and not torch.equal(bf16, bf16.bfloat16().float())
+
+
+def test_default_vectors_go_on_in_a_resumed_run(tmp_path: Path) -> None:
+    common = f"--router default-moe --lr 1e-3 --train-iters {STEPS} --save {tmp_path}/saved"
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(2, f"{common} --save-interval {MIDDLE} --expert-model-parallel-size 2 --tensorboard-dir {whole}")
+    (tmp_path / "saved/latest_checkpointed_iteration.txt").write_text(str(MIDDLE))
+    train(
+        2,
+        f"{common} --save-interval {MIDDLE} --load {tmp_path}/saved --expert-model-parallel-size 2 --tensorboard-dir {resumed}",
+    )
+    before, after = read_scalars(whole)["lm loss"], read_scalars(resumed)["lm loss"]
+    assert list(after) == list(range(MIDDLE + 1, STEPS + 1))
+    assert after == {step: before[step] for step in after}

@@ -3,15 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.moe.baselines.config import BaselineConfig, flag_of
 from megatron_compete.moe.baselines.cosine import CosineRouter, PerturbedCosineRouter, check_cosine
+from megatron_compete.moe.baselines.default_moe import DefaultMoELayer, DefaultMoERouter
+from megatron_compete.moe.baselines.layer import VariableMoELayer
 from megatron_compete.moe.baselines.remoe import ReMoERouter
 from megatron_compete.moe.baselines.thresholds import ExpertThresholdRouter, USMoERouter
-from megatron_compete.moe.baselines.variable_checks import check_variable
+from megatron_compete.moe.baselines.variable_checks import OF_DEFAULTS, check_variable
 
 Check = Callable[[TransformerConfig, BaselineConfig], None]
 
@@ -23,8 +26,8 @@ class Baseline:
     router: type[TopKRouter]
     """Constructed as `TopKRouter(config, pg_collection, is_mtp_layer)` with `settings: BaselineConfig` besides."""
 
-    variable: bool = False
-    """Whether a token may have more or fewer than K experts; the layer then has a dispatcher that counts them."""
+    layer: type[MoELayer] = MoELayer
+    """Of tokens with more or fewer than K experts `VariableMoELayer`, whose dispatcher counts them."""
 
     of_model: bool = False
     """Whether the router is also told `num_layers`: layers of the whole model with this router."""
@@ -44,22 +47,28 @@ BASELINES: dict[str, Baseline] = {
     "cosine": Baseline(PerturbedCosineRouter, check=check_cosine, reads=(*COSINE, "perturbation")),
     "remoe": Baseline(
         ReMoERouter,
-        variable=True,
+        layer=VariableMoELayer,
         of_model=True,
         check=check_variable("remoe", (), "whose own penalty balances the load"),
         reads=("l1_init", "l1_factor"),
     ),
     "usmoe": Baseline(
         USMoERouter,
-        variable=True,
+        layer=VariableMoELayer,
         check=check_variable("usmoe", ("aux_loss",), "which knows only aux_loss"),
         reads=("usmoe_alpha", *THRESHOLD),
     ),
     "threshold": Baseline(
         ExpertThresholdRouter,
-        variable=True,
+        layer=VariableMoELayer,
         check=check_variable("threshold", (), "whose thresholds balance the load"),
         reads=THRESHOLD,
+    ),
+    "default-moe": Baseline(
+        DefaultMoERouter,
+        layer=DefaultMoELayer,
+        check=check_variable("default-moe", ("aux_loss",), "which knows only aux_loss", more=OF_DEFAULTS),
+        reads=("default_decay",),
     ),
 }
 """By name of `--router`."""
@@ -82,7 +91,7 @@ def check_baseline(router: str, config: TransformerConfig, settings: BaselineCon
     baseline = BASELINES[router]
     if not config.num_moe_experts:
         raise CompeteError(f"--router {router} needs a mixture of experts: give --num-experts, or --router topk")
-    if baseline.variable and config.moe_token_dispatcher_type == "flex":
+    if baseline.layer is VariableMoELayer and config.moe_token_dispatcher_type == "flex":
         raise CompeteError(
             f"--moe-token-dispatcher-type flex sends K copies of every token, and --router {router} may choose more or "
             "fewer: use alltoall"

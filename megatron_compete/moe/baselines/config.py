@@ -47,6 +47,9 @@ class BaselineConfig:
     """Steps in which each microbatch is cut at its own threshold, as the papers' training does, with a look at later
     tokens (usmoe, threshold). 1: the first, which has no other."""
 
+    default_decay: float = 0.9
+    """Share of the experts' default vectors that is kept at each step (default-moe)."""
+
     def __post_init__(self) -> None:
         check_fields(self, flag_of)
         check_range(self.temperature > 0.0, "temperature", self.temperature, "give more than 0")
@@ -56,6 +59,7 @@ class BaselineConfig:
         check_range(self.l1_factor > 1.0, "l1_factor", self.l1_factor, "give more than 1")
         check_range(0.0 <= self.usmoe_alpha <= 1.0, "usmoe_alpha", self.usmoe_alpha, "give a number from 0 to 1")
         check_range(0.0 <= self.threshold_decay < 1.0, "threshold_decay", self.threshold_decay, "give 0 or more, below 1")  # fmt: skip
+        check_range(0.0 <= self.default_decay < 1.0, "default_decay", self.default_decay, "give 0 or more, below 1")
         check_range(self.threshold_warmup >= 1, "threshold_warmup", self.threshold_warmup, "give 1 or more")
 
     @classmethod

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.moe.moe_utils import switch_load_balancing_loss_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -119,19 +118,8 @@ class USMoERouter(ThresholdRouter):
         scores_TE = self.scores(logits_TE)
         chosen_TE = self.chosen(scores_TE, valid_T)
         if self.learns() and self.get_aux_loss_coeff("aux_loss") > 0:
-            scores_TE = self._balanced(scores_TE, logits_TE, chosen_TE, valid_T)
+            scores_TE = self.balanced(scores_TE, logits_TE, chosen_TE, valid_T)
         return scores_TE, chosen_TE
-
-    def _balanced(self, scores_TE: Tensor, logits_TE: Tensor, chosen_TE: Tensor, valid_T: Tensor | None) -> Tensor:
-        """`TopKRouter._apply_aux_loss` with tokens counted as they are: upstream takes the map's sum over K for them."""
-        probs_TE = logits_TE.softmax(dim=-1, dtype=torch.float32)
-        if valid_T is not None:
-            probs_TE = probs_TE * valid_T.unsqueeze(-1)
-        tokens_E, tokens = self.tokens_per_expert(chosen_TE, valid_T)
-        loss = switch_load_balancing_loss_func(
-            probs_TE, tokens_E, tokens.squeeze().clamp_min(1.0), self.topk, self.num_experts, 1.0
-        )
-        return self.attach_balance(scores_TE, self.get_aux_loss_coeff("aux_loss"), loss, tokens)
 
 
 class ExpertThresholdRouter(ThresholdRouter):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.moe_utils import switch_load_balancing_loss_func
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -111,6 +112,20 @@ class VariableRouter(TopKRouter):
             weights_TE, coefficient, coefficient * loss, "load_balancing_loss", self.tp_cp_group,
             valid_token_count=tokens.squeeze() / self.tp_cp_group.size(),
         )  # fmt: skip
+
+    def balanced(self, weights_TE: Tensor, logits_TE: Tensor, chosen_TE: Tensor, valid_T: Tensor | None) -> Tensor:
+        """`weights_TE` with Megatron's aux_loss attached.
+
+        `TopKRouter._apply_aux_loss` with tokens counted as they are: upstream takes the map's sum over K for them.
+        """
+        probs_TE = logits_TE.softmax(dim=-1, dtype=torch.float32)
+        if valid_T is not None:
+            probs_TE = probs_TE * valid_T.unsqueeze(-1)
+        tokens_E, tokens = self.tokens_per_expert(chosen_TE, valid_T)
+        loss = switch_load_balancing_loss_func(
+            probs_TE, tokens_E, tokens.squeeze().clamp_min(1.0), self.topk, self.num_experts, 1.0
+        )
+        return self.attach_balance(weights_TE, self.get_aux_loss_coeff("aux_loss"), loss, tokens)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
         """Move and cast as any module, but for the state, which moves and is not cast.

@@ -23,6 +23,14 @@ REFUSALS = (
 """Settings of Megatron's that exclude any of them."""
 
 
+OF_DEFAULTS = (
+    Refusal("--moe-token-dispatcher-type", lambda c: c.moe_token_dispatcher_type != "alltoall", "others sum a token's outputs before they can be observed"),
+    Refusal("--moe-latent-size", lambda c: c.moe_latent_size, "default vectors are those of whole outputs"),
+    Refusal("--moe-apply-probs-on-input", lambda c: c.moe_apply_probs_on_input, "outputs are observed without their weights"),
+)  # fmt: skip
+"""And those that exclude default vectors."""
+
+
 def balance_types(config: TransformerConfig) -> dict[str, float]:
     """Megatron's kinds of load balance that are on, with their coefficients."""
     types, coefficients = config.moe_router_load_balancing_type, config.moe_aux_loss_coeff
@@ -31,17 +39,18 @@ def balance_types(config: TransformerConfig) -> dict[str, float]:
 
 
 def check_variable(
-    router: str, balance: tuple[str, ...], why: str
+    router: str, balance: tuple[str, ...], why: str, more: tuple[Refusal, ...] = ()
 ) -> Callable[[TransformerConfig, BaselineConfig], None]:
     """The check of one router for the registry.
 
     Args:
         balance: the kinds of Megatron's load balance that it can be given besides.
         why: what stands against the others.
+        more: settings that exclude this router besides.
     """
 
     def check(config: TransformerConfig, settings: BaselineConfig) -> None:
-        for refusal in REFUSALS:
+        for refusal in (*REFUSALS, *more):
             if refusal.applies(config):
                 raise CompeteError(
                     f"{refusal.flag} does not work with --router {router}: {refusal.reason}. "

@@ -8,6 +8,7 @@ import pytest
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.moe.baselines import BASELINES, check_baseline, check_flags
 from megatron_compete.moe.baselines.config import BaselineConfig, flag_of
+from megatron_compete.moe.baselines.layer import VariableMoELayer
 from tests.moe.layouts import Layout, transformer_config
 
 
@@ -38,7 +39,7 @@ def test_a_dense_model_is_refused(router: str) -> None:
         check_baseline(router, config, BaselineConfig())
 
 
-@pytest.mark.parametrize("router", [name for name, baseline in BASELINES.items() if baseline.variable])
+@pytest.mark.parametrize("router", [name for name, baseline in BASELINES.items() if baseline.layer is VariableMoELayer])
 def test_a_dispatcher_of_k_copies_is_refused(router: str) -> None:
     config = transformer_config(Layout())
     config.moe_token_dispatcher_type = "flex"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.moe import layouts
 from tests.moe.baselines.layers import build_baseline
-from tests.moe.baselines.variable_reference import ROUTERS
+from tests.moe.baselines.variable_reference import ROUTERS, Variable
 from tests.moe.layouts import BATCH, EXPERTS, FFN, HIDDEN, SEQUENCE, SHARED_FFN, Layout
 from tests.moe.reference import Weights
 from tests.moe.steps import Batch, Microbatch, Result, assert_equal_to_reference, reference_step
@@ -25,7 +25,14 @@ MORE_LAYOUTS = [
     Layout(world=2, tp=2, per_token=True),
     Layout(world=2, ep=2, dispatcher="allgather"),
 ]
-STATE = {"remoe": "l1_coefficient", "usmoe": "threshold", "threshold": "threshold"}
+STATE = {"remoe": "l1_coefficient", "usmoe": "threshold", "threshold": "threshold", "default-moe": "default_outputs"}
+
+
+def routers(layout: Layout) -> dict[str, Variable]:
+    """Those that work with the layout's dispatcher."""
+    return {
+        name: router for name, router in ROUTERS.items() if layout.dispatcher == "alltoall" or name != "default-moe"
+    }
 
 
 def end_step(layer: Any, pipeline: Any = None) -> None:
@@ -42,8 +49,8 @@ def two_steps(
 ) -> dict[str, list[tuple[Result, Tensor]]]:
     """Each with a layer of its own: the second's state comes from the first's state dict."""
     layouts.initialize(layout)
-    results: dict[str, list[tuple[Result, Tensor]]] = {name: [] for name in ROUTERS}
-    for name, router in ROUTERS.items():
+    results: dict[str, list[tuple[Result, Tensor]]] = {name: [] for name in routers(layout)}
+    for name, router in routers(layout).items():
         state: dict[str, Any] = {}
         for batch in batches:
             layer = build_baseline(layout, name, router.settings, weights, **(router.overrides | overrides))
@@ -58,7 +65,7 @@ def two_steps(
 def check(layout: Layout, batches: list[Batch], weights: Weights, **overrides: Any) -> None:
     """Outputs, gradients and state of two steps, on every rank."""
     per_rank = run_ranks(layout.world, two_steps, layout, batches, weights, overrides)
-    for name, router in ROUTERS.items():
+    for name, router in routers(layout).items():
         state: Tensor | None = None
         for index, batch in enumerate(batches):
             expected = reference_step(batch, weights, layout, None, router.step(state))  # type: ignore[arg-type]
@@ -67,7 +74,7 @@ def check(layout: Layout, batches: list[Batch], weights: Weights, **overrides: A
                 assert_equal_to_reference([result for result, _ in results], expected, layout)
             except AssertionError as error:
                 raise AssertionError(f"{name}, step {index + 1}: {error}") from None
-            state = router.after(state, batch, weights.router, index + 1)
+            state = router.after(state, batch, weights, index + 1)
             for _, found in results:
                 torch.testing.assert_close(found.double(), state.double().reshape(found.shape), rtol=1e-5, atol=1e-6)
                 assert torch.equal(found, results[0][1])

@@ -12,6 +12,7 @@ from torch import Tensor
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.moe.baselines import BASELINES, check_baseline
 from megatron_compete.moe.baselines.config import BaselineConfig
+from megatron_compete.moe.baselines.variable import VariableRouter
 from tests.moe import layouts
 from tests.moe.baselines.layers import build_baseline
 from tests.moe.baselines.test_variable import end_step
@@ -271,7 +272,9 @@ def test_one_coefficient_for_all_pipeline_stages() -> None:
     assert second == pytest.approx([start, start * factor])
 
 
-@pytest.mark.parametrize("router", [name for name, baseline in BASELINES.items() if baseline.variable])
+@pytest.mark.parametrize(
+    "router", [name for name, baseline in BASELINES.items() if issubclass(baseline.router, VariableRouter)]
+)
 @pytest.mark.parametrize(
     ("flag", "overrides"),
     [
@@ -291,9 +294,10 @@ def test_settings_of_a_choice_of_k_experts_are_refused(router: str, flag: str, o
         check_baseline(router, config, BaselineConfig())
 
 
-def test_only_usmoe_takes_megatrons_balance_loss() -> None:
+def test_megatrons_balance_loss_is_for_routers_that_do_not_balance_by_themselves() -> None:
     config = transformer_config(Layout(), moe_router_load_balancing_type="aux_loss", moe_aux_loss_coeff=0.1)
-    check_baseline("usmoe", config, BaselineConfig())
+    for router in ("usmoe", "default-moe"):
+        check_baseline(router, config, BaselineConfig())
     for router in ("remoe", "threshold"):
         with pytest.raises(
             CompeteError, match=re.escape(f"--moe-aux-loss-coeff 0.1 does not work with --router {router}")

@@ -47,11 +47,11 @@ class Variable:
 
         return layer
 
-    def after(self, state: Tensor | None, batch: Batch, router: Tensor, step: int) -> Tensor:
+    def after(self, state: Tensor | None, batch: Batch, weights: Weights, step: int) -> Tensor:
         """The state after a step over all microbatches of all data parallel ranks."""
         microbatches = [m for of_rank in batch for m in of_rank if m.valid_T.any()]
         counts = [int(m.valid_T.sum()) for m in microbatches]
-        seen = [self.observe(m.flat(m.tokens.double())[m.valid_T] @ router.double().T) for m in microbatches]
+        seen = [self.observe(m.flat(m.tokens.double())[m.valid_T] @ weights.router.double().T) for m in microbatches]
         return self.follow(state, sum(n * s for n, s in zip(counts, seen)) / sum(counts), step)  # type: ignore[operator, arg-type]
 
 
@@ -64,9 +64,44 @@ def balance(g: Tensor, chosen: Tensor, valid: Tensor) -> Tensor:
     return sum(experts / (K * tokens) * chosen[:, e].sum() * g[:, e].sum() / tokens for e in range(experts))  # type: ignore[return-value]
 
 
+@dataclass(frozen=True)
+class Defaults(Variable):
+    """Default MoE: the experts that were not chosen answer with their default vectors, the state [E, H]."""
+
+    def step(self, state: Tensor | None) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        def layer(
+            tokens: Tensor, weights: Weights, k: int, config: Any, valid: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            p, chosen, loss = self.choose(tokens @ weights.router.T, valid, state)
+            y = expert_outputs(tokens, weights)
+            d = torch.zeros_like(y) if state is None else state.double().expand_as(y)
+            output = self.scale * (p.unsqueeze(-1) * torch.where(chosen.unsqueeze(-1), y, d)).sum(1)
+            return output + shared_output(tokens, weights), loss, chosen
+
+        return layer
+
+    def after(self, state: Tensor | None, batch: Batch, weights: Weights, step: int) -> Tensor:
+        """The state after a step, from the experts' answers to all tokens that were theirs and count."""
+        double = weights.double()
+        answers, owners = [], []
+        for microbatch in (m for of_rank in batch for m in of_rank):
+            tokens = microbatch.flat(microbatch.tokens.double())
+            answers.append(expert_outputs(tokens, double).detach())
+            chosen = default_moe((tokens @ double.router.T).detach(), microbatch.valid_T, None)[1]
+            owners.append(chosen & microbatch.valid_T.unsqueeze(-1))
+        y, of = torch.cat(answers), torch.cat(owners)
+        before = torch.zeros(y.shape[1:], dtype=torch.float64) if state is None else state.double()
+        after = before.clone()
+        for e in range(y.shape[1]):
+            if of[:, e].any():
+                after[e] = 0.8 * before[e] + 0.2 * y[of[:, e], e].mean(0)
+        return after
+
+
 REMOE = BaselineConfig(l1_init=0.3, l1_factor=1.5)
 USMOE = BaselineConfig(usmoe_alpha=0.4, threshold_decay=0.8)
 THRESHOLD = BaselineConfig(threshold_decay=0.8)
+DEFAULT = BaselineConfig(default_decay=0.8)
 AUX_COEFF = 0.7
 
 
@@ -108,6 +143,12 @@ def threshold_cut(logits: Tensor) -> Tensor:
     return logits.sort(dim=0, descending=True).values[share - 1].detach()
 
 
+def default_moe(logits: Tensor, valid: Tensor, state: Tensor | None) -> Choice:
+    p = logits.softmax(-1)
+    chosen = p >= p.sort(-1, descending=True).values[:, K - 1 : K]
+    return p, chosen, AUX_COEFF * balance(p, chosen, valid)
+
+
 def running(state: Tensor | None, cut: Tensor, step: int) -> Tensor:
     """Of two steps: the second weighs 1 / (1 + decay)."""
     return cut if state is None else (0.8 * state + cut) / 1.8
@@ -121,5 +162,10 @@ ROUTERS = {
     ),
     "threshold": Variable(
         "threshold", THRESHOLD, threshold, threshold_cut, running, dict(moe_router_topk_scaling_factor=1.5), scale=1.5
+    ),
+    "default-moe": Defaults(
+        "default-moe", DEFAULT, default_moe, lambda z: z, running,
+        dict(moe_router_load_balancing_type="aux_loss", moe_aux_loss_coeff=AUX_COEFF, moe_router_topk_scaling_factor=1.5),
+        scale=1.5,
     ),
 }  # fmt: skip
