@@ -56,14 +56,15 @@ def parse_budget(text: str) -> float:
     """`5%` or `0.05` as percent.
 
     Raises:
-        CompeteError: anything else, or nothing that could be spent.
+        CompeteError: anything else, such as a 5 of which nobody knows whether it is 5% or 500%, or nothing that could be
+            spent.
     """
     number = text.strip().removesuffix("%")
     try:
         percent = float(number) * (1 if text.strip().endswith("%") else 100)
     except ValueError:
         percent = math.nan
-    if not 0 < percent < math.inf:
+    if not 0 < percent < math.inf or (percent > 100 and not text.strip().endswith("%")):
         raise CompeteError(f"--budget {text} is no overhead: give a percentage such as 5%, or a share such as 0.05")
     return percent
 

@@ -72,6 +72,10 @@ def run_plan(options: PlanOptions) -> None:
     override_layout(recipe, {short: getattr(options, short) for short in SHORT_FORMS})
     recipe.override(options.overrides)
     if options.features:
+        if options.budget is not None:
+            raise CompeteError(
+                f"--budget {options.budget} needs a plan, and --features makes none: leave one of the two out"
+            )
         _show_features(recipe, options)
         return
     with _only_the_plan_on_stdout():

@@ -48,7 +48,11 @@ NOTES_ON_FEATURES: tuple[tuple[Callable[[Job], object], str], ...] = (
     (lambda job: any(kind.mixer in ("gdn", "mamba") for kind in job.layers.kinds),
      "scans of gated delta nets and Mamba reach the share of the peak that the narrowest experts do"),
 )  # fmt: skip
-NOTES_ON_COMPETITION = ("policies are simulated at the highest rate, without competition warm-up and rate decay",)
+NOTES_ON_COMPETITION = (
+    "policies are simulated at the highest rate, without competition warm-up and rate decay",
+    "launches of the small kernels around a scoring pass (a sample, the router's gradient: some 25 a layer) are not counted: "
+    "where steps wait for launches, a high rate costs more",
+)
 
 
 def model_notes(job: Job) -> tuple[str, ...]:

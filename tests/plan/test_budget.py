@@ -18,7 +18,7 @@ def test_a_budget_is_a_percentage_or_a_share(text: str, percent: float) -> None:
     assert parse_budget(text) == pytest.approx(percent)
 
 
-@pytest.mark.parametrize("text", ["", "five", "0", "-1%", "nan", "inf%"])
+@pytest.mark.parametrize("text", ["", "five", "0", "-1%", "nan", "inf%", "5"])
 def test_whatever_else_is_refused(text: str) -> None:
     with pytest.raises(CompeteError, match=r"^--budget .* is no overhead: give a percentage such as 5%"):
         parse_budget(text)

@@ -92,6 +92,15 @@ def test_each_step_counts_the_layers_that_compete_in_it() -> None:
     assert sum(extras) / model.schedule.window_steps == RATE * LAYERS * SCORING
 
 
+def test_a_sample_counts_its_share() -> None:
+    at = SimpleNamespace(step=0)
+    model = competition(at, token_fraction=0.25)
+    at.step = int(model.schedule.table(0, 100).any(axis=1).argmax())
+    with counted_scoring(model):
+        extra = training.num_floating_point_operations(ARGS, BATCH) - UPSTREAM[0](ARGS, BATCH)
+    assert extra == pytest.approx(0.25 * SCORING * model.schedule.table(at.step, at.step + 1).sum()) and extra > 0
+
+
 def test_packed_batches_count_their_real_tokens() -> None:
     at = SimpleNamespace(step=0)
     model = competition(at)
