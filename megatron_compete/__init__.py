@@ -24,4 +24,4 @@ The rooms, from the ground up. A room imports those above it in this list, never
     cli         the command `megatron-compete`
 """
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

@@ -58,7 +58,7 @@ class CompeteConfig:
     """Steps at the start of training at which no layer competes."""
 
     seed: int = 1234
-    """Seed of the competition schedule; independent of --seed."""
+    """Seed of the competition schedule and of the samples of tokens; independent of --seed."""
 
     kind: Literal["response", "utility"] = "response"
     """What experts compete by. response: by the strength of their outputs, as in the paper; the winners get the token.
@@ -107,8 +107,8 @@ class CompeteConfig:
     """Weight of the entropy form of load balance over the responses, on competing steps."""
 
     router_balance_coeff: float = 0.01
-    """Weight of the entropy form of load balance over the router's probabilities, on normal steps. Adds to Megatron's
-    own --moe-aux-loss-coeff (default 0); set one of the two."""
+    """Weight of the entropy form of load balance over the router's probabilities, of the tokens that go where the router
+    says. Adds to Megatron's own --moe-aux-loss-coeff (default 0); set one of the two."""
 
     score_chunk_tokens: int = 4096
     """Tokens of one rank that are gathered and scored at a time. Bounds the scoring pass's memory: it holds

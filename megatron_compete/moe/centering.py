@@ -1,5 +1,6 @@
 """Centred responses in a layer: statistics of the microbatch, or running ones that are checkpointed."""
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class RunningCentering(BatchCentering):
     """Centres by running statistics (`decay` per competing microbatch), the same on all data parallel replicas.
 
     The running values, of the microbatches before this one, are buffers in the checkpoint. The first microbatch is
-    centred by its own.
+    centred by its own; one without a token that counts changes nothing.
     """
 
     def __init__(self, groups: ProcessGroupCollection, num_experts: int, decay: float) -> None:
@@ -56,16 +57,19 @@ class RunningCentering(BatchCentering):
         """Scores [T, E]; then the running statistics take in this microbatch."""
         self._keep_fp32()
         batch = self.statistics(responses_TE, valid_T)
-        running = ResponseStatistics(self.mean.clone(), self.variance.clone())
         first = self.updates == 0
-        used = ResponseStatistics(
-            torch.where(first, batch.mean_E, running.mean_E), torch.where(first, batch.variance_E, running.variance_E)
+        used = dataclasses.replace(
+            batch,
+            mean_E=torch.where(first, batch.mean_E, self.mean),
+            variance_E=torch.where(first, batch.variance_E, self.variance),
         )
-        self.mean.copy_(torch.where(first, batch.mean_E, running.mean_E.lerp(batch.mean_E, 1 - self.decay)))
-        self.variance.copy_(
-            torch.where(first, batch.variance_E, running.variance_E.lerp(batch.variance_E, 1 - self.decay))
-        )
-        self.updates += 1
+        has_tokens = batch.count > 0  # a sample may be empty
+        for running, before, now in (
+            (self.mean, used.mean_E, batch.mean_E),
+            (self.variance, used.variance_E, batch.variance_E),
+        ):
+            running.copy_(torch.where(has_tokens, before.lerp(now, 1 - self.decay), running))
+        self.updates += has_tokens
         return used.centre(responses_TE)
 
     def _keep_fp32(self) -> None:

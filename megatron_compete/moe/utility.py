@@ -48,8 +48,8 @@ class UtilityCompetition:
     ) -> Tensor:
         """The router's weights [T, E] unchanged; their backward pass sends the logits their gradient.
 
-        Their own sparse gradient ends here where the dense one replaces it, that of the tokens that compete. Losses that Megatron and the router attached
-        to them send theirs on: those only need the backward pass to come by.
+        The sparse gradient of the tokens that compete ends here where the dense one replaces it. Losses that Megatron
+        and the router attached to the weights send theirs on: those only need the backward pass to come by.
 
         Args:
             crossing: brings the gradient of the layer's output. A shared expert's output may be part of it: the

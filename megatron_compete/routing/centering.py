@@ -21,6 +21,8 @@ class ResponseStatistics:
 
     mean_E: Tensor
     variance_E: Tensor
+    count: Tensor
+    """Tokens that they are of, [1]; both are 0 where there are none."""
 
     def centre(self, responses_TE: Tensor) -> Tensor:
         """(s - mean) / std, [T, E]."""
@@ -42,10 +44,10 @@ def response_statistics(
     mean_E = values.sum(dim=0) / count.clamp_min(1.0)
     deviations_E = (values - mean_E).square().sum(dim=0)
     if gather is None:
-        return ResponseStatistics(mean_E, deviations_E / count.clamp_min(1.0))
+        return ResponseStatistics(mean_E, deviations_E / count.clamp_min(1.0), count)
     packed = gather(torch.cat([count, mean_E, deviations_E]))
     counts, means, deviations = packed[:, :1], *packed[:, 1:].chunk(2, dim=1)
-    total = counts.sum(dim=0).clamp_min(1.0)
-    mean_E = (counts * means).sum(dim=0) / total
+    total = counts.sum(dim=0)
+    mean_E = (counts * means).sum(dim=0) / total.clamp_min(1.0)
     deviations_E = (deviations + counts * (means - mean_E).square()).sum(dim=0)
-    return ResponseStatistics(mean_E, deviations_E / total)
+    return ResponseStatistics(mean_E, deviations_E / total.clamp_min(1.0), total)

@@ -80,3 +80,33 @@ def test_running_statistics_are_over_all_replicas(layout: Layout) -> None:
         for kept, before, now in ((kept_mean, mean, later[0]), (kept_variance, variance, later[1])):
             assert kept.dtype == torch.float32
             torch.testing.assert_close(kept.double(), 0.8 * before + 0.2 * now, rtol=1e-5, atol=1e-5)
+
+
+def running_beside_empty_microbatches() -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The buffers after each microbatch: none of the first, third and fourth one's tokens counts."""
+    layouts.initialize(Layout())
+    config = CompeteConfig(rate=1.0, max_active_layers=1, response_centering="ema", response_ema_decay=0.8)
+    centering = layouts.build_layer(Layout(), Weights.random(EXPERTS, HIDDEN, FFN), config).centering
+    tokens, none = responses_of(0, 0), torch.empty(0, EXPERTS)
+    padding = torch.zeros(len(tokens), dtype=torch.bool)
+    kept = []
+    for responses, valid in ((none, None), (tokens, None), (none, None), (tokens, padding), (responses_of(0, 1), None)):
+        centering(responses, valid)
+        kept.append((centering.updates.clone(), centering.mean.clone(), centering.variance.clone()))
+    return kept
+
+
+def test_microbatches_without_a_token_leave_the_running_statistics_alone() -> None:
+    """A sample of the tokens may be empty, and all that competes may be padding."""
+    empty, first, *unchanged, last = run_rank(running_beside_empty_microbatches)
+    assert all(value.count_nonzero() == 0 for value in empty)
+    for kept in unchanged:
+        assert all(torch.equal(value, before) for value, before in zip(kept, first))
+    before, now = responses_of(0, 0).double(), responses_of(0, 1).double()
+    assert first[0] == 1 and last[0] == 2
+    torch.testing.assert_close(first[1].double(), before.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(last[1].double(), 0.8 * before.mean(0) + 0.2 * now.mean(0), rtol=1e-5, atol=1e-6)
+    variances = (one.var(0, unbiased=False) for one in (before, now))
+    torch.testing.assert_close(
+        last[2].double(), sum(w * v for w, v in zip((0.8, 0.2), variances)), rtol=1e-5, atol=1e-6
+    )

@@ -10,12 +10,13 @@ unless it is asked for by a flag of Megatron's that says how it is meant.
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from megatron.core.models.hybrid.hybrid_layer_allocation import Symbols
 
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.config import PREFIX, CompeteConfig
 from megatron_compete.resilience.resuming.learning_rate import RateSchedule
 from megatron_compete.resilience.resuming.router import router_changes
 
@@ -104,7 +105,7 @@ def notes_on(saved: SavedRun, now: argparse.Namespace) -> tuple[str, ...]:
     if saved.release or now.finetune:
         return ()
     change = Change.of(saved, now)
-    return tuple(_data_order(change)) + tuple(_without_optimizer(change))
+    return tuple(note for told in (_data_order, _competition, _without_optimizer) for note in told(change))
 
 
 def _model(c: Change) -> Iterable[str]:
@@ -211,6 +212,22 @@ def _data_order(c: Change) -> Iterable[str]:
             f"{getattr(c.saved, 'consumed_train_samples', 0)} on; documents are shuffled anew where the number of epochs "
             "changes"
         )
+
+
+KEPT_OR_IDLE = frozenset((
+    "rate", "max_active_layers", "policy", "cap_rate", "rate_decay", "rate_decay_steps", "rate_floor", "warmup_steps",
+    "seed", "score_chunk_tokens", "score_kernel",
+))  # fmt: skip
+"""Settings of the competition that the checkpoint's schedule answers for (`trainers/same_schedule.py`), or that say how
+it is computed, not what."""
+
+
+def _competition(c: Change) -> Iterable[str]:
+    """Which tokens compete, by what and with which losses: of this run, whatever the checkpoint's were."""
+    names = (PREFIX + item.name for item in fields(CompeteConfig) if item.name not in KEPT_OR_IDLE)
+    told = [c.told(name) for name in names if c.differs(name)]
+    if told and c.now.router == getattr(c.saved, "router", None) == "compete":
+        yield f"{'; '.join(told)}: layers compete by the new arguments from iteration {c.iteration} on"
 
 
 def _without_optimizer(c: Change) -> Iterable[str]:

@@ -129,6 +129,14 @@ def test_another_order_of_samples_is_said() -> None:
     assert notes_on(saved(), validated(COSINE)) == ()
 
 
+def test_another_sample_of_tokens_is_said() -> None:
+    sampled = f"{COSINE} --compete-token-fraction 0.3"
+    (note,) = notes_on(saved(COSINE), validated(sampled))
+    assert "--compete-token-fraction 0.3 is 1.0 in the checkpoint" in note and "from iteration 5 on" in note
+    assert notes_on(saved(sampled), validated(f"{sampled} --compete-score-chunk-tokens 64")) == ()
+    assert notes_on(saved(f"{COSINE} --router topk"), validated(sampled)) == ()
+
+
 def test_a_release_and_arguments_of_other_versions_are_no_changes() -> None:
     release = SavedRun(validated("--num-layers 6"), 0, release=True)
     assert broken_changes(release, validated(COSINE)) == ()
