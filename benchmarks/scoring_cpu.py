@@ -26,7 +26,7 @@ from megatron_compete.launch import cpu_backend
 from megatron_compete.moe.direct import DirectScorer
 from megatron_compete.moe.expert_weights import expert_parameters
 from megatron_compete.moe.scoring import PlainScorer
-from megatron_compete.routing.responses import RESPONSES
+from megatron_compete.routing.responses import scored_softplus
 from megatron_compete.routing.utility import utility
 
 TOKENS = (30, 123, 512, 4096)
@@ -45,7 +45,7 @@ def ways(layer: torch.nn.Module, tokens_TH: torch.Tensor) -> dict[str, Callable[
     """The passes by name, the bare products first."""
     gradients_TH = torch.randn_like(tokens_TH)
     found: dict[str, Callable[[], object]] = {"products": lambda: products(layer.experts, tokens_TH)}
-    for kind, reduction, vectors in (("utility", utility, (gradients_TH,)), ("response", RESPONSES["softplus"], ())):
+    for kind, reduction, vectors in (("utility", utility, (gradients_TH,)), ("response", scored_softplus, ())):
         plain = PlainScorer(layer.experts, reduction, layer.groups)
         direct = DirectScorer(layer.config, layer.experts, reduction, layer.groups)
         for name, scorer in (("plain", plain), ("direct", direct)):

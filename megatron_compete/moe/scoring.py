@@ -27,6 +27,7 @@ from megatron_compete.moe.expert_group import ExpertGroups, Gathering
 from megatron_compete.moe.fp8 import without_fp8
 from megatron_compete.moe.kernels.choice import check_score_device, choose_fused_scorer
 from megatron_compete.moe.latent import LatentProjections
+from megatron_compete.routing.responses import SCORED
 
 Reduction = Callable[..., Tensor]
 """Reduces expert outputs [P, H], and the vectors [P, H] given with the tokens if any, to scalars, fp32 [P]."""
@@ -156,6 +157,7 @@ def choose_scorer(
         CompeteError: fused kernels are asked for and cannot be used, with the reason.
     """
     fused = choose_fused_scorer(choice, config, experts, reduction, tokens_TH)
+    reduction = SCORED.get(reduction, reduction)
     if fused is None and choice == "auto" and direct.covers(config, experts):
         return direct.DirectScorer(config, experts, reduction, groups)
     return fused or PlainScorer(experts, reduction, groups)

@@ -4,6 +4,7 @@ H hidden size; leading axes are any.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,18 @@ rounding, 1e-6 at most, is that of a sum in fp32."""
 
 def softplus_response(outputs: Tensor) -> Tensor:
     """s = mean_h log(1 + exp y_h): the response of CompeteSMoE (arXiv 2505.13380, section 3)."""
+    return F.softplus(at_least_fp32(outputs)).mean(-1)
+
+
+def scored_softplus(outputs: Tensor) -> Tensor:
+    """`softplus_response` as the scoring pass takes it: on a CPU from products of exponentials, to rounding the same.
+
+    For the scoring pass alone: what is computed twice under recomputation must be the same bits with and without gradient.
+    """
     values = at_least_fp32(outputs)
-    scored_on_cpu = values.is_cpu and values.dtype == torch.float32 and not values.requires_grad
-    if scored_on_cpu and values.shape[-1] % FACTORS == 0:
+    if values.is_cpu and values.dtype == torch.float32 and values.shape[-1] % FACTORS == 0:
         return _mean_of_products(values)
-    return F.softplus(values).mean(-1)
+    return softplus_response(outputs)
 
 
 def _mean_of_products(values: Tensor) -> Tensor:
@@ -46,3 +54,6 @@ def l2_response(outputs: Tensor) -> Tensor:
 
 RESPONSES: dict[str, Response] = {"softplus": softplus_response, "l2": l2_response}
 """The responses that `--compete-response` can name, as `CompeteConfig.response` lists them."""
+
+SCORED: dict[Any, Response] = {softplus_response: scored_softplus}
+"""Forms for the scoring pass, where a response has another there."""

@@ -53,7 +53,8 @@ def differing(layout: Layout, forms: dict[str, dict[str, Any]]) -> list[str]:
         for reduction in (softplus_response, l2_response, utility):
             scorer = choose_scorer("auto", layer.config, layer.experts, reduction, layer.groups, given[0])
             assert type(scorer) is DirectScorer
-            plain = PlainScorer(layer.experts, reduction, layer.groups)
+            plain = choose_scorer("plain", layer.config, layer.experts, reduction, layer.groups, given[0])
+            assert type(plain) is PlainScorer
             arguments = given[1:] if reduction is utility else []
             ours, modules = (score_tokens(given[0], s, layer.groups, 5, *arguments) for s in (scorer, plain))
             assert ours.shape == (len(tokens), EXPERTS) and ours.std() > 0

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from megatron_compete.routing.responses import RESPONSES, l2_response, softplus_response
+from megatron_compete.routing.responses import RESPONSES, l2_response, scored_softplus, softplus_response
 
 
 def test_softplus_is_the_mean_over_the_hidden_size() -> None:
@@ -16,13 +16,13 @@ def test_softplus_is_the_mean_over_the_hidden_size() -> None:
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 1000.0])
 @pytest.mark.parametrize("hidden", [64, 72])
-def test_softplus_without_gradient_is_the_formula_at_every_scale(scale: float, hidden: int) -> None:
+def test_scored_softplus_is_the_formula_at_every_scale(scale: float, hidden: int) -> None:
     """Also where products of some tokens overflow, and where no tokens are left."""
     outputs = torch.randn(50, 3, hidden, generator=torch.Generator().manual_seed(0)) * scale
     outputs[7] = 200.0
     exact = torch.log1p(outputs.double().exp()).where(outputs < 200, outputs.double()).mean(-1)
-    torch.testing.assert_close(softplus_response(outputs), exact.float(), rtol=1e-6, atol=1e-6)
-    assert softplus_response(outputs[:0]).shape == (0, 3)
+    torch.testing.assert_close(scored_softplus(outputs), exact.float(), rtol=1e-6, atol=1e-6)
+    assert scored_softplus(outputs[:0]).shape == (0, 3)
 
 
 def test_l2_is_the_norm() -> None:
