@@ -19,6 +19,9 @@ from megatron_compete.moe.baselines.variable import VariableRouter
 from megatron_compete.moe.router import valid_tokens
 from megatron_compete.routing.baselines.default_moe import chosen_experts, default_part, next_defaults
 
+LEAST_WEIGHT = 1e-6
+"""Outputs with a smaller weight are not observed: divided by it they would be rounding, or infinite."""
+
 
 class DefaultMoERouter(VariableRouter):
     """The K experts with the largest softmax over all, weighted by it; the state are the experts' default vectors.
@@ -74,7 +77,7 @@ class DefaultMoERouter(VariableRouter):
         weights_TE, routing_map_TE, valid_T = self._pass
         experts, tokens = routing_map_TE.t().nonzero(as_tuple=True)
         weights = weights_TE[tokens, experts].float()
-        counts = weights > 0 if valid_T is None else (weights > 0) & valid_T[tokens]
+        counts = weights >= LEAST_WEIGHT if valid_T is None else (weights >= LEAST_WEIGHT) & valid_T[tokens]
         factors = torch.where(counts, 1.0 / weights, 0.0).unsqueeze(-1)
         sums_EH = torch.zeros_like(self.default_outputs).index_add_(0, experts, rows_RH.float() * factors)
         tokens_E = sums_EH.new_zeros(len(sums_EH)).index_add_(0, experts, counts.float())

@@ -303,3 +303,24 @@ def test_megatrons_balance_loss_is_for_routers_that_do_not_balance_by_themselves
             CompeteError, match=re.escape(f"--moe-aux-loss-coeff 0.1 does not work with --router {router}")
         ):
             check_baseline(router, config, BaselineConfig())
+
+
+@pytest.mark.parametrize("gap", [10.0, 50.0, 89.0, 95.0, 105.0])
+def test_default_vectors_stay_finite_whatever_the_weights(gap: float) -> None:
+    run_rank(observe_a_small_weight, gap)
+
+
+def observe_a_small_weight(gap: float) -> None:
+    """Two experts of one token, the second of a weight of exp(-gap): it is observed where that is no rounding."""
+    layouts.initialize(Layout())
+    router = build_baseline(Layout(), "default-moe", BaselineConfig(default_decay=0.5), moe_router_topk=2).router
+    logits = torch.full((1, 1, EXPERTS), -300.0)
+    logits[..., 0], logits[..., 1] = 0.0, -gap
+    weights, chosen = router.routing(logits)
+    raw = torch.tensor([[2.0], [4.0]]).expand(2, HIDDEN)
+    router.observe_rows(raw * weights[chosen].unsqueeze(-1))
+    router.end_step(router.observed)
+    assert router.default_outputs.isfinite().all()
+    torch.testing.assert_close(router.default_outputs[0], torch.full((HIDDEN,), 1.0))
+    expected = 2.0 if gap == 10.0 else 0.0
+    torch.testing.assert_close(router.default_outputs[1], torch.full((HIDDEN,), expected), rtol=1e-5, atol=0)
