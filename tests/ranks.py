@@ -3,9 +3,12 @@
 A fresh rank costs 11 ms of processor time, so none is used twice: tests of exactness see nothing of earlier ones.
 """
 
+import faulthandler
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import re
+import signal
 import sys
 import tempfile
 import time
@@ -18,6 +21,9 @@ from unittest import mock
 import torch
 
 from megatron_compete.launch.ports import free_port
+
+CRASH = re.compile(r"SIG\w+\(\d+\), PID")
+"""How torch begins what it tells of a fatal signal: the native stack of the thread that met it, then those of the others."""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.preload"])
@@ -62,7 +68,8 @@ def _wait(processes: list[Any], folder: Path, deadline: float) -> None:
         failed = [rank for rank, process in enumerate(processes) if process.exitcode not in (None, 0)]
         if failed:
             time.sleep(0.5)  # let the others write down what they saw
-            raise AssertionError("\n".join(_output(folder, rank) for rank in range(len(processes))))
+            ends = "\n".join(f"rank {rank} {_end(processes[rank].exitcode)}" for rank in failed)
+            raise AssertionError("\n".join([ends, *(_output(folder, rank) for rank in range(len(processes)))]))
         if all(process.exitcode == 0 for process in processes):
             return
         if time.monotonic() > deadline:
@@ -71,10 +78,17 @@ def _wait(processes: list[Any], folder: Path, deadline: float) -> None:
         time.sleep(0.02)
 
 
+def _end(exitcode: int) -> str:
+    """A rank that lost its peers ends with a code, the one that they lost often with a signal."""
+    return f"was ended by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with {exitcode}"
+
+
 def _output(folder: Path, rank: int) -> str:
     path = folder / f"{rank}.log"
-    text = path.read_text(errors="replace") if path.exists() else ""
-    return f"--- rank {rank}\n" + "\n".join(text.splitlines()[-80:])
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    crash = next((number for number, line in enumerate(lines) if CRASH.match(line)), None)
+    shown = lines[-80:] if crash is None else lines[max(0, crash - 20) :][:120] + ["..."] + lines[-80:]
+    return f"--- rank {rank}\n" + "\n".join(shown)
 
 
 def _rank_main(rank: int, size: int, port: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:  # fmt: skip
@@ -85,6 +99,8 @@ def _rank_main(rank: int, size: int, port: int, folder: str, function: Callable[
     log = open(Path(folder, f"{rank}.log"), "w", buffering=1)  # noqa: SIM115  open as long as the process
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
+    faulthandler.enable(log)  # a crash in native code says where every thread was,
+    torch._C._set_print_stack_traces_on_fatal_signal(True)  # and the native stacks before that
     torch.set_num_threads(1)
     try:
         from megatron_compete.launch import cpu_backend as cpu
