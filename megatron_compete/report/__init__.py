@@ -1,1 +1,1 @@
-"""Figures and reports from a run's logs."""
+"""Pages, charts and figures of runs."""
