@@ -17,7 +17,7 @@ def mean_interval(sums_S: Tensor, tokens_S: Tensor) -> Interval:
 
     Tokens of one sequence are alike, sequences are not: only these count as drawn. The mean is a ratio of two sums over
     sequences, r = sum y / sum n, and to first order it varies as the residuals y - r n do (Cochran, Sampling Techniques,
-    1977, section 6.3), with S - 1 degrees of freedom. Of a difference between two runs over the same text, give the sums of
+    1977, chapter 6), with S - 1 degrees of freedom. Of a difference between two runs over the same text, give the sums of
     the differences: what a sequence does to both is then no part of the interval.
 
     One sequence shows no spread, and JSON has no infinity: low and high are the mean itself, which is no interval at all.

@@ -89,6 +89,23 @@ def test_the_bias_of_a_finite_sample_is_taken_off() -> None:
     assert mean < 0.01
 
 
+def test_what_domains_by_chance_say_of_experts_is_what_the_guide_says() -> None:
+    """Sequences have loads of their own, domains are dealt: (D - 1) / (S - 1) of what a sequence says of the expert."""
+    random = np.random.default_rng(0)
+    sequences, domains, experts = 64, 4, 16
+    domain_S = torch.arange(sequences) % domains
+    found, expected = [], []
+    for _ in range(100):
+        loads = random.dirichlet(np.full(experts, 5.0), sequences)
+        counts_SE = torch.from_numpy(np.stack([random.multinomial(2048, load) for load in loads])).double()
+        counts_DE = torch.zeros(domains, experts, dtype=torch.float64).index_add_(0, domain_S, counts_SE)
+        found.append(mutual_information(counts_DE))
+        entropy = float(normalized_entropy(counts_SE.sum(0)) - normalized_entropy(counts_SE).mean())
+        expected.append((domains - 1) / (sequences - 1) * entropy * math.log2(experts))
+    assert np.mean(found) == pytest.approx(np.mean(expected), rel=0.1)
+    assert np.mean(found) > 0.005
+
+
 def test_pairs_are_counted_as_a_loop_counts_them() -> None:
     choices_TK = draw_choices(100, experts=6, top_k=3, seed=1)
     expected = torch.zeros(6, 6, dtype=torch.float64)
