@@ -7,13 +7,14 @@ WORKERS := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # Every shell script: by its ending, and the one without.
 SHELL_SCRIPTS = .ci/run $(shell find . -path './.venv*' -prune -o -path ./runs -prune -o \( -name '*.sh' -o -name '*.sbatch' \) -print)
 
-.PHONY: help setup demo test test-slow test-mutations test-faults test-slurm test-docker test-bridge test-pages test-all benchmark benchmark-gpu benchmark-preprocess lint format clean
+.PHONY: help setup demo test test-slow test-ci test-mutations test-faults test-slurm test-docker test-bridge test-pages test-all benchmark benchmark-gpu benchmark-preprocess lint format clean
 
 help:
 	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
 	@echo "make test    what this does, in minutes and without a GPU (PYTEST_ARGS: more for pytest)"
 	@echo "make test-slow  every layout, thousands of draws, 200 steps, 100 MB of text, launchers, stops, killed studies"
-	@echo "make test-mutations  mistakes in routing, layers and schedule, each noticed by its test (part of test-slow)"
+	@echo "make test-ci    test and test-slow in one go"
+	@echo "make test-mutations  mistakes in routing, layers and schedule, each noticed by its test"
 	@echo "make test-faults  kills, full disks, stuck ranks and damage in real runs, and what becomes of them"
 	@echo "make test-slurm  a job's life on a real Slurm of four nodes on this machine (needs root)"
 	@echo "make test-docker  the container image built by buildah on a stand-in for NVIDIA's (needs root)"
@@ -37,7 +38,11 @@ test: setup
 	@$(PY) -m pytest -q $(WORKERS) $(PYTEST_ARGS)
 
 test-slow: setup
-	@$(PY) -m pytest -q -m slow $(WORKERS) $(PYTEST_ARGS)
+	@$(PY) -m pytest -q -m slow --ignore tests/mutations/test_mutations.py $(WORKERS) $(PYTEST_ARGS)
+
+# Many files have tests of both, on runs that are made once for the file.
+test-ci: setup
+	@$(PY) -m pytest -q -m "not faults and not slurm and not docker and not pages" --ignore tests/mutations/test_mutations.py $(WORKERS) $(PYTEST_ARGS)
 
 test-mutations: setup
 	@$(PY) -m pytest -q -m slow tests/mutations $(WORKERS) $(PYTEST_ARGS)
@@ -58,7 +63,7 @@ test-bridge: setup
 test-pages: setup
 	@$(PY) -m pytest -q -m pages -n 0 tests/report $(PYTEST_ARGS)
 
-test-all: test test-slow test-pages test-bridge test-faults test-slurm test-docker
+test-all: test test-slow test-mutations test-pages test-bridge test-faults test-slurm test-docker
 
 benchmark: setup
 	@$(PY) benchmarks/competition_step.py

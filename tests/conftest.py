@@ -15,8 +15,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PYTHONWARNINGS", ",".join(f"ignore:{message}" for message in CPU_WARNINGS))
 
 
-LONG = ("study", "training", "checkpoint", "moe", "plan", "benchmarks")
-"""Folders whose files take longest. They go first, so that at the end no worker waits long for another."""
+LONG = ("recipes", "study", "training", "moe", "data", "checkpoint", "plan", "benchmarks")
+"""Folders whose files take longest. They go first and in this order, so that at the end no worker waits long for another:
+a file is one worker's."""
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         from tests import docstrings
 
         docstrings.read_once()
-    items.sort(key=lambda item: not set(LONG).intersection(item.path.parts))
+    items.sort(key=_place)
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _place(item: pytest.Item) -> int:
+    return next((place for place, folder in enumerate(LONG) if folder in item.path.parts), len(LONG))

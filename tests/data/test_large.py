@@ -1,4 +1,8 @@
-"""100 MB in several forms, by any number of workers and by MPI ranks: byte for byte what the plain loop writes."""
+"""100 MB in several forms, by any number of workers and by MPI ranks: byte for byte what the plain loop writes.
+
+Each form and each number once: a form is read, and work is shared out, before the two meet. `tests/data/test_preprocess.py`
+pairs them, on little text.
+"""
 
 from pathlib import Path
 
@@ -32,8 +36,7 @@ def assert_same(folder: Path, prefix: Path) -> None:
         assert Path(f"{prefix}_text_document{suffix}").read_bytes() == (folder / f"plain{suffix}").read_bytes()
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize(("workers", "form"), zip((1, 2, 4), FORMS))
 def test_workers(folder: Path, tmp_path: Path, tokenizer_model: str, form: str, workers: int) -> None:
     choice = TokenizerChoice("SentencePieceTokenizer", tokenizer_model)
     inputs = (str(folder / f"corpus.{form}"),)
@@ -42,9 +45,8 @@ def test_workers(folder: Path, tmp_path: Path, tokenizer_model: str, form: str, 
 
 
 @pytest.mark.skipif(MPIRUN is None, reason="needs an MPI: pip install mpich")
-@pytest.mark.parametrize("form", FORMS)
-def test_ranks(folder: Path, tmp_path: Path, tokenizer_model: str, form: str) -> None:
+def test_ranks(folder: Path, tmp_path: Path, tokenizer_model: str) -> None:
     flags = ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", tokenizer_model, "--append-eod"]
-    done = run_ranks(3, "--input", str(folder / f"corpus.{form}"), "--output-prefix", str(tmp_path / "d"), *flags)
+    done = run_ranks(3, "--input", str(folder / "corpus.jsonl.zst"), "--output-prefix", str(tmp_path / "d"), *flags)
     assert done.returncode == 0, done.stderr
     assert_same(folder, tmp_path / "d")

@@ -13,7 +13,7 @@ from typing import Any
 from megatron_compete.launch.recipe import read_recipe
 
 PUBLIC = Path(__file__).parent / "public"
-STEPS = 20
+STEPS = 8
 
 NO_CPU_FORM = {
     "transformer-impl": "Transformer Engine",
@@ -78,7 +78,7 @@ OF_A_CLUSTER = {
 
 RUN = {
     "mock-data": True, "tokenizer-type": "NullTokenizer", "vocab-size": 127, "make-vocab-size-divisible-by": 64,
-    "num-workers": 0, "eval-iters": 0, "log-interval": 1, "train-iters": STEPS, "lr": 3e-3, "min-lr": 3e-4,
+    "num-workers": 0, "eval-iters": 0, "log-interval": 1, "train-iters": STEPS, "lr": 6e-3, "min-lr": 3e-4,
     "moe-token-dispatcher-type": "alltoall", "micro-batch-size": 1, "seq-length": 32, "max-position-embeddings": 32,
     "log-num-zeros-in-grad": False, "tensorboard-log-interval": 1,
 }  # fmt: skip

@@ -40,12 +40,25 @@ CASES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+def without_recomputation(kind: str, flags: str, folder: Path) -> dict[str, dict[int, float]]:
+    """Run once for all that recompute something of it."""
+    board = folder / f"{kind}-{'latent' if flags else 'plain'}"
+    if not board.exists():
+        train(2, f"{FLAGS} {KINDS[kind]} {flags} --tensorboard-dir {board}")
+    return read_scalars(board)
+
+
 @pytest.mark.parametrize(("kind", "name"), CASES)
-def test_recomputation_changes_no_bit(kind: str, name: str, tmp_path: Path) -> None:
+def test_recomputation_changes_no_bit(kind: str, name: str, folder: Path, tmp_path: Path) -> None:
     flags, recompute = RECOMPUTED[name]
-    train(2, f"{FLAGS} {KINDS[kind]} {flags} --tensorboard-dir {tmp_path / 'kept'}")
-    train(2, f"{FLAGS} {KINDS[kind]} {flags} {recompute} --tensorboard-dir {tmp_path / 'again'}")
-    kept, again = read_scalars(tmp_path / "kept"), read_scalars(tmp_path / "again")
+    kept = without_recomputation(kind, flags, folder)
+    train(2, f"{FLAGS} {KINDS[kind]} {flags} {recompute} --tensorboard-dir {tmp_path}")
+    again = read_scalars(tmp_path)
     assert len(kept["lm loss"]) == STEPS and max(kept["competition/active-layers"].values()) > 0
     for metric in ("lm loss", "grad-norm", "load_balancing_loss", "competition/agreement"):
         assert again[metric] == kept[metric], metric
