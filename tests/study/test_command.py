@@ -109,7 +109,7 @@ def test_killed_and_resumed_it_is_the_uninterrupted_study(uninterrupted: Path, c
         for line in (*ours, *theirs):
             del line["processor_seconds"], line["wall_seconds"]
         assert ours == theirs
-    assert "2 runs, 2 finished, 0 to train" in study(config, tmp_path, "--no-report")
+    assert "2 runs, 2 finished, 0 to train" in without_training(config, tmp_path, "--no-report").stdout
 
 
 @pytest.mark.slow
