@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.routing.precision import at_least_fp32
 
-ENTRIES = 2**22
-"""Read at a time: differences are in fp64."""
+ENTRIES = 2**18
+"""Whose squares are summed in fp32; the sum of these sums is in fp64."""
 
 
 def relative_drift(weights: Tensor, others: Tensor) -> float:
@@ -25,9 +26,11 @@ def relative_drift(weights: Tensor, others: Tensor) -> float:
             f"weights of {list(weights.shape)} cannot be compared to {list(others.shape)}: compare checkpoints of one model"
         )
     difference = norm = torch.zeros((), dtype=torch.float64, device=weights.device)
-    for one, other in zip(weights.reshape(-1).split(ENTRIES), others.reshape(-1).split(ENTRIES)):
-        difference = difference + (one.double() - other.double()).square().sum()
-        norm = norm + other.double().square().sum()
+    for piece, other_piece in zip(weights.reshape(-1).split(ENTRIES), others.reshape(-1).split(ENTRIES)):
+        other = at_least_fp32(other_piece)
+        moved = at_least_fp32(piece) - other
+        difference = difference + moved.dot(moved)
+        norm = norm + other.dot(other)
     if float(norm) == 0:
         return float(float(difference) > 0)
     return float((difference / norm).sqrt())

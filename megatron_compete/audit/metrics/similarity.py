@@ -8,11 +8,11 @@ from torch import Tensor
 
 from megatron_compete.routing.precision import at_least_fp32
 
-TOKENS = 64
-"""Of a product in fp32; the sum of these products is in fp64."""
+TOKENS = 16
+"""Whose [E, E] products in fp32 are there at a time."""
 
-ENTRIES = 2**18
-"""The same for rows."""
+ENTRIES = 2**16
+"""Of a row that go into one product in fp32; the sum of these products is in fp64."""
 
 
 def off_diagonal_mean(matrix_EE: Tensor) -> float:
@@ -28,16 +28,14 @@ def cosines(rows_EN: Tensor) -> Tensor:
     """Cosine of each pair of rows, fp64 [E, E], -1 to 1; 0 beside a row of zeros.
 
     Args:
-        rows_EN: any float dtype; read in pieces, so that weights need no second copy.
+        rows_EN: any float dtype; read in pieces, so that weights need no second copy. Lengths from 1e-15 to 1e15: squares
+            are in fp32, which ends at 1e-38 and 1e38.
     """
-    least_E1, most_E1 = torch.aminmax(rows_EN, dim=1, keepdim=True)
-    largest_E1 = _divisor(at_least_fp32(torch.maximum(-least_E1, most_E1)))
     products_EE = torch.zeros(len(rows_EN), len(rows_EN), dtype=torch.float64, device=rows_EN.device)
     for piece in rows_EN.split(ENTRIES, dim=1):
-        scaled = at_least_fp32(piece) / largest_E1
-        products_EE += scaled @ scaled.T
-    norms_E = products_EE.diagonal().sqrt()
-    found_EE = products_EE / _divisor(norms_E[:, None] * norms_E)
+        values = at_least_fp32(piece)
+        products_EE += values @ values.T
+    found_EE = _over_lengths(products_EE)
     return ((found_EE + found_EE.T) / 2).clamp_(-1.0, 1.0)
 
 
@@ -47,13 +45,14 @@ def output_cosines(outputs_ETH: Tensor) -> Tensor:
     The caller adds the sums of chunks and divides by all tokens.
 
     Args:
-        outputs_ETH: any float dtype. A token's output of zeros has a cosine of 0 with all.
+        outputs_ETH: any float dtype, lengths as for `cosines`. A token's output of zeros has a cosine of 0 with all.
     """
     experts = len(outputs_ETH)
     sums_EE = torch.zeros(experts, experts, dtype=torch.float64, device=outputs_ETH.device)
     for piece in outputs_ETH.split(TOKENS, dim=1):
-        units = _units(at_least_fp32(piece)).reshape(experts, -1)  # the sum over tokens is part of one product
-        sums_EE += units @ units.T
+        values_tEH = at_least_fp32(piece).transpose(0, 1)
+        # Products first: they are H / E times smaller than the outputs, and hold the lengths.
+        sums_EE += _over_lengths(values_tEH @ values_tEH.mT).sum(0, dtype=torch.float64)
     return (sums_EE + sums_EE.T) / 2
 
 
@@ -65,12 +64,8 @@ def effective_rank(matrix: Tensor) -> float:
     return float(torch.special.entr(values / values.sum()).sum().exp())
 
 
-def _units(vectors: Tensor) -> Tensor:
-    """Vectors of the last axis at length 1; scaled first, since squares of small entries are 0 in fp32."""
-    scaled = vectors / _divisor(vectors.abs().amax(-1, keepdim=True))
-    return scaled / _divisor(torch.linalg.vector_norm(scaled, dim=-1, keepdim=True))
-
-
-def _divisor(values: Tensor) -> Tensor:
-    """`values` with 1 for 0."""
-    return values.masked_fill(values == 0, 1.0)
+def _over_lengths(products: Tensor) -> Tensor:
+    """Cosines of products [..., E, E] of vectors, whose squared lengths are on the diagonal; 0 where one is 0."""
+    squares = products.diagonal(dim1=-2, dim2=-1)
+    inverse = squares.rsqrt().masked_fill(squares == 0, 0.0)
+    return products * inverse[..., :, None] * inverse[..., None, :]

@@ -40,7 +40,7 @@ def normalized_entropy(counts: Tensor) -> Tensor:
         return (total > 0).to(counts.dtype)
     # H = log n - sum c log c / n: no pass for the shares.
     tiny = torch.finfo(counts.dtype).tiny
-    logs = (counts * counts.clamp_min(tiny).log()).sum(-1)
+    logs = counts.clamp_min(tiny).log_().mul_(counts).sum(-1)
     entropy = (total.clamp_min(tiny).log() - logs / total.clamp_min(tiny)) / math.log(counts.shape[-1])
     return (entropy * (total > 0)).clamp(0.0, 1.0)
 
