@@ -61,7 +61,7 @@ test-bridge: setup
 	@.venv-bridge/bin/python -m pytest -q -n 0 tests/bridge $(PYTEST_ARGS)
 
 test-pages: setup
-	@$(PY) -m pytest -q -m pages -n 0 tests/report $(PYTEST_ARGS)
+	@$(PY) -m pytest -q -m pages -n 0 tests/report tests/audit $(PYTEST_ARGS)
 
 test-all: test test-slow test-mutations test-pages test-bridge test-faults test-slurm test-docker
 

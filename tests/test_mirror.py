@@ -61,6 +61,7 @@ BEHAVIOUR = {
     "moe/*.py": "one layer, whose promises go across its files",
     "moe/baselines/*.py": "the same of the baselines' layers",
     "moe/kernels/*.py": "the same of the kernels, on CPUs by Triton's interpreter",
+    "audit/test_pages.py": "an audit's pages in a browser",
     "report/test_pages.py": "pages in a browser, whoever writes them",
     "study/test_published.py": "published studies reproduce from their logs",
     "upstream/test_hooks.py": "what upstream offers no hook for, whoever replaces it",

@@ -16,12 +16,14 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.report.sampling import Floats, block_means, first_of_runs, sample_extremes, windows
 
 try:
+    from bokeh.layouts import layout
     from bokeh.models import (
         BasicTickFormatter,
         ColumnDataSource,
         FactorRange,
         FixedTicker,
         HoverTool,
+        LayoutDOM,
         LinearColorMapper,
     )
     from bokeh.models.annotations import ColorBar, Legend, LegendItem, Span, Title
@@ -44,6 +46,8 @@ BARS = 400
 """Bars that can still be told apart; beyond, windows are shown."""
 ROWS, COLUMNS = 200, 512
 """Cells of a heat map at most."""
+FEW = 64
+"""Points up to which their intervals stand apart."""
 BROKEN = 200
 """Marks of values that are not finite in a series at most."""
 HEIGHT = 280
@@ -261,6 +265,45 @@ def intervals(
     point = chart.scatter("value", "name", source=source, color=PALETTE[0], size=8)
     chart.add_tools(HoverTool(renderers=[point], tooltips=[("", "@name"), (x_label, "@value (@low to @high)")]))
     return chart
+
+
+def whiskers(
+    series: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str = "",
+    apart: float = 0.0,
+) -> Figure:
+    """Points with their intervals beside the line of zero: {name: (x, value, low, high)}; what is not finite is left out.
+
+    Args:
+        apart: distance of two series that have the same x, so that neither hides the other.
+    """
+    chart = _figure(x_label, y_label, title, None)
+    chart.add_layout(Span(location=0, dimension="width", line_color="#7F7F7F", line_dash="dashed"))
+    starts = [float(_floats(columns[0])[0]) for columns in series.values() if len(_floats(columns[0]))]
+    chart.scatter(starts, [0.0] * len(starts), alpha=0)  # has zero in sight
+    entries: list[tuple[str, list[Any]]] = []
+    for place, (name, columns) in enumerate(series.items()):
+        x_N, value_N, low_N, high_N = (_floats(column) for column in columns)
+        finite_N = np.isfinite(value_N) & np.isfinite(low_N) & np.isfinite(high_N)
+        shown_N = x_N[finite_N] + apart * (place - (len(series) - 1) / 2)
+        source = ColumnDataSource({"x": x_N[finite_N], "shown": shown_N, "value": value_N[finite_N], "low": low_N[finite_N], "high": high_N[finite_N]}, name=name)  # fmt: skip
+        color = PALETTE[place % len(PALETTE)]
+        few = len(x_N) <= FEW
+        whole = chart.segment("shown", "low", "shown", "high", source=source, color=color, line_width=1.6, alpha=1 if few else 0.35, name=name)  # fmt: skip
+        point = chart.scatter("shown", "value", source=source, color=color, size=6 if few else 4, name=name)
+        chart.add_tools(HoverTool(renderers=[point], tooltips=[(x_label, "@x"), (name or y_label, "@value (@low to @high)")]))  # fmt: skip
+        entries.append((name, [whole, point]))
+    _add_legend(chart, entries)
+    return chart
+
+
+def beside(*charts: LayoutDOM, columns: int = 2) -> LayoutDOM:
+    """Charts side by side, `columns` in a row of equal widths."""
+    rows = [list(charts[start : start + columns]) for start in range(0, len(charts), columns)]
+    return layout(rows, sizing_mode="stretch_width")
 
 
 def _figure(x_label: str, y_label: str, title: str, x_range: Any, height: int = HEIGHT, **more: Any) -> Any:

@@ -1,6 +1,7 @@
 """A small audit by hand, for tests of what is written of one."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -50,6 +51,11 @@ def small_audit(layers: int = 2, **more: object) -> Audit:
         cost={"use": 1.5, "competition": 3.0, "peak memory bytes": 1e9},
     )
     return dataclasses.replace(made, **more)  # type: ignore[arg-type]
+
+
+def audit_of(layers: Sequence[LayerAudit], **more: object) -> Audit:
+    """The small audit with other layers."""
+    return dataclasses.replace(small_audit(0), layers=list(layers), **more)  # type: ignore[arg-type]
 
 
 def matrices(layers: int = 2) -> dict[str, Tensor]:

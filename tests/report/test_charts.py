@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 from bokeh.models import ColumnDataSource, GlyphRenderer, ImageURL
 
-from megatron_compete.report.charts import COLUMNS, POINTS, ROWS, Mark, bars, heat_map, intervals, lines, steps_or_bars
+from megatron_compete.report.charts import (
+    COLUMNS,
+    POINTS,
+    ROWS,
+    Mark,
+    bars,
+    beside,
+    heat_map,
+    intervals,
+    lines,
+    steps_or_bars,
+    whiskers,
+)
 
 
 def source(chart, name: str) -> dict[str, np.ndarray]:
@@ -105,3 +117,18 @@ def test_intervals_are_read_from_the_top() -> None:
     assert data["low"].tolist() == [0.5, 1.0] and math.isnan(data["high"][1])
     with pytest.raises(ValueError, match="1 names, 2 values"):
         intervals(["a", "a"], [1.0, 2.0], [0.5, 1.0], [1.5, 3], x_label="")
+
+
+def test_whiskers_stand_apart_and_leave_out_what_is_not_finite() -> None:
+    series = {"a": ([3, 4], [1.0, 2.0], [0.5, math.nan], [1.5, 3.0]), "b": ([3], [1.0], [0.0], [2.0])}
+    chart = whiskers(series, x_label="layer", y_label="regret", apart=0.2)
+    first, second = source(chart, "a"), source(chart, "b")
+    assert first["x"].tolist() == [3] and first["low"].tolist() == [0.5] and first["high"].tolist() == [1.5]
+    np.testing.assert_allclose([first["shown"][0], second["shown"][0]], [2.9, 3.1])
+    assert [item.label.value for item in chart.legend[0].items] == ["a", "b"]
+
+
+def test_charts_stand_beside_each_other_in_rows() -> None:
+    charts = [bars({"a": {"x": float(number)}}, y_label="") for number in range(3)]
+    rows = beside(*charts).children
+    assert [chart for row in rows for chart in getattr(row, "children", [row])] == charts and len(rows) == 2
