@@ -118,6 +118,13 @@ def export(demo: Run) -> dict[str, float]:
     return json.loads((demo.folder / "comparison.json").read_text())
 
 
+def write_report(demo: Run) -> None:
+    """The run's page."""
+    run("report", [
+        sys.executable, "-m", "megatron_compete", "report", str(demo.folder),
+    ], demo.logs / "7-report.log")  # fmt: skip
+
+
 def generate(demo: Run) -> str:
     """A sample from the exported model, through transformers alone."""
     import torch
@@ -161,6 +168,7 @@ def summarise(demo: Run, comparison: dict[str, float], scalars: Scalars, sample:
         "seconds": f"{seconds:.0f}",
         **{name: str(getattr(demo, name).relative_to(ROOT)) for name in ("corpus", "tokenizer", "data", "checkpoints", "tensorboard", "hf")},
         "figure": str((demo.folder / "figure.png").relative_to(ROOT)),
+        "report": str((demo.folder / "report.html").relative_to(ROOT)),
     }.items():  # fmt: skip
         table.add_row(name, value)
     console.print("\n[bold]a sample[/bold]")
@@ -183,6 +191,7 @@ def main() -> None:
     comparison = export(demo)
     scalars = read_scalars(demo.tensorboard)
     draw_run(scalars, demo.folder / "figure.png", title="demo: 4 layers, 8 experts, top 2")
+    write_report(demo)
     sample = generate(demo)
     summarise(demo, comparison, scalars, sample, time.monotonic() - began)
     check(comparison, scalars)

@@ -17,6 +17,8 @@
 . "${BASH_SOURCE[0]%/*}/outcome.sh"
 # shellcheck source=slurm/requeue.sh
 . "${BASH_SOURCE[0]%/*}/requeue.sh"
+# shellcheck source=slurm/report.sh
+. "${BASH_SOURCE[0]%/*}/report.sh"
 
 say() { echo "megatron-compete: $*"; }
 
@@ -146,6 +148,7 @@ run_attempt() {
         return
     fi
     trap on_deadline USR1
+    report_earlier_attempts
     local errors listener
     exec {errors}> >(keep_slurm_errors "$COMPETE_RUN/srun.errors")
     listener=$!
@@ -233,10 +236,12 @@ end_attempt() {
     finished)
         touch "$COMPETE_RUN/finished"
         say "finished"
+        report_at_the_end
         exit 0
         ;;
     refused)
         say "stopped for good, because trying again cannot help: $reason"
+        report_at_the_end
         exit 2
         ;;
     esac
@@ -250,6 +255,7 @@ end_attempt() {
         say "gave up after $retries attempts in a row without a new checkpoint (COMPETE_MAX_FAILURES=$COMPETE_MAX_FAILURES); the last one: $reason"
         say "all attempts: $COMPETE_RUN/attempts.tsv; once fixed, sbatch $COMPETE_RUN/submit.sbatch goes on"
         rm -f "$COMPETE_RUN/retries"
+        report_at_the_end
         exit 1
     fi
     say "attempt $COMPETE_ATTEMPT $outcome: $reason"

@@ -131,6 +131,7 @@ FILES = {
     "failures/N-HOST-RANK.json": "a rank that failed in attempt N",
     "progress.json": "the last step that was logged",
     "steps.jsonl": "every step that was logged, of all attempts in their order: the run's curve",
+    "report.html": "the run's page: at a job's end, when an attempt follows another, and by `megatron-compete report`",
     "finished": "training has come to its end",
     "checkpoints/, tensorboard/": "unless `--save` and `--tensorboard-dir` name others",
     "earlier/N/": "what `submit --update` replaced",

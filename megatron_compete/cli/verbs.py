@@ -34,6 +34,7 @@ VERBS = (
     Verb("plan", "training", "price a recipe without a GPU", "plan.command"),
     Verb("submit", "cluster", "write a run folder and submit it to Slurm", "cluster.submit"),
     Verb("status", "cluster", "how runs are getting on", "cluster.status_report"),
+    Verb("report", "cluster", "one HTML page of a run, or of several", "report.command"),
     Verb("doctor", "cluster", "what this environment can do", "launch.doctor.command"),
     Verb("convert", "checkpoints", "between Megatron and Hugging Face", "cli.convert"),
     Verb("verify", "checkpoints", "is a checkpoint whole, a conversion the same model", "verify.command"),

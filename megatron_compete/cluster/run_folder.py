@@ -5,6 +5,7 @@
     cluster.env    resolved settings               logs/ attempts.tsv outcomes/ failures/ progress.json finished
     git.txt        revision, changes (git.patch)   checkpoints/ tensorboard/ data/ hf/ results/
     code/          snapshot of what runs           earlier/N/     what --update replaced
+                                                   report.html    of `megatron-compete report`
 
 The left side is written here, whole or not at all; the right side by Slurm, `slurm/job.sh` and the trainer.
 """
@@ -24,6 +25,7 @@ from megatron_compete.common.files import publish, rename, write_whole
 SCRIPT, CODE, JOB, FINISHED = "submit.sbatch", "code", "job.json", "finished"
 ATTEMPTS, RUNNING = "attempts.tsv", "attempt.running"
 RECIPE, COMMAND, SETTINGS = "recipe.yaml", "command.txt", "cluster.env"
+REPORT = "report.html"
 GIT = ("git.txt", "git.patch")
 COMPARED = (RECIPE, COMMAND, SETTINGS, SCRIPT)
 WRITTEN = (*COMPARED, *GIT, CODE)

@@ -20,7 +20,7 @@ from typing import Any
 
 from megatron_compete.cluster.env_file import read_env_file
 from megatron_compete.cluster.queue import Queue, QueuedJob
-from megatron_compete.cluster.run_folder import ATTEMPTS, FINISHED, JOB, RECIPE, SCRIPT, SETTINGS, RunFolder
+from megatron_compete.cluster.run_folder import ATTEMPTS, FINISHED, JOB, RECIPE, REPORT, SCRIPT, SETTINGS, RunFolder
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch.recipe import read_recipe
 from megatron_compete.launch.run_files import read_steps
@@ -88,6 +88,8 @@ class RunStatus:
     """For the steps alone, at the present pace."""
     requeues_left: int | None = None
     """Further starts that the rest of the training needs at least, with this time limit."""
+    report: str | None = None
+    """The page that `megatron-compete report` wrote of it."""
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -121,6 +123,7 @@ def read_status(folder: Path, queue: Queue, now: float | None = None) -> RunStat
     _add_progress(status, facts)
     _add_attempts(status, facts)
     status.state, status.reason = facts.state()
+    status.report = str(folder / REPORT) if (folder / REPORT).is_file() else None
     if facts.job is not None:
         status.nodes = facts.job.nodes or None
         status.limit_left_seconds = None if facts.job.waits else facts.job.left_seconds

@@ -112,6 +112,7 @@ def _facts(status: RunStatus) -> Table:
         "time used": duration(status.used_seconds),
         "to the limit": duration(status.limit_left_seconds),
         "to the end": duration(status.training_left_seconds) + _requeues(status.requeues_left),
+        "report": status.report or "-",
     }
     for name, value in rows.items():
         table.add_row(name, value if isinstance(value, Text) else Text(value))

@@ -79,8 +79,9 @@ def lines(
     x_range: Any = None,
     limits: Mapping[str, float] | None = None,
     points: bool = False,
+    limit: int = POINTS,
 ) -> Figure:
-    """Series over one axis, at most about `POINTS` points each with all extremes.
+    """Series over one axis, at most about `limit` points each with all extremes.
 
     What is NaN or infinite is a gap with a cross at its beginning; so is, on a logarithmic axis, what is not positive,
     without a cross.
@@ -102,8 +103,8 @@ def lines(
         _add_broken(chart, name, x_N, y_N, color, log)
         if log:
             y_N = np.where(np.isfinite(y_N) & (y_N <= 0), np.nan, y_N)
-        x_N, y_N = sample_extremes(x_N, y_N, POINTS)
-        source = ColumnDataSource({"x": x_N, "y": y_N.astype(np.float32)}, name=name)
+        x_N, y_N = sample_extremes(x_N, y_N, limit)
+        source = ColumnDataSource({"x": _small(x_N), "y": y_N.astype(np.float32)}, name=name)
         shown = [chart.line("x", "y", source=source, color=color, line_dash=dash, line_width=1.6, name=name)]
         if points or len(x_N) == 1:
             shown.append(chart.scatter("x", "y", source=source, color=color, size=6, name=name))
@@ -312,6 +313,7 @@ def _figure(x_label: str, y_label: str, title: str, x_range: Any, height: int = 
         tools="xpan,box_zoom,xwheel_zoom,reset,save", active_scroll=None, toolbar_location="above",
         **({} if x_range is None else {"x_range": x_range}), **more,
     )  # fmt: skip
+    chart.min_border_left = 72  # so that axes stand below each other
     chart.toolbar.logo = None
     chart.toolbar.autohide = True
     chart.outline_line_color = None
@@ -328,6 +330,12 @@ def _figure(x_label: str, y_label: str, title: str, x_range: Any, height: int = 
 
 def _floats(values: ArrayLike) -> Floats:
     return np.asarray(values, dtype=np.float64)
+
+
+def _small(values_N: Floats) -> Any:
+    """Steps as integers of 32 bits where they are such: half the bytes."""
+    whole = len(values_N) > 0 and np.isfinite(values_N).all() and (values_N == np.round(values_N)).all()
+    return values_N.astype(np.int32) if whole and abs(values_N).max() < 1 << 31 else values_N
 
 
 def _finite(values: Sequence[float]) -> Floats:

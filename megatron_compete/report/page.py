@@ -56,15 +56,17 @@ class Page:
     sections: Sequence[Section] = field(default_factory=tuple)
 
 
-def write_page(page: Page, path: Path) -> None:
+def write_page(page: Page, path: Path, mode: int | None = None) -> None:
     """Write a page so that readers see the old file or the new one; makes its folder.
 
+    Args:
+        mode: permissions, such as 0o600; default what the process gives to new files.
     Raises:
         CompeteError: it cannot be written, or the packages of the extra `report` are missing.
     """
     html = render(page)
     try:
-        write_whole(path, html)
+        write_whole(path, html, mode)
     except OSError as error:
         raise CompeteError(f"{path} cannot be written: {error.strerror}") from None
 

@@ -129,3 +129,50 @@ def test_a_job_does_not_begin_where_another_may_still_run(login_node: LoginNode)
     assert not (login_node.folder / "run/attempts.tsv").exists()
     assert begin(login_node).returncode == 0
     assert (login_node.folder / "run/attempts.tsv").read_text().startswith("0\t40\t1\t")
+
+
+def end(login_node: LoginNode, code: int, report: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The end of a training job's first attempt whose command left with `code`; `report` is what stands in for Python."""
+    run, python = login_node.folder / "run", login_node.folder / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text(f'#!/bin/bash\necho "$*" >>{login_node.folder}/reported\n{report}\n')
+    python.chmod(0o755)
+    script = (
+        f"set -euo pipefail; . {ROOT}/slurm/job.sh; REPORT_SECONDS=2; load_settings; begin_attempt; prepare_software; "
+        f"must_say_finished=1; run_attempt bash -c 'echo finished >{run}/outcomes/0; exit {code}'; end_attempt"
+    )
+    more = SLURM | {"COMPETE_RUN": str(run), "COMPETE_TASKS_PER_NODE": "1", "COMPETE_VENV": str(python.parent.parent)}
+    return subprocess.run(
+        ["bash", "-c", script], cwd=login_node.folder, env=login_node.environment | more | {"DRY_RUN": "0"} | environment,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("report", ["exit 0", "exit 1", "echo no Bokeh >&2; exit 2", "sleep 60"])
+def test_a_job_ends_with_its_report_whatever_becomes_of_it(login_node: LoginNode, report: str) -> None:
+    done = end(login_node, 0, report)
+    run = login_node.folder / "run"
+    assert done.returncode == 0 and (run / "finished").exists(), done.stderr
+    assert (login_node.folder / "reported").read_text() == f"-m megatron_compete report {run}\n"
+    assert ("the page of the run was not written" in done.stdout) == (report != "exit 0")
+    assert ("no Bokeh" in (run / "logs" / "report.log").read_text()) == ("Bokeh" in report)
+
+
+def test_next_to_the_time_limit_there_is_no_report(login_node: LoginNode) -> None:
+    (login_node.bin / "scontrol").write_text(
+        '#!/bin/bash\n[ "$1" = show ] && [ "$2" = hostnames ] && { echo node7; exit; }\n'
+        'echo "JobId=41 JobState=RUNNING EndTime=$(date -d "now + 20 seconds" +%FT%T) Reason=None"\n'
+    )
+    assert end(login_node, 0, "exit 0").returncode == 0
+    assert not (login_node.folder / "reported").exists()
+
+
+def test_a_later_attempt_reports_those_before_beside_its_ranks(login_node: LoginNode) -> None:
+    run = login_node.folder / "run"
+    run.mkdir()
+    (run / "attempts.tsv").write_text("0\t40\t1\t2\tnode7\tstopped\t75\t-\ttold to stop\n")
+    (run / "outcomes").mkdir()
+    (run / "outcomes" / "1").write_text("finished\n")
+    done = end(login_node, 0, "sleep 0.5")
+    assert done.returncode == 0, done.stderr
+    assert (login_node.folder / "reported").read_text().count("report") == 2

@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_compete.cluster.queue import Queue
 from megatron_compete.report.charts import Mark, bars, heat_map, intervals, lines, steps_or_bars
-from megatron_compete.report.page import Page, Section, Table, write_page
+from megatron_compete.report.page import Page, Section, Table, render, write_page
+from megatron_compete.report.run import RunReader
+from megatron_compete.report.run_page import run_page
+from megatron_compete.report.server import LivePage
+from tests.report.made_runs import EVIL, make_run, scalar, write_events
+from tests.report.test_server import serving
 
 pytestmark = pytest.mark.pages
-
-EVIL = "</script><script>document.title='run'</script><img src=x onerror=document.title='run'>"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,7 @@ class Opened:
         self.tab.on("console", lambda message: message.type in ("error", "warning") and self.complaints.append(message.text))  # fmt: skip
         self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.tab.on("request", lambda request: self.requests.append(request.url))
-        self.tab.goto(address)
+        self.tab.goto(address, timeout=120_000)
         self.tab.wait_for_function("document.body.dataset.drawn !== undefined", timeout=120_000)
 
     def sizes(self) -> list[tuple[float, float]]:
@@ -111,3 +115,33 @@ def test_on_paper_folded_sections_are_there_and_nothing_is_cut_off(page_of_all: 
     page_of_all.tab.pdf(path=tmp_path / "page.pdf", prefer_css_page_size=True)
     page_of_all.tab.emulate_media(media="screen")
     assert (tmp_path / "page.pdf").read_bytes().count(b"/Type /Page\n") >= 3
+
+
+def test_a_runs_page_is_drawn_without_a_complaint(browser: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", settings={"note": EVIL}, layers=3)
+    path = tmp_path / "report.html"
+    page = run_page(RunReader([run]).read(Queue(False, {})))
+    write_page(page, path)
+    opened = Opened(browser, f"file://{path}")
+    assert opened.complaints == [] and opened.tab.title() == "run"
+    assert len(opened.sizes()) == sum(len(section.figures) for section in page.sections) >= 15
+    assert opened.tab.evaluate("document.documentElement.scrollWidth") <= 1280
+    assert opened.tab.get_by_role("heading", name="Attempts, stops, failures, checkpoints").is_visible()
+
+
+def test_a_served_page_takes_what_is_new_and_stays_as_it_was_read(browser: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    reader = RunReader([run])
+    live = LivePage(reader.version, lambda version: render(run_page(reader.read(Queue(False, {}))), version))
+    with serving(live) as server:
+        opened = Opened(browser, server.address)
+        opened.tab.locator("summary").first.click()
+        before = opened.tab.evaluate("document.body.dataset.version")
+        write_events(run / "tensorboard", [scalar("lm loss", 1.54321, 41)], mode="ab")
+        opened.tab.wait_for_function(f"document.body.dataset.version !== '{before}'", timeout=120_000)
+        opened.tab.get_by_text("1.5432").first.wait_for(state="attached", timeout=60_000)
+        assert opened.tab.locator("details.section").first.get_attribute("open") is None, "folded as before"
+        opened.tab.wait_for_timeout(1000)
+        assert opened.complaints == [] and len(opened.sizes()) >= 15
+        assert {url.removeprefix(server.address) for url in opened.requests} <= {"", "version", "favicon.ico"}
+        opened.tab.close()
