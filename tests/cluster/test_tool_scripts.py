@@ -175,4 +175,4 @@ def test_a_later_attempt_reports_those_before_beside_its_ranks(login_node: Login
     (run / "outcomes" / "1").write_text("finished\n")
     done = end(login_node, 0, "sleep 0.5")
     assert done.returncode == 0, done.stderr
-    assert (login_node.folder / "reported").read_text().count("report") == 2
+    assert (login_node.folder / "reported").read_text().count("megatron_compete report") == 2
