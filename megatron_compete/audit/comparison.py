@@ -125,7 +125,7 @@ def _regret(audits: Named) -> Section:
     ]
     if not figures:
         return Section(title, "Regret: not part of these audits.")
-    return Section(title, "Change of the loss where one layer's tokens go elsewhere; negative is better.", figures=[charts.beside(*figures)])  # fmt: skip
+    return Section(title, "Change of the loss where one layer's tokens go elsewhere; negative is better.", figures=charts.beside(*figures))  # fmt: skip
 
 
 def _group(audits: Named, title: str, keys: Sequence[str]) -> Section:
@@ -138,7 +138,7 @@ def _group(audits: Named, title: str, keys: Sequence[str]) -> Section:
         return Section(title, "Not part of these audits.")
     missing = [name for name, audit in audits if not any(by_layer(audit, key)[0] for key in keys)]
     text = f"Not part of the audit of {', '.join(missing)}." if missing else ""
-    return Section(title, text, figures=[charts.beside(*figures)])
+    return Section(title, text, figures=charts.beside(*figures))
 
 
 def _load(audits: Named) -> Section:
@@ -151,4 +151,4 @@ def _load(audits: Named) -> Section:
         if audit.layers
     ]  # fmt: skip
     text = "1 is an even share; colours end at 4." + (f" The first {MAPS} audits." if len(audits) > MAPS else "")
-    return Section("Load", text, figures=[charts.beside(*figures)] if figures else [])
+    return Section("Load", text, figures=charts.beside(*figures))

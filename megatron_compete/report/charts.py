@@ -16,7 +16,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.report.sampling import Floats, block_means, first_of_runs, sample_extremes, windows
 
 try:
-    from bokeh.layouts import layout
+    from bokeh.layouts import row
     from bokeh.models import (
         BasicTickFormatter,
         ColumnDataSource,
@@ -301,10 +301,10 @@ def whiskers(
     return chart
 
 
-def beside(*charts: LayoutDOM, columns: int = 2) -> LayoutDOM:
-    """Charts side by side, `columns` in a row of equal widths."""
+def beside(*charts: LayoutDOM, columns: int = 2) -> list[LayoutDOM]:
+    """Rows of charts side by side, of equal widths; paper may be cut between rows."""
     rows = [list(charts[start : start + columns]) for start in range(0, len(charts), columns)]
-    return layout(rows, sizing_mode="stretch_width")
+    return [row(one, sizing_mode="stretch_width") for one in rows]
 
 
 def _figure(x_label: str, y_label: str, title: str, x_range: Any, height: int = HEIGHT, **more: Any) -> Any:

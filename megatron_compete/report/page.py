@@ -101,8 +101,9 @@ def _data(figures: Sequence["LayoutDOM"]) -> str:
 
     document = Document()
     try:
-        for figure in figures:
-            document.add_root(figure)
+        with document.models.freeze():  # which models there are is found once, not for each figure
+            for figure in figures:
+                document.add_root(figure)
         content = {"document": document.to_json(deferred=False), "figures": [figure.id for figure in figures]}
         text = json.dumps(content, default=_plain, separators=(",", ":"))
     finally:

@@ -35,7 +35,7 @@ def test_models_of_other_shapes_stand_beside_each_other() -> None:
     narrow = audit_of(layers=[layer_audit(layer, experts=2, use=use) for layer in range(5)])
     page = compare([("a", small_audit(2)), ("b", narrow), ("c", audit_of(layers=[]))])
     assert sum("has other MoE layers" in note for note in notes([("a", small_audit(2)), ("b", narrow)])) == 1
-    lines = page.sections[2].figures[0].children[0].children[0]
+    lines = page.sections[2].figures[0].children[0]
     assert [item.label.value for item in lines.legend[0].items] == ["a", "b"]
 
 

@@ -81,7 +81,7 @@ def regret(audit: Audit) -> Section:
     tokens = f"{mean([layer.regret.tokens for layer in measured if layer.regret]):,.0f}"
     told = "\n".join(f"{name}: {TARGETS[name]}." for name in targets(audit) if name in TARGETS)
     text = f"{REGRET} Measured on {tokens} tokens of each layer.{where(audit, measured)}\n\n{told}"
-    return Section(title, text, [Table(header, rows)], [charts.beside(*figures)])
+    return Section(title, text, [Table(header, rows)], charts.beside(*figures))
 
 
 def regret_chart(series: Mapping[str, Sequence[tuple[int, Interval]]], target: str) -> charts.Figure:

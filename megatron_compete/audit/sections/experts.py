@@ -42,7 +42,7 @@ def experts(audit: Audit, matrices: Mapping[str, Tensor]) -> Section:
     if chosen:
         alike = _pair_maps(matrices, "output_similarity", chosen, "similarity of outputs", diverging=True)
         together = _pair_maps(matrices, "coactivation", chosen, "co-activation", diverging=False)
-        figures.append(charts.beside(*(one for pair in zip(alike, together) for one in pair), columns=4))
+        figures += charts.beside(*(one for pair in zip(alike, together) for one in pair), columns=4)
         text += (
             "\n\nIn the maps of pairs an expert beside itself is left out; all layers have the same colours. Of more than "
             f"{PAIR_CELLS} experts each cell is a mean of neighbours."
@@ -107,18 +107,18 @@ def router(audit: Audit) -> Section:
         "Rows of the router's weight that point the same way cannot tell experts apart; an effective rank far below the "
         "number of experts says that many rows lie in few directions."
     )
-    figure = charts.beside(
+    figures = charts.beside(
         metric_lines(audit, ("router_similarity",), "cosine", "Similarity of two rows, mean over all pairs"),
         layer_lines(rank, "rank", "Effective rank"),
     )
-    return Section(title, text, figures=[figure])
+    return Section(title, text, figures=figures)
 
 
 def against(audit: Audit) -> Section:
     measured = [layer for layer in audit.layers if layer.against]
     if not measured:
         return Section("Against another checkpoint", absent("A comparison to another checkpoint"))
-    figure = charts.beside(
+    figures = charts.beside(
         metric_lines(audit, ("same_choice", "changed_tokens"), "share", "The router's choice"),
         metric_lines(audit, ("router_drift", "expert_drift"), "relative norm", "Drift of the weights"),
     )
@@ -131,7 +131,7 @@ def against(audit: Audit) -> Section:
     if not rows:
         text += "\n\nEvery expert's weights are most like those of the same number there."
     tables = [Table(("layer", "moved", "expert → its like in the other checkpoint"), rows, "Experts that are most like another number")]  # fmt: skip
-    return Section("Against another checkpoint", text, tables if rows else [], [figure])
+    return Section("Against another checkpoint", text, tables if rows else [], figures)
 
 
 def _moves(matched: Sequence[int]) -> str:

@@ -54,13 +54,13 @@ def load(audit: Audit) -> Section:
 
 
 def use(audit: Audit) -> Section:
-    figure = charts.beside(
+    figures = charts.beside(
         metric_lines(audit, ("load_entropy", "token_entropy", "sequence_entropy"), "entropy, of its most", "Entropies"),
         metric_lines(audit, ("margin",), "margin", "Margin of the router"),
         metric_lines(audit, ("busiest",), "load in even shares", "Busiest expert"),
         metric_lines(audit, ("domain_information",), "bits", "Domain information"),
     )
-    return Section("Use of the experts by layer", figures=[figure])
+    return Section("Use of the experts by layer", figures=figures)
 
 
 def domains(audit: Audit) -> Section:
