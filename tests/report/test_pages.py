@@ -44,7 +44,7 @@ class Opened:
         self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.tab.on("request", lambda request: self.requests.append(request.url))
         self.tab.goto(address, timeout=120_000)
-        self.tab.wait_for_function("document.body.dataset.drawn !== undefined", timeout=120_000)
+        self.tab.locator("body[data-drawn]").wait_for(timeout=120_000)
 
     def sizes(self) -> list[tuple[float, float]]:
         """Width and height of what is drawn in each figure; a canvas lies in the shadow trees of Bokeh's elements."""
@@ -138,7 +138,7 @@ def test_a_served_page_takes_what_is_new_and_stays_as_it_was_read(browser: Any, 
         opened.tab.locator("summary").first.click()
         before = opened.tab.evaluate("document.body.dataset.version")
         write_events(run / "tensorboard", [scalar("lm loss", 1.54321, 41)], mode="ab")
-        opened.tab.wait_for_function(f"document.body.dataset.version !== '{before}'", timeout=120_000)
+        opened.tab.locator(f"body:not([data-version='{before}'])").wait_for(timeout=120_000)
         opened.tab.get_by_text("1.5432").first.wait_for(state="attached", timeout=60_000)
         assert opened.tab.locator("details.section").first.get_attribute("open") is None, "folded as before"
         opened.tab.wait_for_timeout(1000)
