@@ -103,7 +103,7 @@ def _regret(audit: Audit) -> Iterator[str]:
         if clear:
             yield (
                 f"Regret: in {len(clear)} of {len(gained)} layers the loss falls where tokens go to the experts of the "
-                f"most utility, most in layer {layer}: {interval(change)} nats a token."
+                f"most utility, most in layer {layer}: {interval(change)} nats a token. That choice has seen the next token: no router gains all of it."
             )
         else:
             yield (

@@ -48,6 +48,7 @@ METRICS: Mapping[str, Metric] = {
         "load entropy",
         "Entropy of the experts' shares of the assignments, over that of even shares: 1 is an even load, 0 a single expert.",
         _read("use", "load_entropy"),
+        f"expert allocation entropy of {LIBMOE}",
     ),
     "busiest": Metric(
         "busiest expert",
@@ -64,13 +65,11 @@ METRICS: Mapping[str, Metric] = {
         "token entropy",
         "Entropy of one token's scores over that of even scores, mean over tokens: 0 is a router that is sure of one expert.",
         _read("use", "token_entropy"),
-        LIBMOE,
     ),
     "margin": Metric(
         "margin",
         "Score of the last expert that is chosen less that of the best one left out, mean over tokens; a token's scores sum to 1.",
         _read("use", "margin"),
-        LIBMOE,
     ),
     "sequence_entropy": Metric(
         "sequence entropy",
@@ -81,7 +80,7 @@ METRICS: Mapping[str, Metric] = {
         "domain information",
         "Mutual information of a token's domain and its expert in bits, less the bias of a finite sample: 0 where experts do not care for domains.",
         _read("use", "domain_information"),
-        f"domain specialization of {OLMOE}",
+        f"one number for the domain specialization of {OLMOE}",
     ),
     "agreement_utility": Metric(
         "agreement with utility",
@@ -125,7 +124,7 @@ METRICS: Mapping[str, Metric] = {
         "expert change rate",
         "Share of the tokens whose set of experts is not the same in the other checkpoint.",
         _read("against", "changed_tokens"),
-        LIBMOE,
+        f"{LIBMOE}, counts assignments, not tokens",
     ),
     "router_drift": Metric(
         "router drift",
@@ -146,17 +145,17 @@ METRICS: Mapping[str, Metric] = {
 }
 
 TARGETS: Mapping[str, str] = {
-    "utility": "each token goes to the K experts whose larger share would lower its loss most, to first order; what is below zero, a better router could gain",
+    "utility": "each token goes to the K experts whose larger share would lower its loss most, to first order. It is an oracle that has seen the next token: a guide to what choosing better is worth, no attainable gain, and first order can misjudge",
     "response": "each token goes to the K experts that answer most strongly, as in a competing step",
-    "drop top-1": "the router's first choice is left out and the next in its order comes in: what is near zero or below, its best expert is worth no more than the next",
+    "drop top-1": "the router's first choice is left out and the next in its order comes in. Near zero, experts stand in for each other, or the router does not know the best",
     "drop top-2": "the router's first two choices are left out and the next in its order come in",
-    "random": "each token goes to K experts drawn at random: what is near zero, this layer's routing hardly matters",
-    "all": "each token goes to all experts: what is below zero, the K experts leave something out that the others know",
+    "random": "each token goes to K experts drawn at random. Near zero, the router is worth no more than a draw",
+    "all": "each token goes to all experts, weighed by the router's scores: whether sparsity costs anything at this layer",
 }
 """Where regret sends the tokens of a layer."""
 TARGET_SOURCES = {"drop top-1": LIBMOE, "drop top-2": LIBMOE, "response": COMPETE}
 
-REGRET = "Change of the loss, in nats a token, measured by another forward pass in which one layer's tokens go elsewhere and everything else stays; negative is better. Intervals hold 95 of 100 repetitions with other sequences of such text."
+REGRET = "Change of the loss, in nats a token, measured by another forward pass in which one layer's tokens go to other experts and everything else stays, the K weights of a token included; negative is better. Intervals are 95%, over sequences; regrets of layers do not add up."
 COACTIVATION = (
     "Share of one expert's tokens that have the other too; (K - 1) / (E - 1) where experts are chosen independently."
 )
