@@ -45,7 +45,7 @@ test-ci: setup
 	@$(PY) -m pytest -q -m "not faults and not slurm and not docker and not pages" --ignore tests/mutations/test_mutations.py $(WORKERS) $(PYTEST_ARGS)
 
 test-mutations: setup
-	@$(PY) -m pytest -q -m slow tests/mutations $(WORKERS) $(PYTEST_ARGS)
+	@$(PY) -m pytest -q -m slow tests/mutations -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 test-faults: setup
 	@$(PY) -m pytest -q -m faults tests/faults $(PYTEST_ARGS)

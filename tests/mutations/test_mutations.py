@@ -13,6 +13,9 @@ from tests.mutations.mutations import MUTATIONS
 
 pytestmark = pytest.mark.slow
 
+HALF = {test: number % 2 for number, test in enumerate(sorted({mutation.test for mutation in MUTATIONS}))}
+"""Two workers share the mutations, each with the tests of its own."""
+
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -28,19 +31,20 @@ def server() -> Iterator[TestServer]:
     server.close()
 
 
-@pytest.fixture(scope="module")
-def unchanged(copy: Path, server: TestServer) -> dict[str, int | str]:
-    """What becomes of all named tests without a mutation."""
-    return server.run(copy, *dict.fromkeys(mutation.test for mutation in MUTATIONS))
+def of_half(half: int, value: object) -> object:
+    return pytest.param(value, id=str(value), marks=pytest.mark.xdist_group(f"half {half}"))
 
 
-def test_without_a_mutation_the_named_tests_pass(unchanged: dict[str, int | str]) -> None:
-    assert (unchanged["failed"], unchanged["broken"]) == (0, "")
-    assert int(unchanged["passed"]) >= len({mutation.test for mutation in MUTATIONS})
+@pytest.mark.parametrize("half", [of_half(half, half) for half in (0, 1)])
+def test_without_a_mutation_the_named_tests_pass(half: int, copy: Path, server: TestServer) -> None:
+    tests = [test for test, its_half in HALF.items() if its_half == half]
+    result = server.run(copy, *tests)
+    assert (result["failed"], result["broken"]) == (0, "")
+    assert int(result["passed"]) >= len(tests)
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
-def test_a_mutation_is_noticed(mutation: Mutation, copy: Path, server: TestServer, unchanged: object) -> None:
+@pytest.mark.parametrize("mutation", [of_half(HALF[mutation.test], mutation) for mutation in MUTATIONS])
+def test_a_mutation_is_noticed(mutation: Mutation, copy: Path, server: TestServer) -> None:
     with Mutant(copy, mutation):
         result = server.run(copy, mutation.test)
     assert result["broken"] == "", "the mutated package must still import"
