@@ -40,11 +40,11 @@ def experts(audit: Audit, matrices: Mapping[str, Tensor]) -> Section:
         )
     chosen = _chosen(audit, matrices)
     if chosen:
-        alike = _pair_maps(matrices, "output_similarity", chosen, "similarity of outputs", diverging=True)
+        alike = _pair_maps(matrices, "output_similarity", chosen, "outputs", diverging=True)
         together = _pair_maps(matrices, "coactivation", chosen, "co-activation", diverging=False)
         figures += charts.beside(*(one for pair in zip(alike, together) for one in pair), columns=4)
         text += (
-            "\n\nIn the maps of pairs an expert beside itself is left out; all layers have the same colours. Of more than "
+            "\n\nMaps are of the similarity of two experts' outputs, and of how often they are chosen together. An expert beside itself is left out; all layers have the same colours. Of more than "
             f"{PAIR_CELLS} experts each cell is a mean of neighbours."
         )
     return Section(title, text, [_pair_table(audit)], figures)

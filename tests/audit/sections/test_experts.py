@@ -23,7 +23,7 @@ def cells(figure) -> np.ndarray:
 def test_maps_of_pairs_leave_out_an_expert_beside_itself() -> None:
     maps = maps_of(experts(small_audit(2), matrices(2)))
     assert [one.title.text for one in maps] == [
-        "Layer 0: similarity of outputs", "Layer 0: co-activation", "Layer 1: similarity of outputs", "Layer 1: co-activation",
+        "Layer 0: outputs", "Layer 0: co-activation", "Layer 1: outputs", "Layer 1: co-activation",
     ]  # fmt: skip
     assert np.isnan(np.diagonal(cells(maps[0]))).all() and (cells(maps[0])[0, 1:] == 0.25).all()
 
