@@ -117,7 +117,7 @@ def run_page(runs: Sequence[Run], peak_tflops: float | None = None, title: str =
 def summary_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """The facts on top."""
     if len(runs) > 1:
-        return [(run.name, ", ".join(value for name, value in summary_of([run]) if name in ("state", "step", "loss"))) for run in runs]  # fmt: skip
+        return [(run.name, _in_short(summary_of([run]))) for run in runs]
     (run,) = runs
     facts: list[tuple[str, str | None]] = []
     status, loss = run.status, run.curve("lm loss") or run.logged("loss")
@@ -335,9 +335,8 @@ def life_section(sheet: Sheet) -> Section | None:
 
 def settings_section(sheet: Sheet) -> Section | None:
     """The recipes, and in what they differ."""
-    tables = []
     complete = all(run.arguments for run in sheet.runs)
-    chosen = {run.name: run.arguments if complete else run.settings for run in sheet.runs}
+    chosen = {run.name: {**run.settings, **(run.arguments if complete else {})} for run in sheet.runs}
     names = sorted({name for settings in chosen.values() for name in settings})
     if not names:
         sheet.missing.append("Settings: neither a recipe nor arguments in TensorBoard")
@@ -345,8 +344,9 @@ def settings_section(sheet: Sheet) -> Section | None:
     if not sheet.single:
         differing = [name for name in names if len({settings.get(name) for settings in chosen.values()}) > 1]
         rows = [[name, *(_short(settings.get(name, "-")) for settings in chosen.values())] for name in differing]
-        tables.append(Table(["setting", *chosen], rows, "What differs" if rows else "No setting differs"))
-        return Section("Settings", tables=tables)
+        if not rows:
+            return Section("Settings", "No setting differs.")
+        return Section("Settings", tables=[Table(["setting", *chosen], rows, "What differs")])
     (run,) = sheet.runs
     rows = [[name, _short(value)] for name, value in sorted(run.settings.items())]
     return Section("Settings", tables=[Table(["setting", "value"], rows)], open=len(rows) <= 80)
@@ -396,6 +396,12 @@ def _map(
     even = len(cells.layers) == 1 or len(set(np.diff(cells.layers).tolist())) == 1
     rows: Sequence[Any] = cells.layers if even else [str(layer) for layer in cells.layers]
     return heat_map(cells.values_LC, x="step", y="layer", label=label, title=title + _of(sheet, run), columns=cells.steps_C.tolist(), rows=rows, x_range=sheet.x_range)  # fmt: skip
+
+
+def _in_short(facts: Sequence[tuple[str, str]]) -> str:
+    """State, step and loss in a line."""
+    shown = {"state": "", "step": "step ", "loss": "loss "}
+    return ", ".join(f"{shown[name]}{value}" for name, value in facts if name in shown)
 
 
 def _of(sheet: Sheet, run: Run) -> str:

@@ -67,8 +67,6 @@ def test_a_share_of_the_peak_needs_the_peak(tmp_path: Path) -> None:
 def test_runs_lie_over_each_other_and_say_what_differs(tmp_path: Path) -> None:
     first = make_run(tmp_path / "one", settings={"lr": 0.1})
     second = make_run(tmp_path / "two", settings={"lr": 0.2, "bf16": True}, seed=1, competing=False)
-    for folder in (first, second):  # arguments in one alone would be compared with nothing
-        write_events(folder / "tensorboard", logged(40))
     page = page_of(first, second)
     (table,) = section(page, "Settings").tables
     assert table.caption == "What differs" and list(table.header) == ["setting", "one", "two"]
@@ -76,6 +74,11 @@ def test_runs_lie_over_each_other_and_say_what_differs(tmp_path: Path) -> None:
     loss = section(page, "Loss").figures[0]
     assert [item.label.value for item in loss.legend[0].items] == ["one", "two"]
     assert [name for name, _ in page.summary] == ["one", "two"]
+    assert page.summary[0][1].startswith("finished, step 40 of 40, loss ")
+    assert (
+        section(page_of(first, make_run(tmp_path / "three", settings={"lr": 0.1})), "Settings").text
+        == "No setting differs."
+    )
 
 
 def test_a_stock_top_k_run_has_its_page(tmp_path: Path) -> None:
