@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_compete.checkpoint.hf_model import load_hf_model, load_hf_tokenizer
 from megatron_compete.common.comparison import check_finite, largest_difference
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.files import write_whole
@@ -65,7 +66,8 @@ def compare(
 
     fresh, trained = load_model(TorchDistCheckpoint(find_checkpoint(checkpoint)), tokenizer_model, trust_remote_code)
     ids = [get_tokenizer().tokenize(text) for text in texts]
-    hf_tokenizer, hf_model = _load_hf(hf, trust_remote_code)
+    hf_tokenizer = load_hf_tokenizer(hf, "--hf", trust_remote_code)
+    hf_model = load_hf_model(hf, "--hf", "float32", trust_remote_code)
     vocab_size = hf_model.config.vocab_size
     _check_ids(ids, {f"--hf {hf}": vocab_size, f"--checkpoint {checkpoint}": get_args().padded_vocab_size})
 
@@ -78,21 +80,6 @@ def compare(
         totals.add(targets, ours, theirs, untrained=logits(fresh, inputs)[..., :vocab_size])
     same_ids = all(hf_tokenizer(text)["input_ids"] == own for text, own in zip(texts, ids))
     return totals.comparison(same_ids, vocab_size)
-
-
-def _load_hf(folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:
-    """Tokenizer and model of a Hugging Face folder, in fp32."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from megatron_compete.checkpoint.custom_code import is_own_code
-
-    trusted = trust_remote_code or is_own_code(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=trusted)
-    except Exception as error:  # the classes fail in many ways
-        raise CompeteError(f"--hf {folder}: transformers cannot load it: {type(error).__name__}: {error}") from error
-    return tokenizer, model.eval()
 
 
 def _check_ids(ids: list[list[int]], sizes: dict[str, int]) -> None:

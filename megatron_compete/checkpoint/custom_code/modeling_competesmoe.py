@@ -223,13 +223,27 @@ class CompeteSMoERouter(nn.Module):
         return by_group.masked_fill(chosen[..., None] == 0, float("-inf")).flatten(1)
 
 
+class CompeteSMoEExperts(nn.ModuleList):
+    """The routed experts; called as the fused experts of transformers' own mixtures are."""
+
+    def forward(self, hidden, experts, weights):
+        """Args: hidden [T, H], experts [T, K], weights [T, K]. Returns: each token's weighted sum of outputs [T, H]."""
+        mixed = torch.zeros_like(hidden)
+        # In training also those that no token chose: every parameter has a gradient on every rank, which DDP and ZeRO need.
+        for number in range(len(self)) if self.training else experts.unique().tolist():
+            token, rank = (experts == number).nonzero(as_tuple=True)
+            answer = self[number](hidden[token]) * weights[token, rank, None]
+            mixed.index_add_(0, token, answer.to(mixed.dtype))
+        return mixed
+
+
 class CompeteSMoEBlock(nn.Module):
     """The mixture: each token through its K experts, and through the shared ones where there are some."""
 
     def __init__(self, config):
         super().__init__()
         self.gate = CompeteSMoERouter(config)
-        self.experts = nn.ModuleList(
+        self.experts = CompeteSMoEExperts(
             CompeteSMoEMLP(config, config.moe_intermediate_size, config.moe_latent_size)
             for _ in range(config.num_experts)
         )
@@ -247,13 +261,7 @@ class CompeteSMoEBlock(nn.Module):
     def forward(self, hidden):
         tokens = hidden.flatten(0, 1)  # [T, H]
         _, weights, experts = self.gate(tokens)
-        seen = self.fc1_latent_proj(tokens) if self.is_latent else tokens
-        mixed = torch.zeros_like(seen)
-        # In training also those that no token chose: every parameter has a gradient on every rank, which DDP and ZeRO need.
-        for number in range(len(self.experts)) if self.training else experts.unique().tolist():
-            token, rank = (experts == number).nonzero(as_tuple=True)
-            answer = self.experts[number](seen[token]) * weights[token, rank, None]
-            mixed.index_add_(0, token, answer.to(mixed.dtype))
+        mixed = self.experts(self.fc1_latent_proj(tokens) if self.is_latent else tokens, experts, weights)
         if self.is_latent:
             mixed = self.fc2_latent_proj(mixed)
         if self.has_shared:
