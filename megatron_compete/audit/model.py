@@ -14,6 +14,7 @@ from megatron_compete.audit.parts import Ranks
 from megatron_compete.checkpoint.hf_model import load_hf_model, load_hf_tokenizer, model_from_config
 from megatron_compete.common.comparison import check_finite
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.routing.precision import at_least_fp32
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,15 @@ class Model:
         """Sum of the next-token losses of each sequence [B, L + 1], in nats: fp64 [B], on the model's device.
 
         Raises:
-            CompeteError: logits that are no numbers.
+            CompeteError: losses that are no numbers.
         """
         ids_BL = ids_BL.to(self.device)
         logits = self.module(ids_BL[:, :-1], use_cache=False).logits
-        check_finite(logits, f"logits of {self.source.checkpoint}")
         # One sequence at a time: logits in fp32 are the largest tensors of a small model.
-        sums = [F.cross_entropy(one.float(), ids, reduction="sum") for one, ids in zip(logits, ids_BL[:, 1:])]
-        return torch.stack(sums).double()
+        sums = [F.cross_entropy(at_least_fp32(one), ids, reduction="sum") for one, ids in zip(logits, ids_BL[:, 1:])]
+        losses_B = torch.stack(sums).double()
+        check_finite(losses_B, f"losses of {self.source.checkpoint}")
+        return losses_B
 
 
 def hugging_face_folder(source: Source, scratch: Path, ranks: Ranks) -> Path:
