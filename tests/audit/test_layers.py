@@ -30,7 +30,10 @@ def build(family: str) -> nn.Module:
 def calls_of(module: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, dict[MoeLayer, Call]]:
     calls: dict[MoeLayer, Call] = {}
     layers = find_layers(module, "tiny")
-    with torch.no_grad(), sending({layer: lambda call, layer=layer: calls.__setitem__(layer, call) for layer in layers}):  # type: ignore[misc]
+    with (
+        torch.no_grad(),
+        sending({layer: lambda call, layer=layer: calls.__setitem__(layer, call) for layer in layers}),
+    ):  # type: ignore[misc]
         logits = module(ids).logits
     return logits, calls
 
@@ -115,7 +118,9 @@ def test_a_dense_model_is_refused() -> None:
 
     from tests.checkpoint.hf_models import DECODER
 
-    with pytest.raises(CompeteError, match=r"^dense: LlamaForCausalLM has no mixture-of-experts layers: there is nothing to audit$"):
+    with pytest.raises(
+        CompeteError, match=r"^dense: LlamaForCausalLM has no mixture-of-experts layers: there is nothing to audit$"
+    ):
         find_layers(LlamaForCausalLM(LlamaConfig(**DECODER)), "dense")
 
 
@@ -125,5 +130,8 @@ def test_another_form_of_block_is_refused() -> None:
     for block in module.modules():
         if hasattr(block, "experts"):
             block.experts = nn.ModuleList(block.experts)
-    with pytest.raises(CompeteError, match=r"does not hand its tokens to experts\(hidden, choices, weights\).*convert the checkpoint again"):
+    with pytest.raises(
+        CompeteError,
+        match=r"does not hand its tokens to experts\(hidden, choices, weights\).*convert the checkpoint again",
+    ):
         find_layers(module, "old")

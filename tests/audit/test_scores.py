@@ -11,7 +11,9 @@ WANTED = {"nemotron_h": "sigmoid", "deepseek_v3": "sigmoid", "glm4_moe": "sigmoi
 TOKENS, EXPERTS, TOP_K = 64, 8, 3
 
 
-def a_call(function: str, normalised: bool, scale: float, dtype: torch.dtype = torch.float32, top_k: int = TOP_K) -> Call:
+def a_call(
+    function: str, normalised: bool, scale: float, dtype: torch.dtype = torch.float32, top_k: int = TOP_K
+) -> Call:
     logits_TE = torch.randn(TOKENS, EXPERTS, generator=torch.Generator().manual_seed(2))
     if function == "probabilities":
         logits_TE = logits_TE.softmax(-1)

@@ -64,7 +64,11 @@ def test_digest_tells_texts_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "options", "error"),
     [
-        ("short", {}, r"--text .*short.* is shorter than one sequence of 5 tokens: give more text, or a smaller --seq-length"),
+        (
+            "short",
+            {},
+            r"--text .*short.* is shorter than one sequence of 5 tokens: give more text, or a smaller --seq-length",
+        ),
         ("txt", {"domain_key": "source"}, r"--domain-key source: .*\.txt is plain text, which has no keys"),
         ("many", {"domain_key": "source"}, r"--domain-key source: more than 64 domains"),
         ("wrong key", {"key": "body"}, r"no key 'body'"),
@@ -77,11 +81,19 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, make: str, options: dict[s
         path = tmp_path / "plain.txt"
         path.write_text("some words")
     elif make != "missing":
-        write(path, *({"text": "ab" if make == "short" else "abcdefg", "source": str(n)} for n in range(1 if make == "short" else 70)))
+        write(
+            path,
+            *(
+                {"text": "ab" if make == "short" else "abcdefg", "source": str(n)}
+                for n in range(1 if make == "short" else 70)
+            ),
+        )
     with pytest.raises(CompeteError, match=error):
         read_text(TextOptions((str(path),), 10000, 4, **options), encode, None)
 
 
 def test_without_a_tokenizer_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CompeteError, match=r"without a tokenizer: name one with --tokenizer, or give a dataset's prefix"):
+    with pytest.raises(
+        CompeteError, match=r"without a tokenizer: name one with --tokenizer, or give a dataset's prefix"
+    ):
         read_text(TextOptions((write(tmp_path / "a.jsonl", {"text": "abc"}),), 10, 2), None, None)
