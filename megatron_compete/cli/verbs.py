@@ -38,6 +38,7 @@ VERBS = (
     Verb("doctor", "cluster", "what this environment can do", "launch.doctor.command"),
     Verb("convert", "checkpoints", "between Megatron and Hugging Face", "cli.convert"),
     Verb("verify", "checkpoints", "is a checkpoint whole, a conversion the same model", "verify.command"),
+    Verb("audit", "checkpoints", "what a checkpoint's routers and experts do", "audit.command"),
     Verb("study", "studies", "train a grid of settings and compare them", "study.command"),
     Verb("completion", "this command", "print a completion script for bash, zsh or fish", "cli.completion"),
 )
