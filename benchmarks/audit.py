@@ -89,7 +89,9 @@ def main() -> None:
                 seconds[part].append(time.process_time() - started)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         memory = dict(zip(PARTS, pool.map(peak_growth, PARTS, chunksize=1)))
-    print(f"{LAYERS} MoE layers, H=512 E=64 K=8 F=256, {BATCH} x {LENGTH} tokens; regret: {LAYERS} x {len(TARGETS)} passes")
+    print(
+        f"{LAYERS} MoE layers, H=512 E=64 K=8 F=256, {BATCH} x {LENGTH} tokens; regret: {LAYERS} x {len(TARGETS)} passes"
+    )
     print("| part | processor time | memory above the model |")
     print("|---|---|---|")
     for part in PARTS:
