@@ -106,22 +106,30 @@ def _sequences(documents: Iterable[tuple[str, list[int]]], length: int, quota: i
             del stream[:length]
 
 
-def _documents(file: str, options: TextOptions, encode: Encode | None, end: int | None) -> Iterator[tuple[str, list[int]]]:  # fmt: skip
+def _documents(
+    file: str, options: TextOptions, encode: Encode | None, end: int | None
+) -> Iterator[tuple[str, list[int]]]:
     """Domain and token ids of each document."""
     if os.path.isfile(without_suffix(file) + ".idx"):
-        dataset = open_dataset(file)
-        bounds = np.asarray(dataset.index.bounds)
-        ends = np.cumsum(dataset.index.lengths, dtype=np.int64)
-        ids, start = dataset.ids(), 0
-        for last in bounds[1:]:
-            stop = int(ends[last - 1]) if last else 0
-            yield Path(dataset.prefix).name, ids[start:stop].tolist()
-            start = stop
-        return
-    if encode is None:
+        yield from _of_dataset(file)
+    elif encode is None:
         raise CompeteError(
             f"--text {file}: the model comes without a tokenizer: name one with --tokenizer, or give a dataset's prefix"
         )
+    else:
+        yield from _of_text(file, options, encode, [] if end is None else [end])
+
+
+def _of_dataset(prefix: str) -> Iterator[tuple[str, list[int]]]:
+    dataset = open_dataset(prefix)
+    ends, ids, start = np.cumsum(dataset.index.lengths, dtype=np.int64), dataset.ids(), 0
+    for last in dataset.index.bounds[1:]:
+        stop = int(ends[last - 1]) if last else 0
+        yield Path(dataset.prefix).name, ids[start:stop].tolist()
+        start = stop
+
+
+def _of_text(file: str, options: TextOptions, encode: Encode, end: list[int]) -> Iterator[tuple[str, list[int]]]:
     keys = [options.key] + ([options.domain_key] if options.domain_key else [])
     skips = SkipLog()
     for source in find_sources([file]):
@@ -135,6 +143,5 @@ def _documents(file: str, options: TextOptions, encode: Encode | None, end: int 
                 skips.add(place_of(source.name, raw.number, source.unit), bad)
                 continue
             text, domain = found[options.key], found.get(options.domain_key or "", Path(source.name).name)
-            ids = encode(text if isinstance(text, str) else "".join(text))
-            yield str(domain), ids + ([] if end is None else [end])
+            yield str(domain), encode(text if isinstance(text, str) else "".join(text)) + end
         reader.close()
