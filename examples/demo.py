@@ -125,6 +125,14 @@ def write_report(demo: Run) -> None:
     ], demo.logs / "7-report.log")  # fmt: skip
 
 
+def audit(demo: Run) -> None:
+    """What the exported model's routers and experts do on held-out text."""
+    run("audit", [
+        sys.executable, "-m", "megatron_compete", "audit", str(demo.hf), "--text", f"{demo.corpus}/heldout.jsonl",
+        "--out", f"{demo.folder}/audit", "--tokens", "32768", "--competition-tokens", "4096", "--regret-tokens", "4096",
+    ], demo.logs / "8-audit.log")  # fmt: skip
+
+
 def generate(demo: Run) -> str:
     """A sample from the exported model, through transformers alone."""
     import torch
@@ -169,6 +177,7 @@ def summarise(demo: Run, comparison: dict[str, float], scalars: Scalars, sample:
         **{name: str(getattr(demo, name).relative_to(ROOT)) for name in ("corpus", "tokenizer", "data", "checkpoints", "tensorboard", "hf")},
         "figure": str((demo.folder / "figure.png").relative_to(ROOT)),
         "report": str((demo.folder / "report.html").relative_to(ROOT)),
+        "audit": str((demo.folder / "audit" / "audit.html").relative_to(ROOT)),
     }.items():  # fmt: skip
         table.add_row(name, value)
     console.print("\n[bold]a sample[/bold]")
@@ -192,6 +201,7 @@ def main() -> None:
     scalars = read_scalars(demo.tensorboard)
     draw_run(scalars, demo.folder / "figure.png", title="demo: 4 layers, 8 experts, top 2")
     write_report(demo)
+    audit(demo)
     sample = generate(demo)
     summarise(demo, comparison, scalars, sample, time.monotonic() - began)
     check(comparison, scalars)
