@@ -6,7 +6,7 @@ from torch import Tensor
 from megatron_compete.audit.layers import MoeLayer
 from megatron_compete.audit.metrics.drift import relative_drift
 from megatron_compete.audit.metrics.matching import match_experts
-from megatron_compete.audit.metrics.similarity import cosines, effective_rank, off_diagonal_mean
+from megatron_compete.audit.metrics.similarity import cosines, cosines_between, effective_rank, off_diagonal_mean
 from megatron_compete.audit.metrics.use import top_pairs
 from megatron_compete.audit.results import Against, Experts
 
@@ -34,8 +34,7 @@ def geometry(layer: MoeLayer, output_similarity_EE: Tensor) -> tuple[Experts, di
 def against(layer: MoeLayer, other: MoeLayer, same_choice: float, changed_tokens: float) -> Against:
     """One layer beside the same one of another checkpoint."""
     experts, others = flat_experts(layer).cpu(), flat_experts(other).cpu()
-    both = cosines(torch.cat((experts, others)))
-    matched = match_experts(both[: layer.count, layer.count :])
+    matched = match_experts(cosines_between(experts, others))
     return Against(
         same_choice,
         changed_tokens,

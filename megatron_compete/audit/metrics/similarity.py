@@ -39,6 +39,18 @@ def cosines(rows_EN: Tensor) -> Tensor:
     return ((found_EE + found_EE.T) / 2).clamp_(-1.0, 1.0)
 
 
+def cosines_between(rows_EN: Tensor, others_FN: Tensor) -> Tensor:
+    """Cosine of each row with each of the others, fp64 [E, F], -1 to 1; as `cosines`, on one device."""
+    products_EF = torch.zeros(len(rows_EN), len(others_FN), dtype=torch.float64, device=rows_EN.device)
+    squares_E, squares_F = products_EF.new_zeros(len(rows_EN)), products_EF.new_zeros(len(others_FN))
+    for pieces in zip(rows_EN.split(ENTRIES, dim=1), others_FN.split(ENTRIES, dim=1)):
+        values, others = map(at_least_fp32, pieces)
+        products_EF += values @ others.T
+        squares_E += values.square().sum(1)
+        squares_F += others.square().sum(1)
+    return (products_EF * _inverse_root(squares_E)[:, None] * _inverse_root(squares_F)).clamp_(-1.0, 1.0)
+
+
 def output_cosines(outputs_ETH: Tensor) -> Tensor:
     """Cosine of each pair of experts' outputs for a token, summed over the tokens, fp64 [E, E].
 
@@ -66,6 +78,10 @@ def effective_rank(matrix: Tensor) -> float:
 
 def _over_lengths(products: Tensor) -> Tensor:
     """Cosines of products [..., E, E] of vectors, whose squared lengths are on the diagonal; 0 where one is 0."""
-    squares = products.diagonal(dim1=-2, dim2=-1)
-    inverse = squares.rsqrt().masked_fill(squares == 0, 0.0)
+    inverse = _inverse_root(products.diagonal(dim1=-2, dim2=-1))
     return products * inverse[..., :, None] * inverse[..., None, :]
+
+
+def _inverse_root(squares: Tensor) -> Tensor:
+    """1 / length; 0 for 0."""
+    return squares.rsqrt().masked_fill(squares == 0, 0.0)

@@ -8,12 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_compete.audit.metrics.matching import match_experts
-from megatron_compete.audit.metrics.similarity import cosines
+from megatron_compete.audit.metrics.similarity import cosines_between
 from megatron_compete.common.errors import CompeteError
-
-
-def similarity_to(rows_EN: torch.Tensor, others_EN: torch.Tensor) -> torch.Tensor:
-    return cosines(torch.cat([rows_EN, others_EN]))[: len(rows_EN), len(rows_EN) :]
 
 
 def test_experts_in_another_order_are_found() -> None:
@@ -21,7 +17,7 @@ def test_experts_in_another_order_are_found() -> None:
     others_EN = torch.randn(16, 40, generator=generator)
     order = torch.randperm(16, generator=generator)
     rows_EN = others_EN[order] + 0.5 * torch.randn(16, 40, generator=generator)
-    assert match_experts(similarity_to(rows_EN, others_EN)) == order.tolist()
+    assert match_experts(cosines_between(rows_EN, others_EN)) == order.tolist()
 
 
 def test_each_expert_is_matched_once() -> None:
@@ -34,7 +30,7 @@ def test_experts_that_are_all_alike_have_not_moved() -> None:
     row_N = torch.randn(300, generator=generator)
     rounding = 1e-8 * torch.randn(12, 12, generator=generator, dtype=torch.float64)
     rows_EN = row_N.expand(12, -1)
-    assert match_experts(similarity_to(rows_EN, rows_EN) + rounding) == list(range(12))
+    assert match_experts(cosines_between(rows_EN, rows_EN) + rounding) == list(range(12))
 
 
 def test_what_is_no_number_is_refused() -> None:

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_compete.audit.metrics import similarity
-from megatron_compete.audit.metrics.similarity import cosines, effective_rank, off_diagonal_mean, output_cosines
+from megatron_compete.audit.metrics.similarity import (
+    cosines,
+    cosines_between,
+    effective_rank,
+    off_diagonal_mean,
+    output_cosines,
+)
 
 
 def test_mean_over_pairs_leaves_the_diagonal_out() -> None:
@@ -30,6 +36,7 @@ def test_cosines_of_rows(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found_EE[1, 2].item() == pytest.approx(-1.0, abs=1e-6)
     assert found_EE[4].tolist() == [0.0] * 6
     torch.testing.assert_close(cosines(rows_EN.double()), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(cosines_between(rows_EN[:2], rows_EN[1:]), expected[:2, 1:], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1e15])
