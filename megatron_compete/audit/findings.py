@@ -76,7 +76,11 @@ def _domains(audit: Audit) -> Iterator[str]:
     place = _extreme(*by_layer(audit, "domain_information"), greatest=True)
     if len(audit.domains) > 1 and place is not None:
         layer, value = place
-        yield f"Experts say most of a token's domain in layer {layer}: {number(value)} of at most {number(_domain_bits(audit))} bits."
+        chance = _by_chance(audit, next(one for one in audit.layers if one.layer == layer))
+        yield (
+            f"Experts say most of a token's domain in layer {layer}: {number(value)} of at most {number(_domain_bits(audit))} "
+            f"bits, where sequences dealt to domains by chance would give about {number(chance)}."
+        )
 
 
 def _agreement(audit: Audit) -> Iterator[str]:
@@ -159,6 +163,12 @@ def _domain_bits(audit: Audit) -> float:
     """Entropy of a token's domain, the most that an expert can say of it."""
     shares = [tokens / audit.tokens for tokens in audit.tokens_by_domain if tokens > 0]
     return -sum(share * math.log2(share) for share in shares)
+
+
+def _by_chance(audit: Audit, layer: LayerAudit) -> float:
+    """Domain information, in bits, of sequences whose domains mean nothing: tokens of one sequence are of a kind."""
+    of_a_sequence = (layer.use.load_entropy - layer.use.sequence_entropy) * math.log2(layer.experts)
+    return (len(audit.domains) - 1) / max(1, audit.sequences - 1) * of_a_sequence
 
 
 def _numbers(layer: LayerAudit) -> Iterator[float]:

@@ -35,6 +35,7 @@ def run_audit(options: AuditOptions) -> Audit:
     Raises:
         CompeteError: a model that cannot be audited, a text that cannot be read, an output in the way.
     """
+    torch.set_float32_matmul_precision("highest")  # some images turn TF32 on, with errors of 1e-3
     ranks = Ranks.from_environment()
     scratch = options.out / UNFINISHED
     source = Source(

@@ -15,8 +15,8 @@ from tests.docs.commands import ROOT, commands_of
 pytestmark = pytest.mark.slow
 
 DRY = {"pretrain": ("DRY_RUN", "1"), "study": ("DRY_RUN", "1")}
-BY_OTHERS = ("convert", "verify")
-"""They need a trained checkpoint: `make demo` runs both as printed."""
+BY_OTHERS = ("convert", "verify", "report", "audit")
+"""They need a trained checkpoint or its logs: `make demo` runs them."""
 
 
 @pytest.fixture(scope="module")
