@@ -89,10 +89,15 @@ def render(page: Page, version: str = "") -> str:
     )
     figures = [figure for section in page.sections for figure in section.figures]
     return template.render(
-        page=page, policy=policy, library=library, script=script, style=_resource("page.css"), version=version,
+        page=page, policy=policy, library=library, script=script, style=stylesheet(), version=version,
         data=_data(figures), program=f"megatron-compete {__version__}", paragraphs=_paragraphs, is_number=_is_number,
         label=_label,
     )  # fmt: skip
+
+
+def stylesheet() -> str:
+    """CSS of all pages, for those that are not made of sections."""
+    return _resource("page.css")
 
 
 def _data(figures: Sequence["LayoutDOM"]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.report.page import stylesheet
 from megatron_compete.study.config import Study
 from megatron_compete.study.figures import draw_all
 from megatron_compete.study.logs import METRICS, RunLog, read_logs, write_curves
@@ -21,13 +22,6 @@ CLOCKS = {
     "processor": "processor time (user and system) of the rank's process, over training steps alone",
     "wall": "wall-clock time of training steps alone, the device waited for at both ends",
 }
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left; }
-th { border-bottom: 2px solid #999; }
-img { max-width: 100%; }
-"""
 
 
 def write_report(study: Study, folder: Path) -> None:
@@ -148,8 +142,8 @@ def html_page(title: str, text: str, folder: Path) -> str:
 
     body = markdown.markdown(text, extensions=["tables"])
     body = re.sub(r'src="([^":]+\.png)"', lambda found: f'src="{_data_uri(folder / found[1])}"', body)
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{stylesheet()}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n<main>\n{body}\n</main>\n</body></html>\n'
 
 
 def _data_uri(path: Path) -> str:
