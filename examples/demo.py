@@ -2,8 +2,8 @@
 """The whole way, on this machine's CPUs: raw text to a Hugging Face folder, in a few minutes.
 
 Corpus (the standard library's own sources) -> tokenizer -> Megatron dataset -> training on 4 ranks with competition
-routing, stopped and resumed half-way -> export -> comparison with Megatron -> a generated sample. Every step is the
-command that a user would type; their output is in runs/demo/logs. `make demo` runs this.
+routing, stopped and resumed half-way -> export -> comparison with Megatron -> the run's report -> an audit of the export ->
+a generated sample. Every step is the command that a user would type; their output is in runs/demo/logs. `make demo` runs this.
 """
 
 import json
@@ -22,11 +22,11 @@ from rich.table import Table
 
 from megatron_compete.common.errors import CompeteError, run_command
 from megatron_compete.data.stdlib_corpus import write_stdlib_corpus
-from megatron_compete.report.figure import ACTIVE, AGREEMENT, draw_run
 from megatron_compete.report.scalars import Scalars, read_scalars
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "examples" / "demo.yaml"
+ACTIVE, AGREEMENT = "competition/active-layers", "competition/agreement"
 VOCAB_SIZE, STEPS, A_MAX = 2048, 240, 2
 MIDDLE = STEPS // 2
 PROMPT = "def __init__(self, name"
@@ -99,6 +99,7 @@ def pretrain(demo: Run) -> None:
         "--data-path", f"{demo.data}/stdlib_text_document", "--data-cache-path", f"{demo.data}/cache",
         "--tokenizer-model", f"{demo.tokenizer}/tokenizer.model", "--save", str(demo.checkpoints),
         "--load", str(demo.checkpoints), "--tensorboard-dir", str(demo.tensorboard),
+        "--moe-per-layer-logging", "--log-throughput", "--log-timers-to-tensorboard",  # for the report
     ]  # fmt: skip
     run("pretrain on 4 ranks, first half", [*command, "--exit-interval", str(MIDDLE)], demo.logs / "3-pretrain.log")
     run("resume from the checkpoint", command, demo.logs / "4-resume.log")
@@ -175,7 +176,6 @@ def summarise(demo: Run, comparison: dict[str, float], scalars: Scalars, sample:
         "router agrees with competition": f"{sum(agreement[:20]) / 20:.2f} at first, {sum(recent) / len(recent):.2f} at the end",
         "seconds": f"{seconds:.0f}",
         **{name: str(getattr(demo, name).relative_to(ROOT)) for name in ("corpus", "tokenizer", "data", "checkpoints", "tensorboard", "hf")},
-        "figure": str((demo.folder / "figure.png").relative_to(ROOT)),
         "report": str((demo.folder / "report.html").relative_to(ROOT)),
         "audit": str((demo.folder / "audit" / "audit.html").relative_to(ROOT)),
     }.items():  # fmt: skip
@@ -199,7 +199,6 @@ def main() -> None:
     pretrain(demo)
     comparison = export(demo)
     scalars = read_scalars(demo.tensorboard)
-    draw_run(scalars, demo.folder / "figure.png", title="demo: 4 layers, 8 experts, top 2")
     write_report(demo)
     audit(demo)
     sample = generate(demo)

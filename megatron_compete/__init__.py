@@ -19,7 +19,7 @@ The rooms, from the ground up. A room imports those above it in this list, never
     verify      comparing checkpoints and models
     plan        a job's memory, traffic and time before it runs
     cluster     run folders, Slurm jobs, chains, status
-    report      scalars, figures and pages of a run
+    report      scalars and pages of a run
     audit       what a checkpoint's routers and experts do, and what better routing would change
     study       grids of settings and seeds, and their tables
     cli         the command `megatron-compete`

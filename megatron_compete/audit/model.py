@@ -1,5 +1,6 @@
 """A checkpoint as a model of transformers in this process: a Hugging Face folder, or an export of a Megatron checkpoint."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,11 +97,18 @@ def open_model(source: Source, folder: Path) -> Model:
     """
     # On the meta device first: a dense model is refused before its weights are read.
     find_layers(model_from_config(folder, "checkpoint", source.trust_remote_code), str(source.checkpoint))
-    device = torch.device(source.device if source.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(source.device)
     module = (
         load_hf_model(folder, "checkpoint", source.dtype, source.trust_remote_code).to(device).requires_grad_(False)
     )
     return Model(source, module, find_layers(module, str(source.checkpoint)), device)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; of several GPUs each rank of a node takes its own."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
 
 
 def open_tokenizer(source: Source, folder: Path) -> tuple[Callable[[str], list[int]] | None, int | None]:

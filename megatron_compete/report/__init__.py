@@ -1,1 +1,1 @@
-"""Pages, charts and figures of runs."""
+"""Pages and charts of runs."""

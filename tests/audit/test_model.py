@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_compete.audit.model import Source, hugging_face_folder, open_model, open_tokenizer
+from megatron_compete.audit.model import Source, choose_device, hugging_face_folder, open_model, open_tokenizer
 from megatron_compete.audit.parts import Ranks
 from megatron_compete.common.errors import CompeteError
 from tests.audit.models import text
@@ -44,6 +44,14 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     model.module.lm_head.weight[0, 0] = torch.nan
     with pytest.raises(CompeteError, match=rf"losses of {folder}: \d+ of 6 values are infinite or not numbers"):
         model.losses(text().ids_SL)
+
+
+def test_each_rank_of_a_node_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device("cuda") == torch.device("cuda", 3) and choose_device("cpu") == torch.device("cpu")
+    for available in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+        assert choose_device("auto") == (torch.device("cuda", 3) if available else torch.device("cpu"))
 
 
 def test_tokenizer_of_a_folder(tmp_path: Path) -> None:
