@@ -4,12 +4,11 @@
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/audit.py
 
 Processor time per token as multiples of the evaluation's; medians of ratios within a repeat. Memory is the largest amount
-above the model that a part held (Linux: peak resident size, each part in a process of its own).
+above the model that a part held (Linux: resident size, each part in a process of its own).
 """
 
 import argparse
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -61,16 +60,23 @@ def passes(model: Model) -> dict[str, Callable[[], object]]:
     }
 
 
+def resident(line: str) -> int:
+    """Bytes that /proc/self/status tells of: VmRSS now, VmHWM at most so far."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(row.split()[1] for row in status.splitlines() if row.startswith(f"{line}:")))
+
+
 def peak_growth(part: str) -> int:
-    """Bytes by which a part raises this process's peak, after a small forward pass."""
+    """Bytes that a part holds at most above the model and a small forward pass."""
     torch.set_num_threads(1)
     model = build()
     with torch.no_grad():
         model.losses(torch.zeros(1, 9, dtype=torch.int64))
     found = passes(model)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, that of the building, is forgotten
+    before = resident("VmRSS")
     found[part]()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return resident("VmHWM") - before
 
 
 def main() -> None:

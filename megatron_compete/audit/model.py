@@ -1,5 +1,6 @@
 """A checkpoint as a model of transformers in this process: a Hugging Face folder, or an export of a Megatron checkpoint."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class Model:
 
 
 def hugging_face_folder(source: Source, scratch: Path, ranks: Ranks) -> Path:
-    """The folder to load: the checkpoint itself, or its export into `scratch`, which the first rank writes.
+    """The folder to load: the checkpoint itself, or its export below `scratch`, which the first rank writes.
 
     Raises:
         CompeteError: no checkpoint, a dense one, or one that no Hugging Face family can represent.
@@ -74,19 +75,22 @@ def hugging_face_folder(source: Source, scratch: Path, ranks: Ranks) -> Path:
     from megatron_compete.checkpoint.options import Export
     from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 
-    arguments = TorchDistCheckpoint(find_checkpoint(source.checkpoint, source.iteration)).arguments
+    found = find_checkpoint(source.checkpoint, source.iteration)
+    arguments = TorchDistCheckpoint(found).arguments
     if not arguments.get("num_experts"):
         raise CompeteError(f"{source.checkpoint} is a dense model: it has no experts, so there is nothing to audit")
     tokenizer = source.tokenizer_model
     given = tokenizer or arguments.get("tokenizer_model")
+    # A folder for each checkpoint: what a killed audit of another one left is not in the way.
+    folder = scratch / f"{found.name}-{hashlib.sha256(str(found.resolve()).encode()).hexdigest()[:8]}"
     export = Export(
-        source.checkpoint, scratch, source.iteration, tokenizer_model=tokenizer,
+        source.checkpoint, folder, source.iteration, tokenizer_model=tokenizer,
         no_tokenizer=given is None, drop_mtp=bool(arguments.get("mtp_num_layers")),
     )  # fmt: skip
     if ranks.is_first:
         run(export)
     ranks.wait()
-    return scratch
+    return folder
 
 
 def open_model(source: Source, folder: Path) -> Model:

@@ -42,7 +42,7 @@ def run_audit(options: AuditOptions) -> Audit:
         options.checkpoints[0], options.iteration, options.tokenizer_model, options.device, options.dtype,
         options.trust_remote_code,
     )  # fmt: skip
-    folder = hugging_face_folder(source, scratch / "model", ranks)
+    folder = hugging_face_folder(source, scratch, ranks)
     model = open_model(source, folder)
     text = _text(options, model, folder)
     audit, matrices = _Audit(options, ranks, scratch, model, text, folder).carry_out()
@@ -127,7 +127,7 @@ class _Audit:
         start = time.monotonic()
         source = dataclasses.replace(self.model.source, checkpoint=checkpoint, iteration=None)
         self.model.module.to("cpu")  # one model at a time on the accelerator
-        other = open_model(source, hugging_face_folder(source, self.scratch / "against", self.ranks))
+        other = open_model(source, hugging_face_folder(source, self.scratch, self.ranks))
         forms = [[(layer.number, layer.count, layer.top_k) for layer in one.layers] for one in (self.model, other)]
         if forms[0] != forms[1]:
             raise CompeteError(

@@ -38,6 +38,17 @@ def test_dense_models_are_refused_before_their_weights_are_read(tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_is_made_once_for_each_checkpoint(tmp_path: Path) -> None:
+    run_rank(gpt.save_all, str(tmp_path), {"mixtral": gpt.FAMILIES["mixtral"], "qwen3_moe": gpt.FAMILIES["qwen3_moe"]})
+    first, other = (
+        hugging_face_folder(Source(tmp_path / name), tmp_path / "out", Ranks()) for name in ("mixtral", "qwen3_moe")
+    )
+    assert first != other and {first.parent, other.parent} == {tmp_path / "out"}
+    written = (first / "config.json").stat().st_mtime_ns
+    assert hugging_face_folder(Source(tmp_path / "mixtral"), tmp_path / "out", Ranks()) == first
+    assert (first / "config.json").stat().st_mtime_ns == written
+
+
 def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     folder = hf_models.save(tmp_path / "hf", "qwen3_moe")
     model = open_model(Source(folder, device="cpu"), folder)
