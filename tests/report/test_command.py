@@ -59,7 +59,10 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 def test_a_served_report_follows_its_run_until_ctrl_c(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     command = [sys.executable, "-m", "megatron_compete", "report", str(run), "--serve", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}) as server:  # fmt: skip
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job inherits that it is ignored
+    ) as server:  # fmt: skip
         assert server.stdout is not None and server.stderr is not None
         try:
             match = re.match(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())
@@ -76,5 +79,9 @@ def test_a_served_report_follows_its_run_until_ctrl_c(tmp_path: Path) -> None:
             text = urllib.request.urlopen(match[0], timeout=120).read().decode()
         finally:
             server.send_signal(signal.SIGINT)
-        assert server.wait(60) == 0 and server.stderr.read() == ""
+            try:
+                server.wait(60)
+            finally:
+                server.kill()  # nothing where it has ended
+        assert server.returncode == 0 and server.stderr.read() == ""
     assert version != first and "1.5432" in text
