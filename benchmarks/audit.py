@@ -20,8 +20,9 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from megatron_compete.audit.competition import TARGETS, CompetitionPart
+from megatron_compete.audit.competition import CompetitionPart
 from megatron_compete.audit.layers import find_layers
+from megatron_compete.audit.measures import TARGETS
 from megatron_compete.audit.model import Model, Source
 from megatron_compete.audit.scores import ScoreFunctions
 from megatron_compete.audit.text import Text

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from megatron_compete.audit.layers import Call, MoeLayer, probing, sending
+from megatron_compete.audit.measures import TARGETS
 from megatron_compete.audit.metrics.agreement import overlap
 from megatron_compete.audit.metrics.intervals import mean_interval
 from megatron_compete.audit.metrics.similarity import output_cosines
@@ -24,9 +25,6 @@ from megatron_compete.audit.scores import ScoreFunctions, ranking, scores
 from megatron_compete.audit.text import Text
 from megatron_compete.routing.responses import scored_softplus
 from megatron_compete.routing.utility import utility
-
-TARGETS = ("utility", "response", "drop top-1", "drop top-2", "random", "all")
-"""Where a layer's tokens are sent for its regret."""
 
 CHUNK_BYTES = 2**28
 """Of all experts' inputs, inner activations and outputs at a time, about."""

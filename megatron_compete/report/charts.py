@@ -20,7 +20,6 @@ try:
     from bokeh.models import (
         BasicTickFormatter,
         ColumnDataSource,
-        FactorRange,
         FixedTicker,
         HoverTool,
         LayoutDOM,
@@ -30,7 +29,6 @@ try:
     from bokeh.palettes import Cividis256, RdBu11, interp_palette
     from bokeh.plotting import figure as Figure
     from bokeh.plotting import figure as new_figure
-    from bokeh.transform import dodge
 except ImportError as error:
     raise CompeteError(f"pages need Bokeh ({error}): pip install 'megatron-compete[report]'") from None
 
@@ -205,69 +203,6 @@ def heat_map(
     return chart
 
 
-def bars(
-    groups: Mapping[str, Mapping[str, float]], *, y_label: str, x_label: str = "", title: str = "", log: bool = False
-) -> Figure:
-    """Bars side by side: {category: {series: value}}, with a colour for each series."""
-    names = list(dict.fromkeys(name for group in groups.values() for name in group))
-    chart = _figure(x_label, y_label, title, FactorRange(factors=list(groups)), y_axis_type="log" if log else "linear")
-    finite = [value for group in groups.values() for value in group.values() if math.isfinite(value) and value > 0]
-    bottom = min(finite, default=1.0) / 2 if log else 0.0
-    if not log and all(value >= 0 for group in groups.values() for value in group.values() if math.isfinite(value)):
-        chart.y_range.start = 0
-    entries: list[tuple[str, list[Any]]] = []
-    width = 0.8 / max(1, len(names))
-    for place, name in enumerate(names):
-        color = PALETTE[place % len(PALETTE)]
-        values = [group.get(name, math.nan) for group in groups.values()]
-        tops = [value if math.isfinite(value) and (value > 0 or not log) else math.nan for value in values]
-        source = ColumnDataSource({"x": list(groups), "top": np.array(tops)}, name=name)
-        at = dodge("x", (place - (len(names) - 1) / 2) * width, range=chart.x_range)
-        shown = [chart.vbar(at, top="top", bottom=bottom, width=width * 0.92, source=source, color=color, name=name)]
-        entries.append((name, list(shown)))
-        chart.add_tools(HoverTool(renderers=shown, tooltips=[("", "@x"), (name, "@top")]))
-    chart.xgrid.visible = False
-    if len(groups) > 12 or any(len(name) > 14 for name in groups):
-        chart.xaxis.major_label_orientation = math.pi / 4
-    _add_legend(chart, entries)
-    return chart
-
-
-def intervals(
-    names: Sequence[str],
-    values: Sequence[float],
-    lows: Sequence[float],
-    highs: Sequence[float],
-    *,
-    x_label: str,
-    title: str = "",
-    zero: bool = True,
-) -> Figure:
-    """A point with its interval for each name, the first at the top.
-
-    Args:
-        names: each once.
-        zero: draw the line of no difference.
-    """
-    rows = list(dict.fromkeys(names))
-    if not len(rows) == len(values) == len(lows) == len(highs):
-        raise ValueError(f"{len(rows)} names, {len(values)} values, {len(lows)} and {len(highs)} ends of intervals")
-    chart = _figure(
-        x_label, "", title, None, y_range=FactorRange(factors=rows[::-1]), height=90 + 24 * max(3, len(rows))
-    )
-    source = ColumnDataSource(
-        {"name": rows, "value": _finite(values), "low": _finite(lows), "high": _finite(highs)}, name=title
-    )
-    if zero:
-        chart.add_layout(Span(location=0, dimension="height", line_color="#7F7F7F", line_dash="dashed"))
-    chart.segment("low", "name", "high", "name", source=source, color=PALETTE[0], line_width=2)
-    for end in ("low", "high"):
-        chart.scatter(end, "name", source=source, color=PALETTE[0], marker="dash", angle=math.pi / 2, size=10)
-    point = chart.scatter("value", "name", source=source, color=PALETTE[0], size=8)
-    chart.add_tools(HoverTool(renderers=[point], tooltips=[("", "@name"), (x_label, "@value (@low to @high)")]))
-    return chart
-
-
 def whiskers(
     series: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]],
     *,
@@ -323,8 +258,7 @@ def _figure(x_label: str, y_label: str, title: str, x_range: Any, height: int = 
     chart.axis.axis_label_text_font_style = "normal"
     chart.axis.axis_label_text_font_size = chart.axis.major_label_text_font_size = "12px"
     chart.title.text_font_size = "14px"
-    if not isinstance(x_range, FactorRange):
-        chart.xaxis.formatter = BasicTickFormatter(use_scientific=False)
+    chart.xaxis.formatter = BasicTickFormatter(use_scientific=False)
     return chart
 
 
@@ -336,11 +270,6 @@ def _small(values_N: Floats) -> Any:
     """Steps as integers of 32 bits where they are such: half the bytes."""
     whole = len(values_N) > 0 and np.isfinite(values_N).all() and (values_N == np.round(values_N)).all()
     return values_N.astype(np.int32) if whole and abs(values_N).max() < 1 << 31 else values_N
-
-
-def _finite(values: Sequence[float]) -> Floats:
-    array = _floats(values)
-    return np.where(np.isfinite(array), array, np.nan)
 
 
 def _add_broken(chart: Any, name: str, x_N: Floats, y_N: Floats, color: str, log: bool) -> None:

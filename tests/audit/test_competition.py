@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_compete.audit.competition import TARGETS, CompetitionPart
+from megatron_compete.audit.competition import CompetitionPart
 from megatron_compete.audit.layers import Call, probing, sending
+from megatron_compete.audit.measures import TARGETS
 from megatron_compete.audit.model import Model
 from megatron_compete.audit.scores import ScoreFunctions
 from megatron_compete.audit.text import Text

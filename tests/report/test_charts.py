@@ -4,17 +4,15 @@ import math
 
 import numpy as np
 import pytest
-from bokeh.models import ColumnDataSource, GlyphRenderer, ImageURL
+from bokeh.models import GlyphRenderer, ImageURL
 
 from megatron_compete.report.charts import (
     COLUMNS,
     POINTS,
     ROWS,
     Mark,
-    bars,
     beside,
     heat_map,
-    intervals,
     lines,
     steps_or_bars,
     whiskers,
@@ -102,23 +100,6 @@ def test_a_heat_map_names_its_rows_and_refuses_other_numbers_of_names() -> None:
         heat_map(np.zeros((0, 2)), x="", y="", label="")
 
 
-def test_bars_stand_side_by_side_with_a_gap_where_a_value_is_missing() -> None:
-    chart = bars({"code": {"first": 1.0, "second": 2.0}, "news": {"first": 3.0}}, y_label="share")
-    assert chart.x_range.factors == ["code", "news"]
-    assert source(chart, "first")["top"].tolist() == [1, 3]
-    second = source(chart, "second")["top"]
-    assert second[0] == 2 and math.isnan(second[1])
-
-
-def test_intervals_are_read_from_the_top() -> None:
-    chart = intervals(["a", "b"], [1.0, 2.0], [0.5, 1.0], [1.5, math.inf], x_label="regret", title="t")
-    assert chart.y_range.factors == ["b", "a"]
-    (data,) = {r.data_source.id: r.data_source.data for r in renderers(chart) if isinstance(r.data_source, ColumnDataSource)}.values()  # fmt: skip
-    assert data["low"].tolist() == [0.5, 1.0] and math.isnan(data["high"][1])
-    with pytest.raises(ValueError, match="1 names, 2 values"):
-        intervals(["a", "a"], [1.0, 2.0], [0.5, 1.0], [1.5, 3], x_label="")
-
-
 def test_whiskers_stand_apart_and_leave_out_what_is_not_finite() -> None:
     series = {"a": ([3, 4], [1.0, 2.0], [0.5, math.nan], [1.5, 3.0]), "b": ([3], [1.0], [0.0], [2.0])}
     chart = whiskers(series, x_label="layer", y_label="regret", apart=0.2)
@@ -129,5 +110,5 @@ def test_whiskers_stand_apart_and_leave_out_what_is_not_finite() -> None:
 
 
 def test_charts_stand_beside_each_other_in_rows() -> None:
-    charts = [bars({"a": {"x": float(number)}}, y_label="") for number in range(3)]
+    charts = [lines({"a": ([number], [1.0])}, x_label="", y_label="") for number in range(3)]
     assert [row.children for row in beside(*charts)] == [charts[:2], charts[2:]]

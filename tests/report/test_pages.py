@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from megatron_compete.cluster.queue import Queue
-from megatron_compete.report.charts import Mark, bars, heat_map, intervals, lines, steps_or_bars
+from megatron_compete.report.charts import Mark, heat_map, lines, steps_or_bars, whiskers
 from megatron_compete.report.page import Page, Section, Table, render, write_page
 from megatron_compete.report.run import RunReader
 from megatron_compete.report.run_page import run_page
@@ -69,10 +69,8 @@ def every_chart() -> Page:
         heat_map(random.normal(size=(200, 512)), x="expert", y="layer", label="load", diverging=True),
         heat_map(np.full((4, 8), np.nan), x="expert", y="layer", label=EVIL, rows=[EVIL, "b", "c", "d"]),
     ]  # fmt: skip
-    folded = [
-        bars({EVIL: {"x": 0.3, "y": 0.5}, "news": {"x": 0.2}}, y_label="share"),
-        intervals([EVIL, "b"], [0.1, 0.2], [0.05, -0.1], [0.2, 0.4], x_label="regret"),
-    ]
+    regret = ([0, 1], [0.1, 0.2], [0.05, -0.1], [0.2, 0.4])
+    folded = [whiskers({EVIL: regret, "b": regret}, x_label="layer", y_label=label, title=label, apart=0.2) for label in ("regret", EVIL)]  # fmt: skip
     table = Table([EVIL, "value"], [[EVIL, 1.5]] * 30, EVIL)
     return Page(EVIL, [(EVIL, EVIL)], [Section(EVIL, EVIL, figures=figures), Section("folded", tables=[table], figures=folded, open=False)])  # fmt: skip
 
