@@ -234,11 +234,19 @@ def state_of_split_batch(layout: Layout) -> dict[str, dict[str, Tensor]]:
 
 
 def test_state_follows_all_microbatches_alike() -> None:
-    """Accumulated, on two data parallel ranks, and with the experts on two ranks: the same bits on all of them."""
+    """Accumulated, on two data parallel ranks, and with the experts on two ranks: alike, and the same bits on both ranks.
+
+    Default vectors are means of experts' outputs, whose rounding follows the rows that an expert has at a time.
+    """
     (accumulated,) = run_ranks(1, state_of_split_batch, Layout())
     for layout in (Layout(world=2), Layout(world=2, ep=2)):
-        for states in run_ranks(2, state_of_split_batch, layout):
-            assert all(same(states[name], accumulated[name]) for name in ROUTERS), layout
+        one, other = run_ranks(2, state_of_split_batch, layout)
+        for name, state in accumulated.items():
+            assert same(one[name], other[name]), (layout, name)
+            if name == "default-moe" and layout.ep > 1:
+                torch.testing.assert_close(one[name], state, rtol=1e-6, atol=1e-6)
+            else:
+                assert same(one[name], state), (layout, name)
 
 
 def coefficients_of_stages() -> list[float]:
