@@ -9,6 +9,7 @@ The rooms, from the ground up. A room imports those above it in this list, never
     schedule    which layers compete at which step
     moe         where routing meets Megatron's MoE layers; kernels and baseline routers
     trainers    competition for any trainer, without a trainer's global arguments
+    vlm         vision-language models: vision tower, projector and decoder as one model
     data        text to datasets: tokenizers, preprocessing, inspection
     checkpoint  reading, writing and converting checkpoints; Hugging Face's families
     launch      recipes, launchers, the environment of a rank, the CPU backend, the doctor

@@ -14,7 +14,7 @@ PACKAGE = Path(megatron_compete.__file__).parent
 ROOMS = re.findall(r"^    (\w+)  +\S.*$", megatron_compete.__doc__ or "", flags=re.M)
 """From the ground up, as the package's docstring has them."""
 
-METHOD = ("routing", "schedule", "moe", "trainers")
+METHOD = ("routing", "schedule", "moe", "trainers", "vlm")
 """Rooms that know Megatron's layers and nothing of its trainer."""
 
 
