@@ -209,8 +209,8 @@ def measure(arguments: argparse.Namespace, overrides: list[str]) -> dict[str, An
     from megatron_compete.training.batches import forward_step
     from megatron_compete.training.dataset_helpers import use_prebuilt_helpers
     from megatron_compete.training.datasets import build_datasets
+    from megatron_compete.training.model import transformer_config
     from megatron_compete.training.parse import parse_arguments as parse_trainer
-    from megatron_compete.training.pretrain import transformer_config
 
     use_prebuilt_helpers()
     tokens = trainer_arguments(arguments, overrides)

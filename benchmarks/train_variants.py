@@ -18,7 +18,7 @@ from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.specs import compete_layer_spec
-from megatron_compete.training.pretrain import model_config, transformer_config
+from megatron_compete.training.model import model_config, transformer_config
 from megatron_compete.training.spec import trainer_step
 
 AUX_LOSS = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": 0.01}

@@ -77,7 +77,15 @@ class Facts:
 
     @property
     def moe_layers(self) -> int:
-        """Of the decoder; those of multi-token prediction do not compete."""
+        """Layers with experts, of all parts of the model; those of multi-token prediction do not compete."""
+        tower = getattr(self.args, "vision_num_layers", None)
+        if tower is None:
+            return self._moe_layers_of_decoder
+        counts = {"vision": tower, "projector": 1, "language": self._moe_layers_of_decoder}
+        return sum(counts[part] for part in set(self.args.experts_in))
+
+    @property
+    def _moe_layers_of_decoder(self) -> int:
         if self.pattern is not None:
             return self.pattern.split(Symbols.MTP_SEPARATOR)[0].count(Symbols.MOE)
         frequency = self.args.moe_layer_freq

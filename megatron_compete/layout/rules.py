@@ -12,6 +12,7 @@ from megatron_compete.config import CompeteConfig
 from megatron_compete.layout.facts import Facts, multiple
 from megatron_compete.layout.model_rules import experts, heads, hidden_sizes, sequence, sequence_parallel
 from megatron_compete.layout.pipeline_rules import interleaving, layers, prediction
+from megatron_compete.layout.vision_rules import vision
 from megatron_compete.schedule import CompetitionSchedule
 
 
@@ -149,5 +150,5 @@ def _schedule(f: Facts) -> Iterable[str]:
 
 RULES: tuple[Rule, ...] = (
     _nodes, _world, _rank_order, experts, sequence_parallel, heads, hidden_sizes, sequence, _batch, layers,
-    prediction, interleaving, _optimizer, _learning_rate, _schedule,
+    prediction, interleaving, vision, _optimizer, _learning_rate, _schedule,
 )  # fmt: skip

@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import importlib.util
 import sys
+import typing
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from megatron.core.models.hybrid.hybrid_layer_allocation import Symbols
@@ -23,6 +25,8 @@ from megatron_compete.training.presets import PRESETS, defaults_asked_for
 from megatron_compete.training.probe_log import add_probe_arguments, check_probe_arguments
 from megatron_compete.training.refused import check_refused
 from megatron_compete.training.renamed import with_replacements
+from megatron_compete.vlm import config as vision
+from megatron_compete.vlm.config import VisionConfig
 
 EVAL_INTERVAL = 1000
 """Megatron's default of None makes its dataset sizes a division by None."""
@@ -35,29 +39,35 @@ SOFTMAX_FUSION = "scaled_upper_triang_masked_softmax_cuda"
 """Kernel of Megatron's local attention in half precision."""
 
 
-class CompeteArgumentGroup(ArgumentGroupFactory):
-    """Flags `--compete-*` from the fields of `CompeteConfig`, as Megatron makes flags from its own dataclasses."""
+class SettingsGroup(ArgumentGroupFactory):
+    """Flags from the fields of a dataclass of ours, as Megatron makes flags from its own.
+
+    Args:
+        settings: the dataclass; the text under a field is its help.
+        flag_of: from a field's name to its flag.
+        dest_of: from a field's name to the argument's name after parsing.
+    """
+
+    def __init__(self, settings: type, flag_of: Callable[[str], str], dest_of: Callable[[str], str]) -> None:
+        super().__init__(settings)
+        self.flag_of = flag_of
+        self.dest_of = dest_of
 
     def _format_arg_name(self, config_attr_name: str, prefix: str | None = None) -> str:
-        return flag_of(config_attr_name)
+        return self.flag_of(config_attr_name)
+
+    def _extract_type(self, config_type: Any) -> dict[str, Any]:
+        if typing.get_origin(config_type) is tuple:  # tuple[X, ...]
+            return super()._extract_type(typing.get_args(config_type)[0]) | {"nargs": "+"}
+        return super()._extract_type(config_type)
 
     def _build_argparse_kwargs_from_field(self, attribute: dataclasses.Field[Any]) -> dict[str, Any]:
         keywords = super()._build_argparse_kwargs_from_field(attribute)
-        keywords["dest"] = PREFIX + attribute.name
-        keywords["help"] = keywords["help"].replace("%", "%%") + " (default: %(default)s)"  # the preset's
-        return keywords
-
-
-class BaselineArgumentGroup(ArgumentGroupFactory):
-    """Flags `--router-*` from the fields of `BaselineConfig`."""
-
-    def _format_arg_name(self, config_attr_name: str, prefix: str | None = None) -> str:
-        return baseline_flag_of(config_attr_name)
-
-    def _build_argparse_kwargs_from_field(self, attribute: dataclasses.Field[Any]) -> dict[str, Any]:
-        keywords = super()._build_argparse_kwargs_from_field(attribute)
-        keywords["dest"] = BASELINE_PREFIX + attribute.name
-        keywords["help"] = f"{keywords['help']} (default: {attribute.default})".replace("%", "%%")
+        keywords["dest"] = self.dest_of(attribute.name)
+        keywords["help"] = keywords["help"].replace("%", "%%")
+        says_it = attribute.default is None or attribute.default is False or "(default: " in keywords["help"]
+        if not says_it:
+            keywords["help"] += " (default: %(default)s)"  # of a preset, where there is one
         return keywords
 
 
@@ -66,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
     The preset is read from `sys.argv`, which Megatron parses.
     """
-    group = CompeteArgumentGroup(CompeteConfig).build_group(parser, title="competition")
+    group = SettingsGroup(CompeteConfig, flag_of, lambda field: PREFIX + field).build_group(parser, title="competition")
     group.add_argument(
         "--router",
         choices=("compete", "topk", *BASELINES),
@@ -91,7 +101,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         action="store_true",
         help="ReLU in MLPs and experts (two matrices), as in the authors' models; Megatron has no flag for it.",
     )
-    BaselineArgumentGroup(BaselineConfig).build_group(parser, title="baseline routers")
+    SettingsGroup(BaselineConfig, baseline_flag_of, lambda field: BASELINE_PREFIX + field).build_group(
+        parser, title="baseline routers"
+    )
+    SettingsGroup(VisionConfig, vision.flag_of, vision.dest_of).build_group(parser, title="vision-language models")
     _add_reliability_arguments(parser)
     add_probe_arguments(parser)
     escape_help(parser)
@@ -131,6 +144,7 @@ def _one_line_error(message: str) -> NoReturn:
 def check_arguments(args: argparse.Namespace) -> None:
     """Raise a `CompeteError` for arguments that cannot train; cheap, before any process group exists."""
     check_local_paths(args)
+    VisionConfig.from_arguments(args)
     CompeteConfig.from_arguments(args)
     check_flags(args.router, BaselineConfig.from_arguments(args))
     for other in ("swiglu", "squared_relu", "quick_geglu"):

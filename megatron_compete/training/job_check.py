@@ -5,14 +5,11 @@ a rank makes them global, the others only look. So what one of them takes, the o
 """
 
 import argparse
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 from megatron_compete.layout.rules import BrokenRules, broken_rules
 from megatron_compete.moe.baselines import BASELINES, check_baseline
@@ -20,6 +17,8 @@ from megatron_compete.moe.baselines.config import BaselineConfig
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.training.arguments import check_arguments
+from megatron_compete.training.megatrons_words import megatrons_words
+from megatron_compete.training.model import stock_config
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,6 @@ def check_job(
 
 def check_model(args: argparse.Namespace) -> CheckedJob:
     """The part of `check_job` that looks at validated arguments."""
-    from megatron_compete.training.pretrain import stock_config  # which imports the parser, and so this module
-
     with megatrons_words():
         config = stock_config(args)
     transformer, competition = config.transformer, None
@@ -70,21 +67,3 @@ def check_model(args: argparse.Namespace) -> CheckedJob:
     elif args.router in BASELINES:
         check_baseline(args.router, transformer, BaselineConfig.from_arguments(args))
     return CheckedJob(args, transformer, competition)
-
-
-@contextmanager
-def megatrons_words() -> Iterator[None]:
-    """Within it, what Megatron refuses becomes a `CompeteError` that says so, in Megatron's own words."""
-    try:
-        yield
-    except (AssertionError, ValueError, RuntimeError, TypeError) as error:
-        if isinstance(error, CompeteError):
-            raise
-        said = " ".join(str(error).split()) or _where(error)  # some of its assertions say nothing
-        raise CompeteError(f"Megatron refuses these arguments: {said}") from error
-
-
-def _where(error: BaseException) -> str:
-    """The line of Megatron's source that refused, and where it stands."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{last.line} ({last.filename}:{last.lineno})"

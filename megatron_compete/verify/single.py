@@ -20,7 +20,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch import cpu_backend as cpu
 from megatron_compete.training.arguments import add_arguments
 from megatron_compete.training.dataset_helpers import use_prebuilt_helpers
-from megatron_compete.training.pretrain import model_config
+from megatron_compete.training.model import model_config
 
 ONE_PROCESS = {
     "tensor_model_parallel_size": 1,

@@ -61,7 +61,7 @@ class VisionConfig:
     """Leave the class token of a clip tower out of what the language model sees, as LLaVA does."""
 
     experts_in: tuple[Part, ...] = ("vision", "projector")
-    """Parts that have --num-experts experts in place of dense MLPs: vision, projector, language."""
+    """Parts that have --num-experts experts in place of dense MLPs: vision, projector, language (default: vision projector)."""
 
     num_experts: int | None = None
     """Experts of each layer of tower and projector, where the language model has another number (default: --num-experts)."""

@@ -31,7 +31,7 @@ def test_every_run_is_a_command_of_the_trainer(run: str, monkeypatch: pytest.Mon
     from megatron_compete.moe.validation import check_supported
     from megatron_compete.plan.pretend import pretended_gpu
     from megatron_compete.training.arguments import add_arguments
-    from megatron_compete.training.pretrain import transformer_config
+    from megatron_compete.training.model import transformer_config
 
     with pretended_gpu():
         line = command(run, 300, Path("text"), Path("logs"), ["--seed", "3"])

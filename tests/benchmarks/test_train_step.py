@@ -128,7 +128,7 @@ def test_the_154m_recipe_fits_one_gpu_in_bf16_and_fp8(monkeypatch: pytest.Monkey
     from megatron_compete.config import CompeteConfig
     from megatron_compete.plan.pretend import pretended_gpu
     from megatron_compete.training.arguments import add_arguments
-    from megatron_compete.training.pretrain import transformer_config
+    from megatron_compete.training.model import transformer_config
 
     with pretended_gpu():
         tokens = trainer_arguments(Namespace(recipe=HERE / "examples/competesmoe_154m.yaml"), [])

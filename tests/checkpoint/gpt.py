@@ -320,7 +320,7 @@ def _initialize(**layout: int) -> None:
 def _build_hybrid(arguments: dict[str, Any], layout: dict[str, int]) -> Any:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
-    from megatron_compete.training.pretrain import stock_config
+    from megatron_compete.training.model import stock_config
 
     config = stock_config(_parsed(arguments | {"padded_vocab_size": PADDED}, layout))
     groups = ProcessGroupCollection.use_mpu_process_groups()
@@ -329,7 +329,7 @@ def _build_hybrid(arguments: dict[str, Any], layout: dict[str, int]) -> Any:
 
 def _config(arguments: dict[str, Any], layout: dict[str, int]) -> Any:
     """The transformer's configuration, from arguments by Megatron's own reading of them."""
-    from megatron_compete.training.pretrain import transformer_config
+    from megatron_compete.training.model import transformer_config
 
     return transformer_config(_parsed(arguments, layout))
 

@@ -38,8 +38,8 @@ def built(recipe: Recipe) -> tuple[int, list[list[int]]]:
     from megatron.training.models.hybrid import HybridModelBuilder
 
     from megatron_compete.training.datasets import embedding_ranks
+    from megatron_compete.training.model import model_config
     from megatron_compete.training.parse import parse_arguments
-    from megatron_compete.training.pretrain import model_config
 
     recipe.override(RUN.split())
     sys.argv = _command_line(recipe)
@@ -66,6 +66,7 @@ def _command_line(recipe: Recipe) -> list[str]:
 
 def trained(recipe: Recipe, steps: int = 2) -> Held:
     """Train a few steps and count."""
+    import torch
     from megatron.training import training
 
     from megatron_compete.training import pretrain
@@ -74,7 +75,7 @@ def trained(recipe: Recipe, steps: int = 2) -> Held:
     sent: list[int] = []
     held: list[Held] = []
     build, step = training.setup_model_and_optimizer, training.train_step
-    destroy = pretrain.torch.distributed.destroy_process_group
+    destroy = torch.distributed.destroy_process_group
 
     def build_and_keep(*args: Any, **kwargs: Any) -> Any:
         models.append(build(*args, **kwargs))
@@ -92,7 +93,7 @@ def trained(recipe: Recipe, steps: int = 2) -> Held:
         destroy()
 
     training.setup_model_and_optimizer, training.train_step = build_and_keep, step_and_count
-    pretrain.torch.distributed.destroy_process_group = count_and_destroy
+    torch.distributed.destroy_process_group = count_and_destroy
     recipe.override([*RUN.split(), "--train-iters", str(steps)])
     sys.argv = _command_line(recipe)
     pretrain.main()

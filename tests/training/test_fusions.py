@@ -15,8 +15,8 @@ from megatron_compete.launch.recipe import MODULE, read_recipe
 from megatron_compete.plan.pretend import pretended_gpu
 from megatron_compete.training import arguments
 from megatron_compete.training.arguments import add_arguments, check_installed
+from megatron_compete.training.model import transformer_config
 from megatron_compete.training.presets import PRESETS
-from megatron_compete.training.pretrain import transformer_config
 
 RECIPES = Path(__file__).resolve().parents[2] / "examples"
 OURS = ("compete-", "relu", "router")

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 import megatron_compete
-from megatron_compete.common.errors import CompeteError
 from megatron_compete.training import job_check
 from tests.plan.jobs import job_of
 
@@ -28,28 +27,6 @@ def test_nobody_checks_a_job_by_other_means() -> None:
     assert callers["parse_and_validate_args"] == {"training/parse.py"}
     assert callers["validate_args"] == {"plan/job.py", "verify/single.py"}  # the second builds no job
     assert callers["check_recipe"] == {"plan/job.py", "cluster/layout_check.py", "cli/pretrain.py", "plan/features.py"}
-
-
-@pytest.mark.parametrize("error", [AssertionError, ValueError, RuntimeError, TypeError])
-def test_megatrons_words_on_one_line(error: type[Exception]) -> None:
-    with (
-        pytest.raises(CompeteError, match=r"^Megatron refuses these arguments: no such layout$"),
-        job_check.megatrons_words(),
-    ):
-        raise error("no such\n    layout")
-
-
-def test_an_assertion_without_words_is_told_by_its_source() -> None:
-    with (
-        pytest.raises(CompeteError, match=r"arguments: raise AssertionError .*test_job_check.py:\d+\)"),
-        job_check.megatrons_words(),
-    ):
-        raise AssertionError
-
-
-def test_our_refusals_stay_ours() -> None:
-    with pytest.raises(CompeteError, match=r"^--flag 3: give 4$"), job_check.megatrons_words():
-        raise CompeteError("--flag 3: give 4")
 
 
 def test_everything_is_asked_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
