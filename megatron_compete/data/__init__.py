@@ -3,6 +3,8 @@
     inputs/                reading: JSON Lines, Parquet, plain text, compressed or not; shards and samples of a corpus
     bad_documents.py       what can be wrong with a document, and what becomes of it
     stdlib_corpus.py       the demo's corpus, made from the interpreter's own standard library
+    digit_pictures.py      the vision demo's: handwritten digits with questions and answers, in LLaVA's format
+    digit_processor.py     its tokenizer and image processor
 
     tokenizer.py           SentencePiece training                        (megatron-compete tokenizer)
     sample.py              what part of a corpus it is trained on; clock.py: a sign of life meanwhile
