@@ -142,7 +142,9 @@ def _draw_picture(images_NYX: NDArray[np.float32], labels_N: NDArray[np.int64], 
     for place, (digit, colour) in enumerate(zip(chosen, colours)):
         top, left = DIGIT_SIDE * (place // 2), DIGIT_SIDE * (place % 2)
         ink = images_NYX[digit][..., None]
-        pixels[top : top + DIGIT_SIDE, left : left + DIGIT_SIDE] = GREY * (1 - ink) + np.float32(COLOURS[colour]) * ink
+        pixels[top : top + DIGIT_SIDE, left : left + DIGIT_SIDE] = (
+            GREY * (1 - ink) + np.array(COLOURS[colour], np.float32) * ink
+        )
     return _Picture(pixels.round().astype(np.uint8), tuple(DIGITS[label] for label in labels_N[chosen]), colours)
 
 

@@ -11,7 +11,21 @@ from megatron_compete.common.files import write_whole
 from megatron_compete.data.digit_pictures import COLOURS, DIGITS, PICTURE_SIDE, PLACES
 
 SPECIAL = PAD, EOS, UNKNOWN, IMAGE = ("<pad>", "<eos>", "<unk>", "<image>")
-QUESTION_WORDS = "which digit is what colour where the number comes after describe ? .".split()
+QUESTION_WORDS = (
+    "which",
+    "what",
+    "where",
+    "digit",
+    "colour",
+    "number",
+    "is",
+    "the",
+    "comes",
+    "after",
+    "describe",
+    "?",
+    ".",
+)
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
