@@ -5,7 +5,8 @@ text under a field is its help (see `megatron_compete.training.arguments`).
 """
 
 import argparse
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from megatron_compete.common.config_fields import check_fields
@@ -56,6 +57,10 @@ class CompeteConfig:
 
     warmup_steps: int = 0
     """Steps at the start of training at which no layer competes."""
+
+    warmup_fraction: float = 0.0
+    """The same as a fraction of the training steps (--train-iters, or --train-samples by the batch), rounded up, in place
+    of --compete-warmup-steps. A resumed run keeps the steps that it began with."""
 
     seed: int = 1234
     """Seed of the competition schedule and of the samples of tokens; independent of --seed."""
@@ -110,6 +115,19 @@ class CompeteConfig:
     """Weight of the entropy form of load balance over the router's probabilities, of the tokens that go where the router
     says. Adds to Megatron's own --moe-aux-loss-coeff (default 0); set one of the two."""
 
+    balance_loss: Literal["entropy", "top1"] = "entropy"
+    """Form of both balance losses. entropy: sum m log m of the mean share m of each expert, the authors' for language;
+    top1: E * sum of that share times the part of the tokens whose first choice the expert is, sequence by sequence (image by
+    image), the authors' for vision."""
+
+    router_z_loss_coeff: float = 0.0
+    """Weight of the mean square of the logarithm of the sum of the router's exponentiated logits, of the tokens that go
+    where the router says. Adds to Megatron's own --moe-z-loss-coeff, which is of all steps."""
+
+    layer_reduction: Literal["sum", "mean"] = "sum"
+    """Whether the losses of these flags add up over the layers of a part of the model (vision tower, projector, language
+    model), or each part has the mean over its layers that can compete."""
+
     score_chunk_tokens: int = 4096
     """Tokens of one rank that are gathered and scored at a time. Bounds the scoring pass's memory: it holds
     chunk * expert-group-size tokens and one expert's output for them."""
@@ -127,15 +145,27 @@ class CompeteConfig:
         _check(self.max_active_layers is None or self.max_active_layers >= 1, "max_active_layers", self.max_active_layers, "give 1 or more, or --compete-rate 0 for no competition")  # fmt: skip
         _check(0.0 < self.token_fraction <= 1.0, "token_fraction", self.token_fraction, "a fraction of the tokens: give more than 0 and at most 1, or --compete-rate 0 for no competition")  # fmt: skip
         _check(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "give 0 or more")
+        _check(0.0 <= self.warmup_fraction < 1.0, "warmup_fraction", self.warmup_fraction, "a fraction of the steps: give a number from 0 to less than 1")  # fmt: skip
         _check(0.0 < self.response_ema_decay < 1.0, "response_ema_decay", self.response_ema_decay, "give a number between 0 and 1")  # fmt: skip
         _check(self.distill_temperature > 0.0, "distill_temperature", self.distill_temperature, "give more than 0")
         if self.response_gradients == "all" and self.response_balance_coeff == 0.0:
             raise CompeteError("--compete-response-gradients all changes nothing at --compete-response-balance-coeff 0")
         _check(self.score_chunk_tokens >= 1, "score_chunk_tokens", self.score_chunk_tokens, "give 1 or more")
-        for name in ("distill", "distill_winner", "diversity", "response_balance", "router_balance"):
+        self._check_balance()
+        for name in ("distill", "distill_winner", "diversity", "response_balance", "router_balance", "router_z_loss"):
             value = getattr(self, f"{name}_coeff")
             _check(value >= 0.0, f"{name}_coeff", value, "a loss weight: give 0 or more")
         self._check_kind()
+
+    def _check_balance(self) -> None:
+        """A form of losses that are not there would be without effect."""
+        own = (
+            ("router_balance_coeff",) if self.kind == "utility" else ("response_balance_coeff", "router_balance_coeff")
+        )
+        if self.balance_loss != "entropy" and not any(getattr(self, name) for name in own):
+            raise CompeteError(
+                f"{flag_of('balance_loss')} {self.balance_loss} changes nothing at {' and '.join(map(flag_of, own))} 0"
+            )
 
     def _check_kind(self) -> None:
         """No setting of the other kind of competition, unless it switches something off."""
@@ -152,17 +182,41 @@ class CompeteConfig:
         """The settings among a trainer's parsed arguments; one whose parser lacks `--compete-*` gets the defaults.
 
         Raises:
-            CompeteError: settings that exclude each other; some may be those of a preset, which is then named.
+            CompeteError: settings that exclude each other, or a fraction of steps that nobody has given; some may be those
+                of a preset, which is then named.
         """
         names = (field.name for field in fields(cls))
         given = {name: getattr(args, PREFIX + name) for name in names if hasattr(args, PREFIX + name)}
         try:
-            return cls(**given)
+            return cls(**given)._of_run(args)
         except CompeteError as error:
             preset = getattr(args, "compete_preset", DEFAULT_PRESET)
             if preset == DEFAULT_PRESET:
                 raise
             raise CompeteError(f"{error} (what is not given is --compete-preset {preset}'s)") from error
+
+    def of_run(self, train_steps: int) -> "CompeteConfig":
+        """These settings in a run of so many steps: a `warmup_fraction` is resolved into `warmup_steps`."""
+        if self.warmup_fraction == 0.0:
+            return self
+        return replace(self, warmup_steps=math.ceil(self.warmup_fraction * train_steps - 1e-9))
+
+    def _of_run(self, args: argparse.Namespace) -> "CompeteConfig":
+        """These settings, as they were given, in the run of a trainer's parsed arguments."""
+        if self.warmup_fraction == 0.0 or not self.enabled:
+            return self
+        given = f"{flag_of('warmup_fraction')} {self.warmup_fraction:g}"
+        if self.warmup_steps:
+            raise CompeteError(
+                f"{given} and {flag_of('warmup_steps')} {self.warmup_steps} exclude each other: keep one"
+            )
+        train_steps = _train_steps(args)
+        if not train_steps:
+            raise CompeteError(
+                f"{given} is a fraction of a number of steps: give --train-iters, or --train-samples with a "
+                f"--global-batch-size, or {flag_of('warmup_steps')} in its place"
+            )
+        return self.of_run(train_steps)
 
     @property
     def enabled(self) -> bool:
@@ -182,6 +236,15 @@ RESPONSE_ALONE = frozenset(
 def flag_of(field: str) -> str:
     """The command-line flag of a field of `CompeteConfig`."""
     return "--compete-" + field.replace("_", "-")
+
+
+def _train_steps(args: argparse.Namespace) -> int | None:
+    """Steps of a job of Megatron's, as it counts them (upstream: `update_train_iters`); None where they do not follow from
+    these arguments, as from samples in batches of several sizes."""
+    samples, batch = getattr(args, "train_samples", None), getattr(args, "global_batch_size", None)
+    if getattr(args, "train_iters", None) or not samples:
+        return getattr(args, "train_iters", None)
+    return samples // batch if batch and getattr(args, "step_batch_size_schedule", None) is None else None
 
 
 def _check(holds: bool, field: str, value: object, advice: str) -> None:

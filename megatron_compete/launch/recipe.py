@@ -37,7 +37,9 @@ trainer. A login node may have no torch to ask; a test compares them with torchr
 OF_THIS_ENTRY = ("module", "no-python", "run-path", "signals-to-handle")
 """Options of torchrun that say what runs and how it is stopped, which is not a recipe's to say."""
 
-PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+PRESETS = {
+    path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"), key=lambda path: path.stem)
+}
 """Recipes of competition that come with the package, by name. `base: NAME` and `--compete-preset NAME` are the same thing;
 what they mean for a job is in `training/presets.py`."""
 

@@ -1,12 +1,11 @@
-"""How a loss that is a mean over this rank's tokens joins the training loss."""
-
-from collections.abc import Callable
-from typing import Any
+"""How a layer's own losses join the training loss."""
 
 import torch
-from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
+
+from megatron_compete.moe.loss_tokens import loss_tokens_of
 
 
 class AuxiliaryLoss:
@@ -14,69 +13,53 @@ class AuxiliaryLoss:
 
     A microbatch's tokens are split over the tensor (sequence) and context parallel ranks, and Megatron sums gradients
     over them, so a mean over this rank's valid tokens counts by their share in the microbatch's. Under
-    `--calculate-per-token-loss` Megatron divides all gradients by the tokens of the global batch at the end;
-    multiplying by this rank's tokens cancels that, as in `TopKRouter.attach_and_log_load_balancing_loss`.
+    `--calculate-per-token-loss` Megatron divides all gradients by the tokens that the loss counts in the global batch; a
+    loss is therefore multiplied by those of its microbatch (`moe/loss_tokens.py`), or, where nobody has said what they are,
+    by the layer's tokens, as in `TopKRouter.attach_and_log_load_balancing_loss`.
+
+    Args:
+        router: the layer's.
     """
 
-    def __init__(self, groups: ProcessGroupCollection, per_token: bool) -> None:
-        self.group = groups.tp_cp
-        self.per_token = per_token
+    def __init__(self, router: TopKRouter) -> None:
+        self.router = router
+        self.group = router.tp_cp_group
+        self.weight = 1.0
+        """Of this layer's losses in the training loss."""
 
-    def attach(
-        self, activation: Tensor, loss: Tensor, valid_T: Tensor | None, num_tokens: int, part_T: Tensor | None = None
-    ) -> Tensor:
+    def attach(self, activation: Tensor, loss: Tensor, valid_T: Tensor | None, num_tokens: int) -> Tensor:
         """`activation` unchanged; its backward pass also sends the gradient of `loss`.
 
         Args:
-            loss: mean over this rank's valid tokens, or over a part of them.
-            valid_T: mask of the tokens that count; None for all `num_tokens`.
-            part_T: mask of those that `loss` is a mean of; None for all valid ones.
+            loss: its gradients here and on the other ranks that share the microbatch add up to those of its loss. A mean
+                over this rank's tokens is to be multiplied by their `share`.
+            valid_T: mask of the rank's tokens that count; None for all `num_tokens`.
         """
-        if not self.per_token:
-            weight = self._share(valid_T if part_T is None else part_T)
-        elif part_T is None:
-            weight = num_tokens if valid_T is None else valid_T.sum()
-        else:
-            tokens = torch.tensor(num_tokens, device=part_T.device) if valid_T is None else valid_T.sum()
-            weight = self._share(part_T) * self._sum_over_ranks(tokens)
-        return MoEAuxLossAutoScaler.apply(activation, loss * weight)
+        return MoEAuxLossAutoScaler.apply(activation, self.weight * loss * self._tokens(valid_T, num_tokens))
 
-    def mean_over_ranks(self, valid_T: Tensor | None) -> Callable[[Tensor], Tensor]:
-        """Averages values over the valid tokens of the ranks that share a microbatch.
-
-        They run in lockstep, so this cannot hold up a pipeline.
-        """
-
-        def average(values: Tensor) -> Tensor:
-            return self._sum_over_ranks(values * self._share(valid_T))
-
-        return average
-
-    def _share(self, valid_T: Tensor | None) -> Tensor | float:
+    def share(self, valid_T: Tensor | None) -> Tensor | float:
         """This rank's part of the microbatch's valid tokens; without a mask all ranks hold as many."""
         if valid_T is None or self.group.size() == 1:
             return 1 / self.group.size()
         count = valid_T.sum().float()
-        return count / self._sum_over_ranks(count).clamp_min(1.0)
+        return count / self.sum_over_ranks(count).clamp_min(1.0)
 
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """The sum of `values` over the ranks that share a microbatch, without gradient.
+
+        They run in lockstep, so this cannot hold up a pipeline.
+        """
         if self.group.size() == 1:
             return values
-        values = values.clone()
+        values = values.detach().clone()
         torch.distributed.all_reduce(values, group=self.group)
         return values
 
-
-class AlsoReaching(torch.autograd.Function):
-    """Values, unchanged, whose backward pass also reaches others, with a gradient of zero: losses that are attached to
-    those send theirs on."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, others: Tensor) -> Tensor:
-        ctx.others = others.shape, others.dtype
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
-        shape, dtype = ctx.others
-        return grad_outputs[0], torch.zeros(shape, dtype=dtype, device=grad_outputs[0].device)
+    def _tokens(self, valid_T: Tensor | None, num_tokens: int) -> Tensor | int:
+        """What Megatron will divide by and is to be undone."""
+        if not self.router.calculate_per_token_loss:
+            return 1
+        counted = loss_tokens_of(self.router)
+        if counted is not None:
+            return counted
+        return num_tokens * self.group.size() if valid_T is None else self.sum_over_ranks(valid_T.sum())

@@ -139,6 +139,10 @@ class Competition:
         numbers, stage_chunks = zip(*layers, strict=True)
         return cls(config, numbers, current_step, stage_chunks)
 
+    def loss_weight(self, num_layers: int) -> float:
+        """Weight of one layer's losses, where the part of the model that it is in has so many layers that can compete."""
+        return 1.0 / num_layers if self.config.layer_reduction == "mean" else 1.0
+
     def follow(self, settings: dict[str, Any]) -> None:
         """Continue the schedule with these `CompetitionSchedule.settings` instead."""
         self.schedule = CompetitionSchedule.from_settings(settings)

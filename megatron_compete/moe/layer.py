@@ -22,16 +22,16 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.moe.auxiliary import AlsoReaching, AuxiliaryLoss
 from megatron_compete.moe.centering import make_centering
 from megatron_compete.moe.competition import Competition
 from megatron_compete.moe.crossing import Crossing
 from megatron_compete.moe.expert_group import ExpertGroups
+from megatron_compete.moe.gradients import AlsoReaching
 from megatron_compete.moe.graphs import is_capturing
 from megatron_compete.moe.latent import LatentProjections
 from megatron_compete.moe.losses import CompetitionLosses, Outcome
 from megatron_compete.moe.response_gradients import AllResponses, Recomputation
-from megatron_compete.moe.router import CompeteRouter, valid_tokens
+from megatron_compete.moe.router import CompeteRouter, RouterLosses, valid_tokens
 from megatron_compete.moe.row_dispatcher import RowDispatcher, experts_of_rows
 from megatron_compete.moe.sample import AllTokens, TokenSampler
 from megatron_compete.moe.scoring import ScoringPass
@@ -74,9 +74,8 @@ class CompeteMoELayer(MoELayer):
             groups,
         )
         self.sampler = TokenSampler(competition.config.token_fraction, config, groups)
-        self.losses = CompetitionLosses(
-            competition.config, self.router, AuxiliaryLoss(groups, config.calculate_per_token_loss)
-        )
+        self.losses = CompetitionLosses(competition.config, self.router)
+        self.loss_weight = competition.loss_weight(len(competition.layer_numbers))
         self._normal_dispatcher = self.token_dispatcher
         sampled = competition.config.token_fraction < 1.0
         self._row_dispatcher = RowDispatcher(self.num_local_experts, self.local_expert_indices, config, groups, sampled)
@@ -94,6 +93,15 @@ class CompeteMoELayer(MoELayer):
         self._utility = (
             UtilityCompetition(competition.config.utility_gradient, self.router, self.score) if by_utility else None
         )
+
+    @property
+    def loss_weight(self) -> float:
+        """Weight of this layer's losses in the training loss, those of its router included (not Megatron's own)."""
+        return self.router.auxiliary.weight
+
+    @loss_weight.setter
+    def loss_weight(self, weight: float) -> None:
+        self.router.auxiliary.weight = weight
 
     def competes(self) -> bool:
         """Whether this layer competes at the current step; never in evaluation or inference, never as an MTP layer."""
@@ -233,7 +241,9 @@ class CompeteMoELayer(MoELayer):
                 scores_TE = self.centering(responses_TE, None if valid_T is None else sample.take(valid_T))
         ranked_TE = logits.detach() if self.router.forces_load else scores_TE
         winners_TK = choose_winners(ranked_TE, self.router.rule)
-        outcome = Outcome(responses_TE, scores_TE, winners_TK, logits, choice_TE, sample, valid_T, step)
+        outcome = Outcome(
+            responses_TE, scores_TE, winners_TK, logits, choice_TE, sample, valid_T, hidden_states.shape[1], step
+        )
         if not torch.is_grad_enabled():
             self._first_pass.append(dataclasses.replace(outcome, logits=None, choice_TE=None))
         return outcome
@@ -264,5 +274,5 @@ def with_compete_router(submodules: MoESubmodules, competition: Competition) -> 
     """`submodules` with the router of `moe/router.py`."""
     if submodules.router is not TopKRouter:
         raise CompeteError(f"competition extends Megatron's TopKRouter, and this layer's router is {submodules.router}")
-    coeff = competition.config.router_balance_coeff if competition.config.enabled else 0.0
-    return dataclasses.replace(submodules, router=functools.partial(CompeteRouter, balance_coeff=coeff))
+    losses = RouterLosses.of(competition.config)
+    return dataclasses.replace(submodules, router=functools.partial(CompeteRouter, losses=losses))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megatron_compete.config import CompeteConfig
-from megatron_compete.moe.auxiliary import AuxiliaryLoss
+from megatron_compete.moe.balance import LoadBalance
 from megatron_compete.moe.metrics import metrics_due, record_competition
 from megatron_compete.moe.router import CompeteRouter
 from megatron_compete.moe.sample import AllTokens
@@ -15,10 +15,9 @@ from megatron_compete.routing.losses import (
     DISTILLATIONS,
     distillation_target,
     diversity_loss,
-    entropy_balance_loss,
     token_mean,
 )
-from megatron_compete.routing.winners import overlap, same_favourite
+from megatron_compete.routing.winners import first_winners, overlap, same_favourite
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,19 @@ class Outcome:
     """Which of the rank's tokens these are."""
     valid: Tensor | None
     """Mask of the rank's tokens that count, competing or not; None for all."""
+    num_sequences: int
+    """B: tokens are [S, B] flattened, those that compete too."""
     step: int
 
 
 class CompetitionLosses:
     """c_D * L_D + c_div * L_div + c_bal * response balance."""
 
-    def __init__(self, config: CompeteConfig, router: CompeteRouter, auxiliary: AuxiliaryLoss) -> None:
+    def __init__(self, config: CompeteConfig, router: CompeteRouter) -> None:
         self.config = config
         self.router = router
-        self.auxiliary = auxiliary
         self.distillation = DISTILLATIONS[config.distill_loss]
+        self.balance = LoadBalance(config.balance_loss, router.auxiliary)
 
     def attach(
         self, combined_TH: Tensor, rows_TKH: Tensor, responses_TE: Tensor, outcome: Outcome, layer_number: int
@@ -60,19 +61,17 @@ class CompetitionLosses:
             rows_TKH: the winners' raw outputs, with gradient.
             responses_TE: responses, those of the winners (or all) with gradient.
         """
-        config, sample = self.config, outcome.sample
+        config, sample, auxiliary = self.config, outcome.sample, self.router.auxiliary
         valid_T = None if outcome.valid is None else sample.take(outcome.valid)
-        competing = sample.among(outcome.valid)
         target_TE = distillation_target(outcome.scores_TE, config.distill_temperature, config.distill_standardize)
         probs_TE = self.router.probabilities(outcome.logits)
         distillation = self.distillation(probs_TE, target_TE, outcome.winners_TK, config.distill_winner_coeff, valid_T)
         diversity = diversity_loss(rows_TKH, valid_T)
-        balance = entropy_balance_loss(responses_TE.softmax(dim=-1), valid_T, self.auxiliary.mean_over_ranks(competing))
-        loss = (
-            config.distill_coeff * distillation
-            + config.diversity_coeff * diversity
-            + config.response_balance_coeff * balance
-        )
+        share = auxiliary.share(sample.among(outcome.valid))
+        first_T = first_winners(outcome.scores_TE, outcome.winners_TK)
+        balance = self.balance(responses_TE.softmax(dim=-1), outcome.num_sequences, valid_T, share, first_T)
+        means = config.distill_coeff * distillation + config.diversity_coeff * diversity
+        loss = share * means + config.response_balance_coeff * balance
         if metrics_due():
             record_competition(
                 layer_number,
@@ -82,8 +81,7 @@ class CompetitionLosses:
                 response_balance=balance,
                 **self._agreement(probs_TE, outcome, valid_T),
             )
-        part = None if competing is outcome.valid else competing
-        return self.auxiliary.attach(combined_TH, loss, outcome.valid, combined_TH.shape[0], part)
+        return auxiliary.attach(combined_TH, loss, outcome.valid, combined_TH.shape[0])
 
     @torch.no_grad()
     def _agreement(self, probs_TE: Tensor, outcome: Outcome, valid_T: Tensor | None) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
-"""Megatron's top-K router with the authors' entropy form of load balance."""
+"""Megatron's top-K router with the authors' losses of a normal step."""
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,12 +11,14 @@ from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.auxiliary import AuxiliaryLoss
+from megatron_compete.moe.balance import Form, LoadBalance
 from megatron_compete.moe.graphs import is_capturing
 from megatron_compete.moe.metrics import metrics_due, record_changes, record_routing
 from megatron_compete.moe.metrics_probe import RouterProbe
 from megatron_compete.moe.sample import AllTokens
-from megatron_compete.routing.losses import entropy_balance_loss
+from megatron_compete.routing.losses import router_z_loss
 from megatron_compete.routing.rule import RouterRule
 from megatron_compete.routing.winners import winners_map
 
@@ -35,8 +38,24 @@ def logits_of_no_tokens(router: TopKRouter, input: Tensor) -> Tensor:
     return torch.nn.functional.linear(input.to(dtype), router.weight.to(dtype))
 
 
+@dataclass(frozen=True)
+class RouterLosses:
+    """Losses of the tokens that go where the router says."""
+
+    balance_coeff: float = 0.0
+    balance: Form = "entropy"
+    z_coeff: float = 0.0
+
+    @classmethod
+    def of(cls, config: CompeteConfig) -> "RouterLosses":
+        """Those of these settings; none where competition is switched off."""
+        if not config.enabled:
+            return cls()
+        return cls(config.router_balance_coeff, config.balance_loss, config.router_z_loss_coeff)
+
+
 class CompeteRouter(TopKRouter):
-    """`TopKRouter`; with `balance_coeff` > 0 normal steps carry the entropy balance loss of CompeteSMoE."""
+    """`TopKRouter`, with the losses of CompeteSMoE's router at normal steps."""
 
     def __init__(
         self,
@@ -44,12 +63,13 @@ class CompeteRouter(TopKRouter):
         pg_collection: ProcessGroupCollection | None = None,
         is_mtp_layer: bool = False,
         *,
-        balance_coeff: float = 0.0,
+        losses: RouterLosses = RouterLosses(),
     ) -> None:
         super().__init__(config=config, pg_collection=pg_collection, is_mtp_layer=is_mtp_layer)
         self.rule = RouterRule.of(vars(config))
-        self.balance_coeff = balance_coeff
-        self.auxiliary = AuxiliaryLoss(pg_collection, config.calculate_per_token_loss)
+        self.losses = losses
+        self.auxiliary = AuxiliaryLoss(self)
+        self.balance = LoadBalance(losses.balance, self.auxiliary)
         self.probe = RouterProbe()
         self._kept_logits: list[Tensor] | None = None
         self._competing: AllTokens | None = None
@@ -64,7 +84,7 @@ class CompeteRouter(TopKRouter):
         Args:
             competing: tokens that others win than those chosen here; None for none. The router is regularised and counts
                 what it would have chosen as at a normal step (Megatron's balance losses and z-loss, the expert bias),
-                but for the entropy balance, which is of the tokens that it routes.
+                but for `losses`, which are of the tokens that it routes.
         """
         self.observe_inputs(input, padding_mask)
         self._competing = competing
@@ -78,18 +98,24 @@ class CompeteRouter(TopKRouter):
         competing, valid_T = self._competing, valid_tokens(padding_mask)
         part_T = None if competing is None else competing.beside(valid_T)
         if competing is None or part_T is not None:
-            probs_TE = self._balanced(probs_TE, logits, valid_T, part_T)
+            probs_TE = self._with_losses(probs_TE, logits, valid_T, part_T)
         if competing is None:
             self.observe_routing(logits, routing_map_TE, padding_mask)
         return probs_TE, routing_map_TE
 
-    def _balanced(self, probs_TE: Tensor, logits: Tensor, valid_T: Tensor | None, part_T: Tensor | None) -> Tensor:
-        """The weights unchanged, with the entropy balance, a mean over valid tokens or a part of them, attached."""
-        if not (self.balance_coeff > 0.0 and self.training and torch.is_grad_enabled()):
+    def _with_losses(self, probs_TE: Tensor, logits: Tensor, valid_T: Tensor | None, part_T: Tensor | None) -> Tensor:
+        """The weights unchanged, with `losses` of logits [S, B, E] attached, of valid tokens or a part of them."""
+        balance_coeff, z_coeff = self.losses.balance_coeff, self.losses.z_coeff
+        if not (max(balance_coeff, z_coeff) > 0.0 and self.training and torch.is_grad_enabled()):
             return probs_TE
         counted_T = valid_T if part_T is None else part_T
-        loss = entropy_balance_loss(self.probabilities(logits), counted_T, self.auxiliary.mean_over_ranks(counted_T))
-        return self.auxiliary.attach(probs_TE, self.balance_coeff * loss, valid_T, probs_TE.shape[0], part_T)
+        share = self.auxiliary.share(counted_T)
+        loss = probs_TE.new_zeros((), dtype=torch.float32)
+        if balance_coeff > 0.0:
+            loss = balance_coeff * self.balance(self.probabilities(logits), logits.shape[1], counted_T, share)
+        if z_coeff > 0.0:
+            loss = loss + z_coeff * share * router_z_loss(self._flat(logits), counted_T)
+        return self.auxiliary.attach(probs_TE, loss, valid_T, probs_TE.shape[0])
 
     @contextlib.contextmanager
     def keep_logits(self) -> Iterator[list[Tensor]]:

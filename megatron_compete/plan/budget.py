@@ -99,7 +99,7 @@ def fits(
 def _settings(own: CompeteConfig, kind: Literal["utility", "response"], rate: float) -> CompeteConfig:
     """The job's settings where they are of this kind, else that kind's defaults; A_max follows from the rate."""
     if kind == own.kind:
-        return dataclasses.replace(own, rate=rate, max_active_layers=None, cap_rate=False, warmup_steps=0, rate_decay="none", rate_decay_steps=0, rate_floor=0.0)  # fmt: skip
+        return dataclasses.replace(own, rate=rate, max_active_layers=None, cap_rate=False, warmup_steps=0, warmup_fraction=0.0, rate_decay="none", rate_decay_steps=0, rate_floor=0.0)  # fmt: skip
     return CompeteConfig(
         kind=kind, rate=rate, policy=own.policy, seed=own.seed, score_chunk_tokens=own.score_chunk_tokens,
         score_kernel=own.score_kernel,

@@ -1,7 +1,9 @@
-"""The losses of competition routing (CompeteSMoE, arXiv 2505.13380, section 3).
+"""The losses of competition routing (CompeteSMoE, arXiv 2505.13380, section 3), of its language and its vision half.
 
-T tokens, E experts, K winners a token, H hidden size. Each takes a mask of the tokens that count (`valid_T`, None for all: padding counts in no loss) and returns a scalar in
-fp32. Each is a mean over the tokens it is given; how it is scaled when tokens are split over ranks is `moe/`'s affair.
+T tokens, E experts, K winners a token, H hidden size; S positions of each of B sequences, T = S * B. Each takes a mask of
+the tokens that count (`valid_T`, None for all: padding counts in no loss) and returns a scalar in fp32. Each is a mean over
+the tokens it is given, but for `top1_balance_loss`, a mean of means over sequences; how it is scaled when tokens are split
+over ranks is `moe/`'s affair.
 """
 
 from collections.abc import Callable
@@ -98,3 +100,45 @@ def entropy_balance_loss(
     if mean_over_ranks is not None:
         mean_E = mean_E + (mean_over_ranks(mean_E.detach()) - mean_E.detach())
     return torch.xlogy(mean_E, mean_E.clamp_min(torch.finfo(torch.float32).tiny)).sum()
+
+
+def top1_balance_loss(
+    shares_SBE: Tensor,
+    first_SB: Tensor,
+    valid_SB: Tensor | None = None,
+    sum_over_ranks: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """E * sum_e P_e * f_e of each sequence, mean over sequences: 1 where all experts are used alike.
+
+    The load balance of the authors' vision code, a sequence being the patches of an image: P_e is the mean of the shares
+    over the sequence's tokens, f_e the part of its tokens whose first choice is e (Switch Transformer, arXiv 2101.03961,
+    counts so). Of the router's p at normal steps, of softmax(s) and the first winners at competing ones.
+
+    Args:
+        shares_SBE: rows that sum to 1.
+        first_SB: the expert that a token is sent to before others, int64; no gradient flows through it.
+        valid_SB: a sequence without a valid token is none.
+        sum_over_ranks: adds up values [B, 2E] over the ranks that hold the other tokens of these sequences, without
+            gradient. The loss is then that of the whole sequences, and gradients add up over those ranks.
+    """
+    shares_SBE = at_least_fp32(shares_SBE)
+    num_experts = shares_SBE.shape[-1]
+    mask_SB = torch.ones_like(first_SB) if valid_SB is None else valid_SB
+    mask_SB = mask_SB.to(shares_SBE.dtype)
+    sums_BE = (shares_SBE * mask_SB.unsqueeze(-1)).sum(dim=0)
+    counts_BE = torch.zeros_like(sums_BE).scatter_add(1, first_SB.T, mask_SB.T)
+    if sum_over_ranks is not None:
+        whole_B2E = sum_over_ranks(torch.cat([sums_BE.detach(), counts_BE], dim=-1))
+        whole_BE, counts_BE = whole_B2E.chunk(2, dim=-1)
+        sums_BE = sums_BE + (whole_BE - sums_BE.detach())
+    tokens_B1 = counts_BE.sum(dim=-1, keepdim=True)
+    balance_B = num_experts * (sums_BE * counts_BE / tokens_B1.square().clamp_min(1.0)).sum(dim=-1)
+    return balance_B.sum() / (tokens_B1 > 0).sum().clamp_min(1)
+
+
+def router_z_loss(logits_TE: Tensor, valid_T: Tensor | None = None) -> Tensor:
+    """Mean over tokens of (log sum_e exp z_e)^2, which keeps logits small (ST-MoE, arXiv 2202.08906, eq. 5).
+
+    The authors' vision code has it at normal steps; Megatron's `z_loss_func` is the same mean.
+    """
+    return token_mean(at_least_fp32(logits_TE).logsumexp(dim=-1).square(), valid_T)

@@ -53,5 +53,9 @@ def same_favourite(probs_TE: Tensor, routing_map_TE: Tensor, scores_TE: Tensor, 
         scores_TE, winners_TK: the same of the competition.
     """
     favourite_T1 = probs_TE.masked_fill(~routing_map_TE, -torch.inf).argmax(dim=-1, keepdim=True)
-    best_T1 = winners_TK.gather(1, scores_TE.gather(1, winners_TK).argmax(dim=-1, keepdim=True))
-    return (favourite_T1 == best_T1).squeeze(-1).float()
+    return (favourite_T1.squeeze(-1) == first_winners(scores_TE, winners_TK)).float()
+
+
+def first_winners(scores_TE: Tensor, winners_TK: Tensor) -> Tensor:
+    """The winner of each token with the highest score, int64 [T]."""
+    return winners_TK.gather(1, scores_TE.gather(1, winners_TK).argmax(dim=-1, keepdim=True)).squeeze(-1)

@@ -74,6 +74,11 @@ class CompetitionSchedule:
     @classmethod
     def of(cls, config: CompeteConfig, stage_chunks: tuple[StageChunk, ...]) -> "CompetitionSchedule":
         """The schedule of these settings for layers on these stages and chunks, in order of depth."""
+        if config.enabled and config.warmup_fraction and not config.warmup_steps:
+            raise CompeteError(
+                f"{flag_of('warmup_fraction')} {config.warmup_fraction:g} is a fraction of a number of steps: say which, by "
+                f"CompeteConfig.of_run(train_steps), or give {flag_of('warmup_steps')} in its place"
+            )
         rate, max_active, policy = config.rate, config.max_active_layers, config.policy
         if config.cap_rate:
             max_active = max_active or LEAST_MAX_ACTIVE

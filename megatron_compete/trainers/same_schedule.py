@@ -134,8 +134,8 @@ def check_drawn(saved: dict[str, str] | None, schedule: CompetitionSchedule) -> 
 def continued(saved: Settings, now: Settings, config: CompeteConfig) -> Settings:
     """The settings with which a schedule goes on in a resumed run: the saved ones.
 
-    The policy, where it was left to `auto`, and the places follow from the pipeline layout, which may change; all
-    others are the user's and may not.
+    The policy, where it was left to `auto`, and the places follow from the pipeline layout, which may change, and a warm-up
+    that is a fraction of the steps from their number, which may change too; all others are the user's and may not.
 
     Args:
         saved, now: `CompetitionSchedule.settings` of the checkpoint and of this run's arguments.
@@ -143,6 +143,7 @@ def continued(saved: Settings, now: Settings, config: CompeteConfig) -> Settings
         CompeteError: another value is asked for than the checkpoint's.
     """
     derived = {"places"} | ({"policy"} if config.policy == "auto" else set())
+    derived |= {"warmup_steps"} if config.warmup_fraction else set()
     differences = changes(saved, now, FLAGS.keys() - derived)
     if differences:
         raise CompeteError(

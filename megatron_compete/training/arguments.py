@@ -89,7 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         choices=tuple(PRESETS),
         default=DEFAULT_PRESET,
         help="Recipe that the defaults of these flags, and of Megatron's that belong to it, are taken from. paper: arXiv "
-        "2505.13380; recommended: what this project recommends. A flag that is given wins over it.",
+        "2505.13380, for language; paper-vlm: the same for vision towers and projectors; recommended: what this project "
+        "recommends. A flag that is given wins over it.",
     )
     group.add_argument(
         "--compete-override-schedule",

@@ -35,18 +35,21 @@ def preset(name: str) -> Settings:
     return PRESETS[name]
 
 
-def preset_defaults(name: str, kind: str | None = None) -> dict[str, Any]:
+def preset_defaults(name: str, kind: str | None = None, warmup_steps: Any = None) -> dict[str, Any]:
     """What a preset makes the defaults.
 
     Args:
         kind: `--compete-kind`, where the user gives it. Settings that belong to the other kind alone are then left out,
             since `CompeteConfig` refuses them.
+        warmup_steps: `--compete-warmup-steps`, where the user gives it; a fraction of the steps is then left out.
     Raises:
         CompeteError: there is none of this name.
     """
     settings = preset(name)
     kind = kind or settings.get("compete_kind", CompeteConfig.kind)
     idle = {"response": UTILITY_ALONE, "utility": RESPONSE_ALONE}.get(kind, frozenset())
+    if warmup_steps is not None:
+        idle |= {"warmup_fraction"}
     return {dest: value for dest, value in settings.items() if dest.removeprefix(PREFIX) not in idle}
 
 
@@ -59,13 +62,14 @@ def defaults_asked_for(tokens: Sequence[str]) -> dict[str, Any]:
     return preset_defaults(*_asked_for(tokens))
 
 
-def _asked_for(tokens: Sequence[str]) -> tuple[str, str | None]:
-    """Name of the preset, and the kind if one is given; values that are missing are the real parser's to refuse."""
+def _asked_for(tokens: Sequence[str]) -> tuple[str, str | None, str | None]:
+    """Name of the preset, and kind and warm-up if they are given; values that are missing are the real parser's to refuse."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--compete-preset", nargs="?")
     first.add_argument("--compete-kind", nargs="?")
+    first.add_argument("--compete-warmup-steps", nargs="?")
     found, _ = first.parse_known_args(tokens)
-    return found.compete_preset or DEFAULT_PRESET, found.compete_kind
+    return found.compete_preset or DEFAULT_PRESET, found.compete_kind, found.compete_warmup_steps
 
 
 def describe_preset(args: argparse.Namespace) -> str:

@@ -72,7 +72,7 @@ def test_a_preset_is_a_base_by_its_name(path: Path) -> None:
     path.write_text("\nbase: recomended\n")
     with pytest.raises(
         CompeteError,
-        match=r"recipe\.yaml:2: base recomended is neither .* preset .did you mean recommended..: they are paper, recommended",
+        match=r"recipe\.yaml:2: base recomended is neither .* preset .did you mean recommended..: they are paper, paper-vlm, recommended",
     ):
         read_recipe(path)
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_compete.config import CompeteConfig
-from tests.moe.reference import Weights
+from tests.moe.reference import SEQUENCES, Weights
 
-SEQUENCE, BATCH, HIDDEN, FFN, EXPERTS, WINNERS = 8, 2, 16, 24, 8, 3
+SEQUENCE, BATCH, HIDDEN, FFN, EXPERTS, WINNERS = 8, SEQUENCES, 16, 24, 8, 3
 SHARED_FFN = 12
 """Hidden size of the shared expert, in the tests that have one."""
 

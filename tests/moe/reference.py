@@ -10,6 +10,9 @@ from torch import Tensor
 
 from megatron_compete.config import CompeteConfig
 
+SEQUENCES = 2
+"""B of every microbatch: its tokens are [S, B] flattened."""
+
 
 @dataclass
 class Weights:
@@ -200,10 +203,11 @@ def competing_step(
     if not valid.any():
         return output, p.sum() * 0, winners
     attached = s if config.response_gradients == "all" else s.detach().scatter(1, winners, s_w)
+    first = winners.gather(1, z.gather(1, winners).argmax(1, keepdim=True)).squeeze(1)
     loss = (
         config.distill_coeff * distillation(p[valid], z[valid], winners[valid], config)
         + config.diversity_coeff * mean_cosine(y_w[valid])
-        + config.response_balance_coeff * entropy_form(attached[valid].softmax(-1))
+        + config.response_balance_coeff * balance(attached.softmax(-1), first, valid, config)
     )
     return output, loss, winners
 
@@ -230,6 +234,23 @@ def mean_cosine(y_w: Tensor) -> Tensor:
     return (cosine.sum((1, 2)) - k).mean() / (k * (k - 1))
 
 
+def balance(shares: Tensor, first: Tensor, valid: Tensor, config: CompeteConfig) -> Tensor:
+    """Of the valid tokens' shares [T, E] and first choices [T]."""
+    return top1_form(shares, first, valid) if config.balance_loss == "top1" else entropy_form(shares[valid])
+
+
+def top1_form(shares: Tensor, first: Tensor, valid: Tensor, sequences: int = SEQUENCES) -> Tensor:
+    """Mean over sequences that have valid tokens of E * sum_e mean_t(share_te) * (part of the t whose first choice is e)."""
+    found = []
+    for sequence in range(sequences):
+        tokens = [t for t in range(sequence, len(shares), sequences) if valid[t]]
+        if tokens:
+            part = [sum(int(first[t]) == e for t in tokens) / len(tokens) for e in range(shares.shape[1])]
+            mean = [sum(shares[t, e] for t in tokens) / len(tokens) for e in range(shares.shape[1])]
+            found.append(shares.shape[1] * sum(p * m for p, m in zip(part, mean, strict=True)))
+    return sum(found) / len(found)
+
+
 def entropy_form(shares: Tensor) -> Tensor:
     """sum_e m_e log m_e with m the mean over the tokens of `shares` [T, E]."""
     m = shares.mean(0)
@@ -248,13 +269,17 @@ def normal_step(
     logits = tokens @ weights.router.T
     g = router.weights(logits, k)
     output = torch.einsum("te,teh->th", g, expert_outputs(tokens, weights)) + shared_output(tokens, weights)
-    return output, router_balance(router, logits, config, valid), router.choice(logits, k)
+    return output, router_losses(router, logits, config, valid), router.choice(logits, k)
 
 
-def router_balance(router: Router, logits: Tensor, config: CompeteConfig, valid: Tensor | None) -> Tensor:
-    """Loss of the router at a step that it routes."""
-    p = router.probabilities(logits)[slice(None) if valid is None else valid]
-    return config.router_balance_coeff * entropy_form(p) if len(p) else p.sum()
+def router_losses(router: Router, logits: Tensor, config: CompeteConfig, valid: Tensor | None) -> Tensor:
+    """Losses of the router at a step that it routes."""
+    valid = torch.ones(len(logits), dtype=torch.bool) if valid is None else valid
+    if not valid.any():
+        return logits.sum() * 0
+    p = router.probabilities(logits)
+    loss = config.router_balance_coeff * balance(p, p.argmax(1), valid, config)
+    return loss + config.router_z_loss_coeff * (logits.exp().sum(1).log()[valid] ** 2).mean()
 
 
 def utility_step(
@@ -277,7 +302,7 @@ def utility_step(
         mixture = router.mixture(torch.where(chosen, logits.detach(), logits), k)
     dense = torch.einsum("te,teh->th", mixture, y.detach())
     output = torch.einsum("te,teh->th", g, y) + dense - dense.detach() + shared_output(tokens, weights)
-    return output, router_balance(router, logits, config, valid), choice
+    return output, router_losses(router, logits, config, valid), choice
 
 
 def sampled_step(
@@ -299,7 +324,7 @@ def sampled_step(
         rest, _, choice = normal_step(tokens, weights, k, config, valid, router)
     else:
         own, loss, chosen = competing_step(tokens, weights, k, config, valid & sampled, router=router)
-        rest, balance, choice = normal_step(tokens, weights, k, config, valid & ~sampled, router)
-        loss = loss + balance
+        rest, of_router, choice = normal_step(tokens, weights, k, config, valid & ~sampled, router)
+        loss = loss + of_router
     here = sampled.unsqueeze(1)
     return torch.where(here, own, rest), loss, torch.where(here, chosen, choice)

@@ -26,6 +26,9 @@ UTILITY = CompeteConfig(
     kind="utility", rate=0.5, max_active_layers=1, router_balance_coeff=0.3, score_chunk_tokens=3,
 )  # fmt: skip
 
+VISION = dataclasses.replace(STRONG, balance_loss="top1", router_z_loss_coeff=0.5, distill_winner_coeff=0.0)
+"""The losses of `--compete-preset paper-vlm`, as heavy."""
+
 FRACTION = 0.4
 """Of 8 positions: 3 or 4, so that of 4 ranks some hold more than others, or none."""
 
@@ -42,13 +45,16 @@ CASES = {
     "utility": Case(UTILITY),
     "utility-missing": Case(dataclasses.replace(UTILITY, utility_gradient="missing")),
     "normal": Case(STRONG, competes=False),
+    "vision": Case(VISION),
+    "vision-normal": Case(VISION, competes=False),
     "sampled": sampled(dataclasses.replace(STRONG, response="l2")),
     "sampled-options": sampled(OPTIONS),
+    "sampled-vision": sampled(dataclasses.replace(VISION, response_centering="batch")),
     "sampled-utility": sampled(UTILITY),
     "sampled-utility-missing": sampled(dataclasses.replace(UTILITY, utility_gradient="missing")),
 }
 
-EXCHANGED = ("options", "utility-missing", "normal", "sampled-options", "sampled-utility-missing")
+EXCHANGED = ("options", "utility-missing", "normal", "sampled-options", "sampled-vision", "sampled-utility-missing")
 """Cases that exchange all that there is between ranks: what the others change happens within one."""
 
 LAYOUTS = [layout for world in (1, 2, 4) for layout in all_layouts(world)]

@@ -16,6 +16,7 @@ ROWS = "moe/test_row_dispatcher.py"
 GRAPHS = "moe/test_graphs.py::test_training_is_the_same_with_graphs[router]"
 SETTINGS = "moe/test_router_settings.py"
 ROUTER_LOSSES = "moe/test_router_losses.py"
+LOSS_TOKENS = "moe/test_loss_tokens.py::test_losses_are_weighed_by_what_the_loss_counts"
 SAMPLED = "moe/test_layouts.py::test_layer_equals_dense_reference[world2-tp2-cp1-ep2-etp1-alltoall]"
 SAMPLED_IDS = "moe/test_sample.py::test_the_same_tokens_compete_in_every_layout[world2-tp1-cp2-ep1-etp2-alltoall]"
 LATENT = "moe/test_latent.py::test_layer_equals_dense_reference[world1-tp1-cp1-ep1-etp1-alltoall]"
@@ -45,9 +46,15 @@ LAYERS = (
     Mutation("moe/losses.py", "rows_TKH.shape[0] if valid_T is None else valid_T.sum(),", "rows_TKH.shape[0],", METRICS),
     Mutation("moe/losses.py", "distillation_target(outcome.scores_TE,", "distillation_target(outcome.responses_TE,", LAYER),
     Mutation("moe/losses.py", "diversity=diversity,", "diversity=loss,", METRICS),
-    Mutation("moe/losses.py", "responses_TE.softmax(dim=-1), valid_T,", "responses_TE.softmax(dim=-1), None,", PADDED),
-    Mutation("moe/losses.py", "self.auxiliary.mean_over_ranks(competing)", "self.auxiliary.mean_over_ranks(outcome.valid)", SAMPLED),
-    Mutation("moe/losses.py", "part = None if competing is outcome.valid else competing", "part = None", SAMPLED),
+    Mutation("moe/losses.py", "outcome.num_sequences, valid_T, share", "outcome.num_sequences, None, share", PADDED),
+    Mutation("moe/losses.py", "auxiliary.share(sample.among(outcome.valid))", "auxiliary.share(outcome.valid)", SAMPLED),
+    Mutation("moe/losses.py", "valid_T, share, first_T)", "valid_T, share)", LAYER),
+    Mutation("moe/balance.py", "None if valid_T is None else valid_T.view(positions, num_sequences),", "None,", PADDED),
+    Mutation("moe/balance.py", "            self.auxiliary.sum_over_ranks,", "            None,", SAMPLED),
+    Mutation("moe/router.py", "z_coeff * share * router_z_loss", "z_coeff * router_z_loss", SAMPLED),
+    Mutation("moe/loss_tokens.py", "self._first.popleft() if self._first else count.clone()", "count.clone()", f"{LOSS_TOKENS}[world1-tp1-cp1-ep1-etp1-alltoall-recomputed]"),
+    Mutation("moe/loss_tokens.py", "count / self.tp_cp_group.size()", "count", f"{LOSS_TOKENS}[world2-tp2-cp1-ep1-etp1-alltoall-]"),
+    Mutation("moe/auxiliary.py", "        if counted is not None:", "        if False:", f"{LOSS_TOKENS}[world1-tp1-cp1-ep1-etp1-alltoall-]"),
     Mutation("moe/router.py", "competing.beside(valid_T)", "competing.among(valid_T)", SAMPLED),
     Mutation("moe/utility.py", "sample.put(grad_probs_TE, torch.zeros_like(sample.take(grad_probs_TE)))", "grad_probs_TE", LAYER),
     Mutation("moe/utility.py", "sample.put(grad_probs_TE, torch.zeros_like(sample.take(grad_probs_TE)))", "torch.zeros_like(grad_probs_TE)", LAYER),
@@ -58,7 +65,7 @@ LAYERS = (
     Mutation("moe/utility.py", "grad_TE.masked_fill(choice_TE, 0.0)", "grad_TE", LAYER),
     Mutation("moe/centering.py", "self.group = groups.tp_dp_cp", "self.group = groups.tp_cp", EMA),
     Mutation("moe/centering.py", "buffer.data = buffer.data.float()", "pass", EMA),
-    Mutation("moe/auxiliary.py", "return count / self._sum_over_ranks(count).clamp_min(1.0)", "return 1 / self.group.size()", PADDED),
+    Mutation("moe/auxiliary.py", "return count / self.sum_over_ranks(count).clamp_min(1.0)", "return 1 / self.group.size()", PADDED),
     Mutation("moe/layer.py", "self.router.weight_sum(outcome.logits, outcome.choice_TE)", "self.router.rule.scaling_factor", f"{SETTINGS}::test_output_keeps_its_scale_and_tokens_their_groups[pre-softmax, scaled]"),
     Mutation("moe/layer.py", "choose_winners(ranked_TE, self.router.rule)", "ranked_TE.topk(self.router.rule.top_k).indices.sort().values", f"{SETTINGS}::test_output_keeps_its_scale_and_tokens_their_groups[groups]"),
     Mutation("moe/layer.py", "AlsoReaching.apply(kept[0], probs_TE)", "kept[0]", f"{ROUTER_LOSSES}::test_whatever_else_a_router_does[recomputed]"),
@@ -78,7 +85,7 @@ LAYERS = (
     Mutation("moe/router.py", "not is_capturing() and metrics_due()", "metrics_due()", GRAPHS),
     Mutation("moe/crossing.py", "*grad_outputs, *grads", "*grad_outputs, *(None for _ in grads)", LAYER),
     Mutation("moe/router.py", "return self.training and not self.is_mtp_layer and", "return self.training and", "moe/test_competing_metrics.py::test_mtp_layers_leave_the_decoders_metrics_alone"),
-    Mutation("moe/router.py", "self.balance_coeff > 0.0 and self.training and", "self.balance_coeff > 0.0 and", "moe/test_competing_metrics.py::test_evaluation_carries_no_loss"),
+    Mutation("moe/router.py", "z_coeff) > 0.0 and self.training and", "z_coeff) > 0.0 and", "moe/test_competing_metrics.py::test_evaluation_carries_no_loss"),
     Mutation("training/metrics.py", "args.tensorboard_log_interval if written else None", "args.tensorboard_log_interval", "training/test_metrics.py::test_without_a_writer_the_console_alone_is_logged"),
 )  # fmt: skip
 

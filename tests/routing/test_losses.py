@@ -1,5 +1,7 @@
 """Losses against the formulas written as loops in fp64."""
 
+import math
+
 import torch
 
 from megatron_compete.routing.losses import (
@@ -8,7 +10,9 @@ from megatron_compete.routing.losses import (
     entropy_balance_loss,
     kl_distillation,
     mse_distillation,
+    router_z_loss,
     token_mean,
+    top1_balance_loss,
 )
 
 T, E, K, H = 6, 5, 3, 4
@@ -102,6 +106,69 @@ def test_entropy_balance_of_split_tokens_is_that_of_the_whole() -> None:
     torch.testing.assert_close(torch.cat([half.grad for half in halves]), whole.grad)  # type: ignore[misc]
 
 
+S, B = 5, 3
+SOME = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [1, 1, 0]], dtype=torch.bool)
+"""Of [S, B]: the last sequence has no valid token."""
+
+
+def top1_by_loops(shares: torch.Tensor, first: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    balances = []
+    for b in range(B):
+        positions = [s for s in range(S) if valid[s, b]]
+        if positions:
+            p = [sum(shares[s, b, e] for s in positions) / len(positions) for e in range(E)]
+            f = [sum(int(first[s, b]) == e for s in positions) / len(positions) for e in range(E)]
+            balances.append(E * sum(p[e] * f[e] for e in range(E)))
+    return sum(balances) / len(balances)  # type: ignore[return-value]
+
+
+def test_top1_balance_is_a_mean_over_sequences() -> None:
+    shares = torch.randn(S, B, E, dtype=torch.float64).softmax(-1).requires_grad_()
+    first = torch.randint(E, (S, B))
+    everywhere = torch.ones(S, B, dtype=torch.bool)
+    for valid in (None, SOME):
+        expected = top1_by_loops(shares, first, everywhere if valid is None else valid)
+        found = top1_balance_loss(shares, first, valid)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(one, shares)[0] for one in (found, expected)))
+        narrow = top1_balance_loss(shares.detach().float(), first, valid)
+        assert narrow.dtype == torch.float32 and abs(narrow.double() - expected) < 1e-6
+    assert top1_balance_loss(shares, first, torch.zeros_like(SOME)) == 0
+    assert top1_balance_loss(shares[:0], first[:0]) == 0
+
+
+def test_top1_balance_is_one_where_experts_are_used_alike() -> None:
+    alike, first = torch.full((E, B, E), 1 / E), torch.arange(E).unsqueeze(1).expand(E, B)
+    torch.testing.assert_close(top1_balance_loss(alike, first), torch.tensor(1.0))
+    one = torch.eye(E)[torch.zeros(E, B, dtype=torch.long)]
+    torch.testing.assert_close(top1_balance_loss(one, torch.zeros(E, B, dtype=torch.long)), torch.tensor(float(E)))
+
+
+def test_top1_balance_of_split_sequences_is_that_of_the_whole() -> None:
+    shares = torch.randn(S, B, E, dtype=torch.float64).softmax(-1).requires_grad_()
+    first = torch.randint(E, (S, B))
+    whole = top1_balance_loss(shares, first, SOME)
+    whole.backward()
+    parts = [slice(0, 1), slice(1, S)]
+    sums: list[torch.Tensor] = []  # what each part would bring to a reduction over ranks
+    for part in parts:
+        top1_balance_loss(shares.detach()[part], first[part], SOME[part], lambda mine: sums.append(mine) or mine)  # type: ignore[func-returns-value]
+    halves = [shares.detach()[part].clone().requires_grad_() for part in parts]
+    for half, part in zip(halves, parts, strict=True):
+        loss = top1_balance_loss(half, first[part], SOME[part], lambda _: sum(sums))  # type: ignore[arg-type, return-value]
+        torch.testing.assert_close(loss, whole)
+        loss.backward()
+    torch.testing.assert_close(torch.cat([half.grad for half in halves]), shares.grad)  # type: ignore[misc]
+
+
+def test_z_loss_is_the_mean_square_of_the_log_partition() -> None:
+    logits = torch.randn(T, E, dtype=torch.float64)
+    squares = [math.log(sum(math.exp(z) for z in row)) ** 2 for row in logits.tolist()]
+    torch.testing.assert_close(router_z_loss(logits), torch.tensor(sum(squares) / T, dtype=torch.float64))
+    counted = [square for square, valid in zip(squares, VALID, strict=True) if valid]
+    assert abs(router_z_loss(logits.float(), VALID) - sum(counted) / len(counted)) < 1e-6
+
+
 VALID = torch.tensor([True, False, True, True, False, True])
 
 
@@ -112,6 +179,7 @@ def losses_of(values: dict[str, torch.Tensor], valid: torch.Tensor | None) -> di
         "kl": kl_distillation(values["probs"], values["target"], winners, 0.2, valid),
         "diversity": diversity_loss(values["outputs"], valid),
         "balance": entropy_balance_loss(values["probs"], valid),
+        "z": router_z_loss(values["probs"], valid),
     }
 
 
@@ -132,7 +200,7 @@ def test_padding_counts_in_no_loss() -> None:
 def test_losses_of_bf16_are_reduced_in_fp32() -> None:
     values = {name: value.bfloat16() for name, value in some_values().items()}
     wide = {name: value.float() for name, value in values.items()}
-    for loss in (diversity_loss, entropy_balance_loss):
+    for loss in (diversity_loss, entropy_balance_loss, router_z_loss):
         argument = "outputs" if loss is diversity_loss else "probs"
         found = loss(values[argument])  # type: ignore[operator]
         assert found.dtype == torch.float32

@@ -81,7 +81,7 @@ def test_settings_of_the_other_kind_stay_out(parsed) -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("--compete-preset best", "^--compete-preset best is unknown: choose from paper, recommended, "),
+        ("--compete-preset best", "^--compete-preset best is unknown: choose from paper, paper-vlm, recommended, "),
         ("--compete-preset", "argument --compete-preset: expected one argument"),
         ("--compete-preset --compete-kind utility", "argument --compete-preset: expected one argument"),
         ("--compete-preset useful --compete-kind usefulness", "argument --compete-kind: invalid choice"),

@@ -216,7 +216,7 @@ def _data_order(c: Change) -> Iterable[str]:
 
 KEPT_OR_IDLE = frozenset((
     "rate", "max_active_layers", "policy", "cap_rate", "rate_decay", "rate_decay_steps", "rate_floor", "warmup_steps",
-    "seed", "score_chunk_tokens", "score_kernel",
+    "warmup_fraction", "seed", "score_chunk_tokens", "score_kernel",
 ))  # fmt: skip
 """Settings of the competition that the checkpoint's schedule answers for (`trainers/same_schedule.py`), or that say how
 it is computed, not what."""
