@@ -95,7 +95,7 @@ def shard_of_rank(whole: Microbatch, layout: Layout, rank: int) -> Microbatch:
     return whole.of_context(context, layout.cp).shard(tensor, layout.tp)
 
 
-def _trainable(layer: Any, finalize: Callable[..., None] | None) -> Any:
+def trainable(layer: Any, finalize: Callable[..., None] | None = None) -> Any:
     """The layer as the trainer would hold it: a model with one input, wrapped for data parallelism."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.enums import ModelType
@@ -127,7 +127,7 @@ def train_step(layer: Any, layout: Layout, batch: Batch, finalize: Callable[...,
     """
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
-    model = _trainable(layer, finalize)
+    model = trainable(layer, finalize)
     rank = torch.distributed.get_rank()
     data, context, _ = layout.coordinates(rank)
     counted = [int(whole.of_context(context, layout.cp).valid_T.sum()) for whole in batch[data]]
