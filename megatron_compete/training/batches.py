@@ -24,6 +24,7 @@ from megatron.training.training import update_seqlen_stats_from_cu_seqlens
 from torch import Tensor
 
 from megatron_compete.resilience.stuck_ranks.watchdog import count_microbatch
+from megatron_compete.training.loss_mask import tell_loss_tokens, weighs_by_mask
 
 Batch = dict[str, Any]
 """Tensors by name; None for what this rank's stage does not need."""
@@ -43,7 +44,8 @@ def get_batch(data_iterator: Iterator[Batch] | None, model: Any) -> Batch:
     """The tensors that this rank's stage needs, [micro batch, sequence / context parallel size] each.
 
     Tensor parallel rank 0 reads and broadcasts to the others; stages in the middle of the pipeline need nothing, or what
-    says where packed sequences begin. Those are one row, [1, micro batch * sequence / context parallel size].
+    says where packed sequences begin. Those are one row, [1, micro batch * sequence / context parallel size]. Where routers
+    weigh by what the loss counts, they are told.
     """
     args, config = get_args(), get_model_config(model)
     vp_stage = get_attr_wrapped_model(model, "vp_stage")
@@ -51,10 +53,15 @@ def get_batch(data_iterator: Iterator[Batch] | None, model: Any) -> Batch:
     first, last = mpu.is_pipeline_first_stage(**stage), mpu.is_pipeline_last_stage(**stage)
     has_mtp = mtp_on_this_rank(config.pipeline_model_parallel_layout, config.mtp_num_layers, **stage)
     packed = bool(args.sft or args.dataloader_inter_document_masking)
-    if not (first or last or has_mtp or packed):
+    weighs = weighs_by_mask(args)
+    if not (first or last or has_mtp or packed or weighs):
         return dict.fromkeys(KEYS)
     tp_rank = mpu.get_tensor_model_parallel_rank()
     batch = _read(data_iterator) if tp_rank == 0 else {}
+    if weighs:
+        tell_loss_tokens(batch.get("loss_mask"))
+    if not (first or last or has_mtp or packed):
+        return dict.fromkeys(KEYS)
     batch = get_batch_on_this_tp_rank(
         batch,
         has_cu_seqlens=packed,

@@ -20,6 +20,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.resilience.agreement import on_rank_0
 from megatron_compete.training.data_arguments import Sources, read_sources
 from megatron_compete.training.index_cache import whole_files
+from megatron_compete.training.loss_mask import weighs_by_mask
 
 
 def dataset_config(
@@ -110,10 +111,12 @@ def _dataset_class(args: argparse.Namespace) -> Any:
 
 
 def _is_built_on_this_rank(args: argparse.Namespace, vp_stage: int | None) -> bool:
-    """Only tensor parallel rank 0 of a stage that reads tokens or labels needs samples; of packed ones, every stage."""
+    """Only tensor parallel rank 0 of a stage that reads tokens or labels needs samples; of packed ones, and where routers weigh
+    by what the loss counts, every stage."""
     if mpu.get_tensor_model_parallel_rank() != 0:
         return False
-    if args.sft or args.dataloader_inter_document_masking or is_first_or_last_pipeline_stage(vp_stage):
+    on_every_stage = args.sft or args.dataloader_inter_document_masking or weighs_by_mask(args)
+    if on_every_stage or is_first_or_last_pipeline_stage(vp_stage):
         return True
     config = core_transformer_config_from_args(args)
     layout = config.pipeline_model_parallel_layout

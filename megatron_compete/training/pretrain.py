@@ -23,6 +23,7 @@ from megatron.training.argument_utils import (
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch.environment import enter_launch
 from megatron_compete.launch.launchers import environment_defaults
+from megatron_compete.moe.loss_tokens import forget_loss_tokens
 from megatron_compete.resilience.agreement import on_rank_0
 from megatron_compete.resilience.devices import settle_device
 from megatron_compete.resilience.progress import written_progress
@@ -48,6 +49,7 @@ def train() -> None:
     args = parse_arguments()
     on_rank_0(lambda: check_data(args))
     with contextlib.ExitStack() as trainer:
+        trainer.callback(forget_loss_tokens)
         for part in (use_prebuilt_helpers(), any_expert_layout(), probed_steps(args), predicting_like_the_last_layer()):
             trainer.enter_context(part)
         config, competition = model_and_competition(args)

@@ -8,6 +8,7 @@ import pytest
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 
 from megatron_compete.training import datasets
+from megatron_compete.training.loss_mask import MASKING
 from tests.data.datasets import write_dataset
 from tests.ranks import run_ranks
 from tests.training.runs import MODEL, train_on_rank
@@ -44,6 +45,9 @@ def test_embedding_ranks(tied: bool, layout: str | None, expected: list[int], mo
         (0, False, {}, True, True),
         (0, False, {"sft": True}, False, True),
         (0, False, {"dataloader_inter_document_masking": True}, False, True),
+        (0, False, {"calculate_per_token_loss": True}, False, False),
+        (0, False, {"eod_mask_loss": True}, False, False),
+        (0, False, {"calculate_per_token_loss": True, "eod_mask_loss": True}, False, True),
     ],
 )
 def test_who_needs_samples(
@@ -60,6 +64,7 @@ def test_who_needs_samples(
     monkeypatch.setattr(datasets, "is_first_or_last_pipeline_stage", lambda vp_stage: ends)
     monkeypatch.setattr(datasets, "core_transformer_config_from_args", lambda args: config)
     monkeypatch.setattr(datasets, "mtp_on_this_rank", has_mtp)
-    args = argparse.Namespace(**{"sft": False, "dataloader_inter_document_masking": False} | flags)
+    off = dict.fromkeys(("calculate_per_token_loss", "dataloader_inter_document_masking", *MASKING), False)
+    args = argparse.Namespace(**off | flags)
     assert datasets._is_built_on_this_rank(args, 1) is built
     assert all(one == ("a layout", 1, {"ignore_virtual": False, "vp_stage": 1}) for one in asked)
