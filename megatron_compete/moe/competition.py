@@ -20,29 +20,60 @@ class CompetingLayer(NamedTuple):
     """A layer that can compete, and where it is built."""
 
     number: int
-    """The `layer_number` of its modules, from 1."""
+    """The `layer_number` of its modules, from 1, counted over all parts of the model."""
     stage_chunk: StageChunk
     """Pipeline stage and model chunk, from 0."""
 
 
+class ModelPart(NamedTuple):
+    """A stack of a model's layers that has settings of its own: a decoder, or a vision tower before it."""
+
+    transformer: TransformerConfig
+    layers_before: int = 0
+    """Layers of the parts before it, with experts or without: its layer 1 is the model's `layers_before + 1`."""
+
+
+def parts_of(model: Any) -> tuple[ModelPart, ...]:
+    """The parts of a model, in the order in which a token passes them: those of `model.parts()`, where it has several."""
+    if hasattr(model, "parts"):
+        parts: tuple[ModelPart, ...] = model.parts()
+        return parts
+    return (ModelPart(transformer_of(model)),)
+
+
 def competing_layers(model: Any, hybrid_layer_pattern: str | None = None) -> tuple[CompetingLayer, ...]:
-    """The MoE layers of the decoder, in order of depth. Those of multi-token prediction are not among them.
+    """The MoE layers of all parts, in order of depth. Those of multi-token prediction are not among them.
 
     Args:
         model: a TransformerConfig, or a configuration that has one in `transformer` (upstream: `GPTModelConfig` and
-            `HybridModelConfig` of `megatron.training.models`).
+            `HybridModelConfig` of `megatron.training.models`), or one that has several `parts()`.
         hybrid_layer_pattern: `--hybrid-layer-pattern`; None: what `model` has, and a GPT where it has none.
     """
-    transformer, pattern = transformer_of(model), _pattern(model, hybrid_layer_pattern)
+    pattern = _pattern(model, hybrid_layer_pattern)
+    return tuple(layer for part in parts_of(model) for layer in _layers_of_part(part, pattern))
+
+
+def experts_by_layer(model: Any, hybrid_layer_pattern: str | None = None) -> dict[int, int]:
+    """Experts of each of the `competing_layers`, by its number; parts may have different numbers of experts."""
+    pattern = _pattern(model, hybrid_layer_pattern)
+    return {
+        layer.number: part.transformer.num_moe_experts
+        for part in parts_of(model)
+        for layer in _layers_of_part(part, pattern)
+    }
+
+
+def _layers_of_part(part: ModelPart, pattern: str | None) -> list[CompetingLayer]:
+    transformer = part.transformer
     if not transformer.num_moe_experts:
-        return ()
+        return []
     if pattern is not None:
         kinds = _main_pattern(pattern).replace(Symbols.PIPE, "")
         numbers = [number for number, kind in enumerate(kinds, start=1) if kind == Symbols.MOE]
     else:
         numbers = _numbers_by_frequency(transformer)
-    of_decoder = decoder_stage_chunks(transformer, pattern)
-    return tuple(CompetingLayer(number, of_decoder[number - 1]) for number in numbers)
+    stage_chunks = decoder_stage_chunks(transformer, pattern)
+    return [CompetingLayer(part.layers_before + number, stage_chunks[number - 1]) for number in numbers]
 
 
 def moe_layer_numbers(model: Any, hybrid_layer_pattern: str | None = None) -> tuple[int, ...]:
@@ -128,7 +159,7 @@ class Competition:
     def of_model(
         cls, config: CompeteConfig, model: Any, current_step: Callable[[], int], hybrid_layer_pattern: str | None = None
     ) -> "Competition":
-        """The competition of a decoder's MoE layers in its pipeline layout; see `competing_layers`.
+        """The competition of a model's MoE layers in its pipeline layout; see `competing_layers`.
 
         Raises:
             CompeteError: there are none, or a schedule that cannot be met.

@@ -5,7 +5,7 @@ those of the whole step, in any layout: pipeline stages hold different layers, a
 other steps, and where nobody reads them, nothing is computed, sent or waited for. Nothing here is part of the graph.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from megatron.core.transformer.moe.moe_logging import (
 )
 from torch import Tensor
 
-from megatron_compete.moe.competition import Competition, transformer_of
+from megatron_compete.moe.competition import Competition, competing_layers, parts_of
 from megatron_compete.moe.metrics_probe import RouterProbe
 from megatron_compete.moe.metrics_table import COMPETITION_METRICS, ROUTING_METRICS, LayerSums
 from megatron_compete.routing.losses import token_mean
@@ -46,7 +46,8 @@ class LogIntervals:
 
 @dataclass(frozen=True)
 class LayerCounts:
-    """What the trainer tells Megatron's tracker wrongly of a hybrid model: for both it gives the MoE layers of all."""
+    """What the trainer tells Megatron's tracker wrongly of a hybrid model, for both of which it gives the MoE layers of all,
+    and of a model of several parts, of which it gives the language model's."""
 
     slots: int
     """Layers that a router's loss has a place for, whether they have a router or not, MTP included."""
@@ -55,13 +56,14 @@ class LayerCounts:
 
     @classmethod
     def of(cls, model: Any) -> "LayerCounts | None":
-        """Those of a hybrid model's configuration; None for a GPT's, of which the trainer gives the right ones."""
-        pattern = getattr(model, "hybrid_layer_pattern", None)
-        if pattern is None:
+        """Those of a hybrid model's configuration, or of one of several parts; None for a GPT's, of which the trainer gives
+        the right ones."""
+        pattern, parts = getattr(model, "hybrid_layer_pattern", None), parts_of(model)
+        if pattern is None and len(parts) == 1:
             return None
-        transformer = transformer_of(model)
-        slots = transformer.num_layers + (transformer.mtp_num_layers or 0)
-        return cls(slots, get_hybrid_layer_counts(pattern)[Symbols.MOE])
+        slots = sum(part.transformer.num_layers + (part.transformer.mtp_num_layers or 0) for part in parts)
+        routers = len(competing_layers(model)) if pattern is None else get_hybrid_layer_counts(pattern)[Symbols.MOE]
+        return cls(slots, routers)
 
 
 class CountedTracker(MoEMetricsTracker):
@@ -73,6 +75,10 @@ class CountedTracker(MoEMetricsTracker):
     def __init__(self, counts: LayerCounts | None = None) -> None:
         super().__init__()
         self.counts = counts
+
+    def record(self, name: str, value: Tensor, layer_number: int, num_layers: int, *args: Any, **kwargs: Any) -> None:
+        """Megatron's, with a place for every layer of the model: a router gives the layers of its own settings."""
+        super().record(name, value, layer_number, self.counts.slots if self.counts else num_layers, *args, **kwargs)
 
     def ensure_initialized(self, name: str, num_layers: int, device: Any = None) -> None:
         """Megatron's, with room for every layer."""
@@ -87,13 +93,17 @@ class CompetitionMetrics(CountedTracker):
 
     Args:
         competition: whose layers report.
-        num_experts: of each layer.
+        num_experts: of each layer, or by its number where layers differ.
         intervals: when.
-        counts: of a hybrid model.
+        counts: of a hybrid model, or of one of several parts.
     """
 
     def __init__(
-        self, competition: Competition, num_experts: int, intervals: LogIntervals, counts: LayerCounts | None = None
+        self,
+        competition: Competition,
+        num_experts: int | Mapping[int, int],
+        intervals: LogIntervals,
+        counts: LayerCounts | None = None,
     ) -> None:
         super().__init__(counts)
         self.competition = competition
@@ -157,7 +167,10 @@ def console_text(scalars: dict[str, float]) -> str:
 
 
 def install_metrics(
-    competition: Competition, num_experts: int, intervals: LogIntervals, counts: LayerCounts | None = None
+    competition: Competition,
+    num_experts: int | Mapping[int, int],
+    intervals: LogIntervals,
+    counts: LayerCounts | None = None,
 ) -> CompetitionMetrics:
     """Make this competition's metrics those that layers record in, and that Megatron's MoE tracker reports."""
     metrics = CompetitionMetrics(competition, num_experts, intervals, counts)
@@ -166,7 +179,8 @@ def install_metrics(
 
 
 def install_counts(model: Any) -> None:
-    """Have Megatron's MoE tracker count a hybrid model's layers as they are, where there is no competition."""
+    """Have Megatron's MoE tracker count the layers of a hybrid model, or of one of several parts, as they are, where there
+    is no competition."""
     counts = LayerCounts.of(model)
     if counts is not None:
         set_moe_metrics_tracker(CountedTracker(counts))

@@ -9,7 +9,7 @@ L layers that can compete, E experts.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -116,10 +116,12 @@ COMPETITION_METRICS = {"response": RESPONSE_METRICS, "utility": UTILITY_METRICS}
 class LayerSums:
     """The packed sums of all quantities, fp64 [L, columns]: token counts stay exact up to 2^53.
 
+    Layers may have different numbers of experts; a row has columns for the most of them, and uses its own.
+
     Args:
         metrics: whose quantities are kept.
         layer_numbers: Megatron numbers of all layers of the model that record, on whatever rank.
-        num_experts: E.
+        num_experts: E, or that of each layer by its number.
         device: of the layers, or None for the CPU.
     """
 
@@ -127,16 +129,19 @@ class LayerSums:
         self,
         metrics: Sequence[Metric],
         layer_numbers: Sequence[int],
-        num_experts: int,
+        num_experts: int | Mapping[int, int],
         device: torch.device | int | None = None,
     ) -> None:
         self.metrics = metrics
         self._rows = {number: row for row, number in enumerate(layer_numbers)}
-        self._columns: dict[str, slice] = {}
+        alike = isinstance(num_experts, int)
+        self._num_experts = dict.fromkeys(layer_numbers, num_experts) if alike else dict(num_experts)
+        self._quantities = {metric.quantity.name: metric.quantity for metric in metrics}
+        self._first_column: dict[str, int] = {}
         end = 0
-        for quantity in dict.fromkeys(metric.quantity for metric in metrics):
-            start, end = end, end + quantity.width(num_experts)
-            self._columns[quantity.name] = slice(start, end)
+        for name, quantity in self._quantities.items():
+            self._first_column[name] = end
+            end += quantity.width(max(self._num_experts.values(), default=0))
         self.packed = torch.zeros(len(self._rows), end, dtype=torch.float64, device=device)
 
     def add_mean(self, layer_number: int, name: str, value: Tensor, num_tokens: int | Tensor) -> None:
@@ -150,7 +155,12 @@ class LayerSums:
         self._cell(layer_number, name).add_(counts_E)
 
     def _cell(self, layer_number: int, name: str) -> Tensor:
-        return self.packed[self._rows[layer_number], self._columns[name]]
+        return self._of_layer(self.packed, layer_number, name)
+
+    def _of_layer(self, packed: Tensor, layer_number: int, name: str) -> Tensor:
+        """A layer's sums of one quantity, [width] of its own number of experts."""
+        first, width = self._first_column[name], self._quantities[name].width(self._num_experts[layer_number])
+        return packed[self._rows[layer_number], first : first + width]
 
     def all_reduce(self) -> None:
         """Sum over all ranks: one collective, of the same size on each."""
@@ -162,9 +172,9 @@ class LayerSums:
         packed = self.packed.cpu()
         found: dict[str, float] = {}
         for metric in self.metrics:
-            sums = packed[:, self._columns[metric.quantity.name]]
-            rows = {number: sums[row] for number, row in self._rows.items() if metric.quantity.recorded(sums[row])}
-            values = {number: float(metric.of_layer(row)) for number, row in rows.items()}
+            rows = {number: self._of_layer(packed, number, metric.quantity.name) for number in self._rows}
+            recorded = {number: sums for number, sums in rows.items() if metric.quantity.recorded(sums)}
+            values = {number: float(metric.of_layer(sums)) for number, sums in recorded.items()}
             if values:
                 found[metric.tag] = float(_of_model(metric, list(values.values())))
             elif metric.if_none is not None:

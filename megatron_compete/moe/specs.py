@@ -95,6 +95,11 @@ def competing(transformer: TransformerConfig, competition: Competition) -> Excha
     return exchange
 
 
+def unchanged(moe: functools.partial) -> functools.partial:
+    """The exchange of `MoELayer` for itself: Megatron's own routing."""
+    return moe
+
+
 def baseline_layer_spec(
     model_config: Any,
     vp_stage: int | None = None,

@@ -7,7 +7,7 @@ import torch
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
-from megatron_compete.moe.competition import Competition, competing_layers, transformer_of
+from megatron_compete.moe.competition import Competition, competing_layers, experts_by_layer, parts_of
 from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.metrics import CompetitionMetrics, LayerCounts, LogIntervals, install_metrics
 from megatron_compete.moe.validation import check_supported
@@ -45,15 +45,19 @@ class ModelCompetition(Competition):
         current_step: Callable[[], int],
         intervals: LogIntervals | None = None,
     ) -> None:
-        self.transformer = transformer_of(model)
-        check_supported(self.transformer, config)
+        self.transformers = [part.transformer for part in parts_of(model)]
+        with_experts = [transformer for transformer in self.transformers if transformer.num_moe_experts]
+        for transformer in (
+            with_experts or self.transformers
+        ):  # without any, the language model's check says what to give
+            check_supported(transformer, config)
         layers = competing_layers(model)
         if not layers:
             raise CompeteError("no layer can compete, for the model has none with experts: give --num-experts")
         numbers, stage_chunks = zip(*layers, strict=True)
         super().__init__(config, numbers, current_step, stage_chunks)
         self.recorder: CompetitionMetrics = install_metrics(
-            self, self.transformer.num_moe_experts or 0, intervals or LogIntervals(), LayerCounts.of(model)
+            self, experts_by_layer(model), intervals or LogIntervals(), LayerCounts.of(model)
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ModelCompetition":
@@ -112,6 +116,7 @@ class ModelCompetition(Competition):
             {tag: value}, see the reference's metrics page; `competition/active-layers` is there at every logged step.
         """
         scalars = _Scalars()
+        num_layers = sum(transformer.num_layers for transformer in self.transformers)
         self.recorder.report(
             1.0 / num_microbatches,
             self.recorder.iteration(),
@@ -119,10 +124,10 @@ class ModelCompetition(Competition):
             None,
             per_layer,
             force_initialize=True,
-            track_names=_loss_names(self.transformer),
-            num_layers=self.transformer.num_layers,
-            moe_layer_freq=[number in self.layer_numbers for number in range(1, self.transformer.num_layers + 1)],
-            mtp_num_layers=self.transformer.mtp_num_layers,
+            track_names=_loss_names(self.transformers[-1]),
+            num_layers=num_layers,
+            moe_layer_freq=[number in self.layer_numbers for number in range(1, num_layers + 1)],
+            mtp_num_layers=self.transformers[-1].mtp_num_layers,
         )
         return dict(scalars)
 

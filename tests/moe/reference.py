@@ -1,6 +1,7 @@
 """Competing steps of both kinds and a normal step with dense tensors and plain autograd, in whatever precision their weights have."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,7 +18,10 @@ SEQUENCES = 2
 @dataclass
 class Weights:
     """All weights of one layer: router [E, H], fc1 [E, 2F, H] (gate over up), fc2 [E, H, F], a shared expert's, and the
-    projections of a latent one, whose experts have L in place of H: down [L, H], up [H, L]."""
+    projections of a latent one, whose experts have L in place of H: down [L, H], up [H, L].
+
+    Experts with biases [E, F] and [E, H'] have no gate: fc1 [E, F, H], fc2 [E, H', F]. Their output may be of other width.
+    """
 
     router: Tensor
     fc1: Tensor
@@ -26,6 +30,9 @@ class Weights:
     shared_fc2: Tensor | None = None
     latent_down: Tensor | None = None
     latent_up: Tensor | None = None
+    fc1_bias: Tensor | None = None
+    fc2_bias: Tensor | None = None
+    activation: Callable[[Tensor], Tensor] = F.silu
 
     @classmethod
     def random(
@@ -42,7 +49,9 @@ class Weights:
     def map(self, function) -> "Weights":  # type: ignore[no-untyped-def]
         """`function` of every tensor that is there."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Weights(**{name: None if value is None else function(value) for name, value in values.items()})
+        return Weights(
+            **{name: function(value) if isinstance(value, Tensor) else value for name, value in values.items()}
+        )
 
     def double(self) -> "Weights":
         return self.map(lambda weight: weight.double().requires_grad_())
@@ -54,10 +63,13 @@ class Weights:
 
 def expert_outputs(tokens: Tensor, weights: Weights) -> Tensor:
     """What every expert contributes to every token, [T, E, H]."""
+    if weights.fc1_bias is not None and weights.fc2_bias is not None:
+        hidden = torch.einsum("th,efh->tef", tokens, weights.fc1) + weights.fc1_bias
+        return torch.einsum("tef,ehf->teh", weights.activation(hidden), weights.fc2) + weights.fc2_bias
     if weights.latent_down is not None:
         tokens = tokens @ weights.latent_down.T
     gate, up = torch.einsum("th,efh->tef", tokens, weights.fc1).chunk(2, dim=-1)
-    outputs = torch.einsum("tef,ehf->teh", F.silu(gate) * up, weights.fc2)
+    outputs = torch.einsum("tef,ehf->teh", weights.activation(gate) * up, weights.fc2)
     return outputs if weights.latent_up is None else outputs @ weights.latent_up.T
 
 

@@ -1,0 +1,83 @@
+"""A vision-language model's parts, in the order in which a token passes them, and the numbers of their layers."""
+
+from dataclasses import dataclass
+
+from megatron.core.models.vision.clip_vit_model import get_num_image_embeddings
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_compete.moe.competition import ModelPart
+from megatron_compete.vlm.config import PARTS, Part, VisionConfig
+from megatron_compete.vlm.transformers import language_transformer, projector_transformer, tower_transformer
+
+
+@dataclass
+class VisionLanguageConfig:
+    """What a vision-language model is built from."""
+
+    settings: VisionConfig
+    transformer: TransformerConfig
+    """Of the language model."""
+    tower: TransformerConfig
+    projector: TransformerConfig
+    img_h: int
+    """Height of a tile, in pixels."""
+    img_w: int
+    patch_dim: int
+    """Side of a patch, in pixels."""
+
+    @classmethod
+    def of(
+        cls, base: TransformerConfig, settings: VisionConfig, img_h: int, img_w: int, patch_dim: int
+    ) -> "VisionLanguageConfig":
+        """The configuration from the TransformerConfig of all arguments.
+
+        Raises:
+            CompeteError: settings that exclude each other.
+        """
+        return cls(
+            settings,
+            language_transformer(base, settings),
+            tower_transformer(base, settings),
+            projector_transformer(base, settings),
+            img_h,
+            img_w,
+            patch_dim,
+        )
+
+    def transformer_of(self, part: Part) -> TransformerConfig:
+        """The settings of one part."""
+        return {"vision": self.tower, "projector": self.projector, "language": self.transformer}[part]
+
+    @property
+    def num_vision_layers(self) -> int:
+        """Layers before the decoder's first: the tower's, and the projector, which counts as one."""
+        return int(self.tower.num_layers) + 1
+
+    def parts(self) -> tuple[ModelPart, ...]:
+        """The parts as `moe.competition` counts their layers: tower 1..V, projector V+1, decoder from V+2."""
+        before, found = 0, []
+        for part in PARTS:
+            transformer = self.transformer_of(part)
+            found.append(ModelPart(transformer, before))
+            before += transformer.num_layers
+        return tuple(found)
+
+    @property
+    def with_experts(self) -> tuple[Part, ...]:
+        """Parts whose MLPs are mixtures of experts."""
+        return tuple(part for part in PARTS if self.transformer_of(part).num_moe_experts)
+
+    @property
+    def image_embeddings(self) -> int:
+        """Embeddings that a tile takes in the language model's sequence."""
+        return int(
+            get_num_image_embeddings(
+                self.img_h,
+                self.img_w,
+                self.patch_dim,
+                self.settings.model_type,
+                self.settings.disable_class_token,
+                class_token_len=1,
+                pixel_shuffle=False,
+            )
+        )

@@ -1,0 +1,62 @@
+"""What a vision-language model cannot do, said before it is built: each refusal names Megatron's flag."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.vlm.config import Part, VisionConfig, flag_of
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A setting of Megatron's that excludes vision-language models."""
+
+    flag: str
+    applies: Callable[[TransformerConfig], object]
+    reason: str
+
+
+REFUSALS = (
+    Refusal("--tensor-model-parallel-size", lambda c: c.tensor_model_parallel_size > 1, "a tower's sequence is not split over ranks, which experts under tensor parallelism need"),
+    Refusal("--context-parallel-size", lambda c: c.context_parallel_size > 1, "a sequence is split before its images are in it"),
+    Refusal("virtual pipeline stages", lambda c: c.virtual_pipeline_model_parallel_size is not None, "the tower lies on the first stage, before its one chunk of the language model"),
+    Refusal("--mtp-num-layers", lambda c: c.mtp_num_layers, "LLaVAModel hands no tokens on to the layers that predict further ones"),
+    Refusal("--hybrid-layer-pattern", lambda c: c.is_hybrid_model, "the language model is a GPTModel"),
+    Refusal("--overlap-moe-expert-parallel-comm", lambda c: c.overlap_moe_expert_parallel_comm, "its schedule knows the layers of a GPTModel alone"),
+    Refusal("--cuda-graph-impl", lambda c: c.cuda_graph_impl != "none", "graphs take as many tokens at each step, and images are few or many"),
+)  # fmt: skip
+
+FROZEN: dict[Part, str] = {"vision": "freeze_tower", "projector": "freeze_projector", "language": "freeze_language"}
+"""Settings that freeze a part."""
+
+
+def check_model(base: TransformerConfig, settings: VisionConfig) -> None:
+    """Raise a `CompeteError` for the first setting with which a vision-language model would be wrong or impossible.
+
+    Args:
+        base: the TransformerConfig of all arguments.
+    """
+    for refusal in REFUSALS:
+        if refusal.applies(base):
+            raise CompeteError(
+                f"{refusal.flag} does not work with a vision-language model: {refusal.reason}. Leave it out"
+            )
+    with_experts = [part for part in settings.experts_in if part != "language"]
+    size = base.expert_model_parallel_size
+    if "vision" in with_experts and size > 1 and base.moe_token_dispatcher_type == "allgather":
+        raise CompeteError(
+            f"--moe-token-dispatcher-type allgather with --expert-model-parallel-size {size} takes as many tokens from every "
+            "rank, and ranks have as many patches as their samples have images: use alltoall"
+        )
+
+
+def check_competing(settings: VisionConfig) -> None:
+    """Raise a `CompeteError` where experts would compete that are not trained."""
+    for part in settings.experts_in:
+        if getattr(settings, FROZEN[part]):
+            raise CompeteError(
+                f"{flag_of(FROZEN[part])} keeps the routers in {part} from learning who wins: leave it out, leave {part} out "
+                f"of {flag_of('experts_in')}, or use --router topk"
+            )

@@ -1,0 +1,44 @@
+"""Layers are counted through tower, projector and decoder, wherever they lie."""
+
+import pytest
+
+from megatron_compete.config import CompeteConfig
+from megatron_compete.vlm.config import VisionConfig
+from tests.vlm.models import CLIP, SIGLIP, changed, configuration
+
+LAYERS = {
+    ("vision", "projector"): (1, 2, 3),
+    ("projector",): (3,),
+    ("language",): (4, 5, 6, 7),
+    ("vision", "language"): (1, 2, 4, 5, 6, 7),
+}
+
+
+@pytest.mark.parametrize("experts_in", LAYERS, ids="-".join)
+def test_every_part_has_numbers_of_its_own(experts_in: tuple[str, ...]) -> None:
+    from megatron_compete.moe.competition import Competition, competing_layers
+
+    config = configuration(changed(SIGLIP, experts_in=experts_in), num_layers=4, pipeline_model_parallel_size=2)
+    layers = competing_layers(config)
+    assert tuple(layer.number for layer in layers) == LAYERS[experts_in]
+    assert [stage for _, (stage, _) in layers] == [0 if number <= 5 else 1 for number in LAYERS[experts_in]]
+    competition = Competition.of_model(CompeteConfig(rate=0.1), config, lambda: 0)
+    assert competition.schedule.num_layers == len(layers)
+    assert competition.schedule.policy == ("shifted" if "language" not in experts_in else "balanced")
+
+
+def test_parts_may_have_their_own_number_of_experts() -> None:
+    from megatron_compete.moe.competition import experts_by_layer
+    from megatron_compete.moe.metrics import LayerCounts
+
+    settings = changed(SIGLIP, experts_in=("vision", "language"), num_experts=2, router_topk=1)
+    config = configuration(settings, num_moe_experts=8, moe_layer_freq=2, moe_router_pre_softmax=True)
+    assert experts_by_layer(config) == {1: 2, 2: 2, 4: 8}
+    assert LayerCounts.of(config) == LayerCounts(slots=5, routers=3)
+
+
+@pytest.mark.parametrize(
+    "settings, embeddings", [(SIGLIP, 4), (CLIP, 4), (changed(CLIP, disable_class_token=False), 5)]
+)
+def test_embeddings_of_a_tile(settings: VisionConfig, embeddings: int) -> None:
+    assert configuration(settings).image_embeddings == embeddings

@@ -1,0 +1,47 @@
+"""Settings that exclude vision-language models are refused by name."""
+
+from typing import Any
+
+import pytest
+
+from megatron_compete.common.errors import CompeteError
+from tests.vlm.models import SIGLIP, base_transformer, changed
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "--tensor-model-parallel-size": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+    "--context-parallel-size": {"context_parallel_size": 2},
+    "virtual pipeline stages": {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 1},
+    "--mtp-num-layers": {"mtp_num_layers": 1},
+    "--hybrid-layer-pattern": {"is_hybrid_model": True},
+    "--moe-token-dispatcher-type allgather": {"moe_token_dispatcher_type": "allgather", "expert_model_parallel_size": 2},
+}  # fmt: skip
+
+
+def check(base: Any, settings: Any = SIGLIP) -> None:
+    from megatron_compete.vlm.validation import check_model
+
+    check_model(base, settings)
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_refused_by_name(flag: str) -> None:
+    check(base_transformer(expert_model_parallel_size=2, pipeline_model_parallel_size=2))
+    with pytest.raises(CompeteError, match=flag):
+        check(base_transformer(**REFUSED[flag]))
+
+
+@pytest.mark.parametrize("name", ["overlap_moe_expert_parallel_comm", "cuda_graph_impl"])
+def test_refused_on_a_device(name: str) -> None:
+    base = base_transformer()
+    setattr(base, name, "transformer_engine")
+    with pytest.raises(CompeteError, match=f"--{name.replace('_', '-')}"):
+        check(base)
+
+
+def test_frozen_experts_do_not_compete() -> None:
+    from megatron_compete.vlm.validation import check_competing
+
+    check_competing(changed(SIGLIP, freeze_language=True))
+    with pytest.raises(CompeteError, match="--freeze-ViT keeps the routers in vision from learning who wins"):
+        check_competing(changed(SIGLIP, freeze_tower=True))
+    check_competing(changed(SIGLIP, freeze_tower=True, experts_in=("projector",)))
