@@ -134,14 +134,15 @@ class LayerSums:
     ) -> None:
         self.metrics = metrics
         self._rows = {number: row for row, number in enumerate(layer_numbers)}
-        alike = isinstance(num_experts, int)
-        self._num_experts = dict.fromkeys(layer_numbers, num_experts) if alike else dict(num_experts)
+        self._num_experts: dict[int, int] = (
+            dict.fromkeys(layer_numbers, num_experts) if isinstance(num_experts, int) else dict(num_experts)
+        )
         self._quantities = {metric.quantity.name: metric.quantity for metric in metrics}
-        self._first_column: dict[str, int] = {}
-        end = 0
+        self._columns: dict[str, slice] = {}
+        most, end = max(self._num_experts.values(), default=0), 0
         for name, quantity in self._quantities.items():
-            self._first_column[name] = end
-            end += quantity.width(max(self._num_experts.values(), default=0))
+            start, end = end, end + quantity.width(most)
+            self._columns[name] = slice(start, end)
         self.packed = torch.zeros(len(self._rows), end, dtype=torch.float64, device=device)
 
     def add_mean(self, layer_number: int, name: str, value: Tensor, num_tokens: int | Tensor) -> None:
@@ -159,8 +160,8 @@ class LayerSums:
 
     def _of_layer(self, packed: Tensor, layer_number: int, name: str) -> Tensor:
         """A layer's sums of one quantity, [width] of its own number of experts."""
-        first, width = self._first_column[name], self._quantities[name].width(self._num_experts[layer_number])
-        return packed[self._rows[layer_number], first : first + width]
+        width = self._quantities[name].width(self._num_experts[layer_number])
+        return packed[self._rows[layer_number], self._columns[name]][:width]
 
     def all_reduce(self) -> None:
         """Sum over all ranks: one collective, of the same size on each."""

@@ -87,14 +87,15 @@ def changing_width(moe: functools.partial, of_experts: TransformerConfig) -> fun
     Raises:
         CompeteError: a layer of which it is not known how its output may be wider than its input.
     """
-    layer = CHANGING_WIDTH.get(moe.func)  # type: ignore[call-overload]
+    layer = CHANGING_WIDTH.get(moe.func)
     if layer is None:
         raise CompeteError(
             f"the router of {moe.func.__name__} keeps outputs as wide as its inputs, and a projector's are of other width: "
             "leave projector out of --experts-in, or choose another --router"
         )
     submodules = experts_of_width(moe.keywords["submodules"], of_experts)
-    return functools.partial(layer, *moe.args, **(moe.keywords | {"submodules": submodules}))
+    built: Callable[..., MoELayer] = layer
+    return functools.partial(built, *moe.args, **(moe.keywords | {"submodules": submodules}))
 
 
 def experts_of_width(submodules: MoESubmodules, of_experts: TransformerConfig) -> MoESubmodules:
