@@ -7,7 +7,7 @@ WORKERS := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # Every shell script: by its ending, and the one without.
 SHELL_SCRIPTS = .ci/run $(shell find . -path './.venv*' -prune -o -path ./runs -prune -o \( -name '*.sh' -o -name '*.sbatch' \) -print)
 
-.PHONY: help setup demo test test-slow test-ci test-mutations test-faults test-slurm test-docker test-bridge test-pages test-all benchmark benchmark-gpu benchmark-preprocess lint format clean
+.PHONY: help setup demo test test-slow test-ci test-mutations test-faults test-slurm test-docker test-bridge test-lmms test-pages test-all benchmark benchmark-gpu benchmark-preprocess lint format clean
 
 help:
 	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-slurm  a job's life on a real Slurm of four nodes on this machine (needs root)"
 	@echo "make test-docker  the container image built by buildah on a stand-in for NVIDIA's (needs root)"
 	@echo "make test-bridge  competition in Megatron-Bridge's real trainer (sets up .venv-bridge beside .venv)"
+	@echo "make test-lmms  examples/evaluate_vlm.sh with lmms-eval (sets up .venv-lmms beside .venv)"
 	@echo "make test-pages  reports in headless Chromium (apt-get install chromium), skipped where there is none"
 	@echo "make test-all  all of these, one after the other"
 	@echo "make benchmark  what a competing step costs"
@@ -60,10 +61,14 @@ test-bridge: setup
 	@tools/setup_bridge_environment.sh
 	@.venv-bridge/bin/python -m pytest -q -n 0 tests/bridge $(PYTEST_ARGS)
 
+test-lmms: setup
+	@tools/setup_lmms_environment.sh
+	@.venv-lmms/bin/python -m pytest -q -n 0 tests/lmms $(PYTEST_ARGS)
+
 test-pages: setup
 	@$(PY) -m pytest -q -m pages -n 0 tests/report tests/audit $(PYTEST_ARGS)
 
-test-all: test test-slow test-mutations test-pages test-bridge test-faults test-slurm test-docker
+test-all: test test-slow test-mutations test-pages test-bridge test-lmms test-faults test-slurm test-docker
 
 benchmark: setup
 	@$(PY) benchmarks/competition_step.py
@@ -93,4 +98,4 @@ docs-serve: docs
 	@$(PY) -m mkdocs serve --dev-addr 127.0.0.1:8000
 
 clean:
-	rm -rf .venv .venv-bridge runs site build dist *.egg-info
+	rm -rf .venv .venv-bridge .venv-lmms runs site build dist *.egg-info

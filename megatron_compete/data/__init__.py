@@ -5,6 +5,7 @@
     stdlib_corpus.py       the demo's corpus, made from the interpreter's own standard library
     digit_pictures.py      the vision demo's: handwritten digits with questions and answers, in LLaVA's format
     digit_processor.py     its tokenizer and image processor
+    digit_answers.py       which answers are right
 
     tokenizer.py           SentencePiece training                        (megatron-compete tokenizer)
     sample.py              what part of a corpus it is trained on; clock.py: a sign of life meanwhile
