@@ -15,6 +15,11 @@ PACKAGE = Path(megatron_compete.__file__).parent
 TESTS = Path(__file__).parent
 
 THROUGH = {
+    "checkpoint/chunks.py": ("checkpoint/test_import_hf.py", "chunks of imported models, bit for bit"),
+    "checkpoint/prepared.py": ("checkpoint/test_export.py", "what an export decides first"),
+    "checkpoint/source.py": ("checkpoint/test_import_hf.py", "what an import has read"),
+    "checkpoint/vlm/card.py": ("checkpoint/vlm/test_writing.py", "the README of an exported model"),
+    "checkpoint/vlm/fresh.py": ("checkpoint/vlm/test_reading.py", "models that are put together"),
     "checkpoint/families/*.py": (
         "checkpoint/families/test_parity.py",
         "tables: exported models' logits are Megatron's",

@@ -8,24 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from megatron_compete.checkpoint.custom_code import auto_map, write_code
+from megatron_compete.checkpoint.custom_code import auto_map, write_files
 from megatron_compete.checkpoint.export_tokenizer import ExportTokenizer, export_tokenizer
 from megatron_compete.checkpoint.families import Dimensions, Family, choose_family
 from megatron_compete.checkpoint.families.tensors import MTP
+from megatron_compete.checkpoint.families.vision import is_vision_language
 from megatron_compete.checkpoint.hf_tokenizer import GENERATION, Ids
 from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.model_card import model_card
 from megatron_compete.checkpoint.options import Export
 from megatron_compete.checkpoint.output import check_output, is_done, made_from, whole_or_nothing
 from megatron_compete.checkpoint.plan import ExportPlan, embedding
+from megatron_compete.checkpoint.prepared import DTYPES, Prepared, check_rows
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.checkpoint.safetensors_writer import nbytes, write_safetensors
-from megatron_compete.common.errors import CompeteError
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from megatron_compete.checkpoint.vlm.writing import prepare_parts
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class Exported:
     output: Path
     checkpoint: Path
     family: Family
+    """Of the language model."""
+    architecture: str
     weights: int
     """Bytes of all tensors."""
     files: int
@@ -49,7 +50,7 @@ class Exported:
         copied = "the tokenizer's own files" if has_tokenizer else "no tokenizer"
         tokenizer = copied if self.compared is None else f"tokenizers agree on {self.compared} strings"
         return (
-            f"wrote {self.output} from {self.checkpoint}: {self.family.architecture}, {self.weights / 1e6:.1f} MB in "
+            f"wrote {self.output} from {self.checkpoint}: {self.architecture}, {self.weights / 1e6:.1f} MB in "
             f"{self.files} safetensors file{'s' * (self.files > 1)}, {tokenizer}, in {self.seconds:.1f} s"
             + (f"\nnote: {self.caution}" if self.caution else "")
         )
@@ -68,27 +69,38 @@ def export_to_hf(export: Export) -> Exported:
     checkpoint = TorchDistCheckpoint(folder)
     if export.drop_mtp:
         _drop_mtp(checkpoint)
-    family = choose_family(checkpoint.arguments, export.family)
-    tokenizer = export_tokenizer(checkpoint.arguments, export.tokenizer_model, export.no_tokenizer)
-    plan = ExportPlan(checkpoint, family, _dimensions(checkpoint, tokenizer), DTYPES[export.dtype] if export.dtype else None)  # fmt: skip
-    config = hf_config(plan, checkpoint.arguments, tokenizer.ids)
+    model = (prepare_parts if is_vision_language(checkpoint.arguments) else _prepare)(checkpoint, export)
     with whole_or_nothing(export.output, _made_from(export)) as staged:
-        _write_json(staged / "config.json", config)
-        _write_json(staged / GENERATION, tokenizer.generation)
-        tokenizer.write(staged, config["max_position_embeddings"])
-        has_tokenizer = (staged / "tokenizer_config.json").is_file()
-        card = model_card(
-            family, checkpoint.arguments, checkpoint.iteration, has_tokenizer, tokenizer.caution(family.name)
-        )
-        (staged / "README.md").write_text(card, encoding="utf-8")
-        write_code(family, staged)
-        compared = tokenizer.prove(staged, export.verify_text)
-        infos = plan.sizes()
-        files = write_safetensors(staged, infos, _progress(plan, len(infos)), export.max_shard_bytes)
+        _write_json(staged / "config.json", model.config)
+        _write_json(staged / GENERATION, model.tokenizer.generation)
+        model.tokenizer.write(staged, model.max_length)
+        (staged / "README.md").write_text(model.card((staged / "tokenizer_config.json").is_file()), encoding="utf-8")
+        write_files(model.code, staged)
+        model.write_more(staged)
+        compared = model.tokenizer.prove(staged, export.verify_text)
+        infos = model.plan.sizes()
+        files = write_safetensors(staged, infos, _progress(model.plan, len(infos)), export.max_shard_bytes)
     weights = sum(map(nbytes, infos.values()))
-    cautions = filter(None, (family.caution(checkpoint.arguments), tokenizer.caution(family.name)))
-    caution = "; ".join(cautions) or None
-    return Exported(export.output, folder, family, weights, len(files), compared, caution, time.monotonic() - start)
+    (architecture,) = model.config["architectures"]
+    caution = "; ".join(model.cautions) or None
+    seconds = time.monotonic() - start
+    return Exported(export.output, folder, model.family, architecture, weights, len(files), compared, caution, seconds)
+
+
+def _prepare(checkpoint: TorchDistCheckpoint, export: Export) -> Prepared:
+    """A language model, ready to be written."""
+    arguments = checkpoint.arguments
+    family = choose_family(arguments, export.family)
+    tokenizer = export_tokenizer(arguments, export.tokenizer_model, export.no_tokenizer)
+    dtype = DTYPES[export.dtype] if export.dtype else None
+    plan = ExportPlan(checkpoint, family, _dimensions(checkpoint, tokenizer), dtype)
+    config = hf_config(plan, arguments, tokenizer.ids)
+    of_tokenizer = tokenizer.caution(family.name)
+    return Prepared(
+        family, config, plan, tokenizer, family.code, config["max_position_embeddings"],
+        card=lambda has_tokenizer: model_card(family, arguments, checkpoint.iteration, has_tokenizer, of_tokenizer),
+        cautions=tuple(filter(None, (family.caution(arguments), of_tokenizer))),
+    )  # fmt: skip
 
 
 def _drop_mtp(checkpoint: TorchDistCheckpoint) -> None:
@@ -107,11 +119,7 @@ def _made_from(export: Export) -> str:
 
 def _dimensions(checkpoint: TorchDistCheckpoint, tokenizer: ExportTokenizer) -> Dimensions:
     rows = embedding(checkpoint).shape[0]
-    if tokenizer.vocab_size is not None and tokenizer.vocab_size > rows:
-        raise CompeteError(
-            f"the tokenizer has {tokenizer.vocab_size} ids and the model embeds {rows}: "
-            "it was trained with another one, name that with --tokenizer-model"
-        )
+    check_rows(rows, tokenizer)
     return Dimensions.from_arguments(checkpoint.arguments, rows, tokenizer.vocab_size)
 
 

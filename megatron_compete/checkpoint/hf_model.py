@@ -27,9 +27,11 @@ def load_hf_model(folder: Path, flag: str, dtype: str = "auto", trust_remote_cod
 
 def load_hf_tokenizer(folder: Path, flag: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer; the same arguments."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PretrainedConfig
 
-    return _loaded(AutoTokenizer, folder, flag, trust_remote_code)
+    # A configuration of this package's, which AutoTokenizer would read, says nothing of the tokenizer.
+    more = {"config": PretrainedConfig()} if is_own_code(folder) else {}
+    return _loaded(AutoTokenizer, folder, flag, trust_remote_code, **more)
 
 
 def model_from_config(folder: Path, flag: str, trust_remote_code: bool = False) -> Any:

@@ -5,7 +5,7 @@ Which files count is as in transformers: `model.safetensors`, or else those that
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,25 @@ LAYOUTS = (
 class HfFolder:
     """A model's folder as `save_pretrained` writes it and the hub has it; experts one by one, however they are stored.
 
+    Args:
+        config: of a part of the folder's model; None is the folder's.
+        rename: name of a tensor within that part, None of what it has not; without it the part is all of the model.
+        prefix: of the part's tensors in the folder, for errors.
+        flag: that names the folder, for errors.
     Raises:
         CompeteError: no configuration, no safetensors, or files that do not belong together.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        if not folder.is_dir():
-            raise CompeteError(f"--checkpoint {folder}: no such folder; a model of the hub has to be downloaded first")
-        self.config = read_json(folder / CONFIG)
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any] | None = None,
+        rename: Callable[[str], str | None] = str,
+        prefix: str = "",
+        flag: str = "--checkpoint",
+    ) -> None:
+        self.folder, self.prefix = folder, prefix
+        self.config = self.config_of(folder, flag) if config is None else config
         names, index = weight_files(folder)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
@@ -52,8 +62,17 @@ class HfFolder:
         self.files = {name: SafetensorsFile(folder / name) for name in names}
         for problem in disagreements(index, self.files):
             raise CompeteError(f"{folder}: {problem}")
-        self._file_of = {name: file for file in self.files.values() for name in file.tensors}
-        stored = {name: file.tensors[name].info for name, file in self._file_of.items()}
+        self._places: dict[str, tuple[SafetensorsFile, str]] = {}
+        for file in self.files.values():
+            for place in file.tensors:
+                name = rename(place)
+                if name in self._places:
+                    raise CompeteError(
+                        f"{folder} has {self._places[name][1]} and {place}: which counts cannot be known"
+                    )
+                if name is not None:
+                    self._places[name] = file, place
+        stored = {name: file.tensors[place].info for name, (file, place) in self._places.items()}
         self._parts: dict[str, FusedSlice] = unfused(stored, str(self.config.get("model_type")))
         for name in self._parts.keys() & stored.keys():
             raise CompeteError(f"{folder} has {name} and {self._parts[name].stored}: which counts cannot be known")
@@ -63,12 +82,27 @@ class HfFolder:
             **{name: part.info for name, part in self._parts.items()},
         }
 
+    @staticmethod
+    def config_of(folder: Path, flag: str = "--checkpoint") -> dict[str, Any]:
+        """Content of a folder's config.json.
+
+        Raises:
+            CompeteError: no folder, or no configuration.
+        """
+        if not folder.is_dir():
+            raise CompeteError(f"{flag} {folder}: no such folder; a model of the hub has to be downloaded first")
+        return read_json(folder / CONFIG)
+
     def read(self, name: str, index: tuple[int, ...] = ()) -> Tensor:
         """The tensor `name`, or its slice at `index` along the leading axes."""
         if name not in self._parts:
-            return self._file_of[name].read(name, index)
+            return self._read(name, index)
         part = self._parts[name]
-        return part.of(self._file_of[part.stored].read(part.stored, part.index))[index]
+        return part.of(self._read(part.stored, part.index))[index]
+
+    def _read(self, name: str, index: tuple[int, ...]) -> Tensor:
+        file, place = self._places[name]
+        return file.read(place, index)
 
     @property
     def passed_over(self) -> list[str]:

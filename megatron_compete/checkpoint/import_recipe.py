@@ -5,16 +5,22 @@ others it would leave at their defaults and train another model. So an import wr
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from megatron_compete.checkpoint.families.requirements import BLOCK, DENSE, EXPERTS
 from megatron_compete.common.yaml_file import dump_yaml
+from megatron_compete.vlm.config import VisionConfig, dest_of, flag_of
 
 RECIPE = "recipe.yaml"
 PRETRAINED = "pretrained-checkpoint"
 
-RENAMED = {"layernorm_epsilon": "norm-epsilon", "layernorm_zero_centered_gamma": "apply-layernorm-1p"}
+RENAMED = {
+    "layernorm_epsilon": "norm-epsilon",
+    "layernorm_zero_centered_gamma": "apply-layernorm-1p",
+    **{dest_of(field.name): flag_of(field.name).removeprefix("--") for field in fields(VisionConfig)},
+}
 NEGATED = {
     "add_bias_linear": "disable-bias-linear",
     "yarn_correction_range_round_to_int": "no-yarn-correction-range-round-to-int",
@@ -33,10 +39,21 @@ SIZES = frozenset({
 })  # fmt: skip
 """Arguments that say what the model is, beside those that `families.requirements` lists."""
 
+VISION = frozenset({dest_of(field.name) for field in fields(VisionConfig)}) | {
+    "img_h",
+    "img_w",
+    "patch_dim",
+    "image_processor",
+}
+"""Of vision-language models, with the folder of the image processor."""
+
 NOT_FLAGS = frozenset({"apply_layernorm_1p", "is_hybrid_model", "spec"})
 """Listed as requirements; derived by Megatron, or set by the entry."""
 
-MODEL_ARGUMENTS = SIZES | {one.argument for one in (*BLOCK, *DENSE, *EXPERTS)} - NOT_FLAGS
+WORDS = ("experts_in",)
+"""Arguments whose list is several words behind the flag."""
+
+MODEL_ARGUMENTS = SIZES | VISION | {one.argument for one in (*BLOCK, *DENSE, *EXPERTS)} - NOT_FLAGS
 
 
 START: dict[str, Any] = {
@@ -60,7 +77,7 @@ def flags(arguments: Mapping[str, Any]) -> dict[str, Any]:
                 result[NEGATED[name]] = True
         elif value is not None and value is not False:
             flag = RENAMED.get(name, name.replace("_", "-"))
-            result[flag] = _written(value)
+            result[flag] = value if name in WORDS else _written(value)
     return result
 
 

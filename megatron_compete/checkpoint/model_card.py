@@ -1,6 +1,6 @@
 """The README.md of an exported model: what it is, how it was trained, how to load it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from megatron_compete.checkpoint.families import Family
@@ -13,10 +13,16 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "moe_router_topk", "moe_ffn_hidden_size", "moe_layer_freq", "moe_shared_expert_intermediate_size", "swiglu",
         "relu", "normalization", "qk_layernorm", "multi_latent_attention", "rotary_percent", "seq_length", "max_position_embeddings", "rotary_base",
     ),
+    "Pictures": (
+        "vision_model_type", "vision_num_layers", "vision_hidden_size", "vision_ffn_hidden_size", "vision_num_attention_heads",
+        "img_h", "img_w", "patch_dim", "disable_vision_class_token", "experts_in", "vision_num_experts",
+        "vision_router_topk", "projector_ffn_hidden_size", "image_aspect_ratio", "use_tiling", "max_num_tiles",
+    ),
     "Training": (
         "train_iters", "train_samples", "consumed_train_samples", "global_batch_size", "micro_batch_size", "optimizer",
         "lr", "min_lr", "lr_decay_style", "lr_warmup_iters", "weight_decay", "clip_grad", "adam_beta1", "adam_beta2",
-        "init_method_std", "hidden_dropout", "attention_dropout", "bf16", "fp16", "fp8", "seed",
+        "init_method_std", "hidden_dropout", "attention_dropout", "bf16", "fp16", "fp8", "seed", "freeze_LM", "freeze_ViT",
+        "freeze_projector",
     ),
     "Routing": (
         "router", "moe_router_score_function", "moe_router_enable_expert_bias", "moe_router_num_groups",
@@ -35,21 +41,30 @@ def model_card(
     Args:
         of_tokenizer: what a reader should know of the tokenizer.
     """
-    samples = arguments.get("consumed_train_samples") or 0
-    tokens = int(samples) * int(arguments.get("seq_length") or 0)
-    seen = f" ({tokens:,} tokens)" if tokens else ""
     parts = [
         _head(family, arguments),
-        f"Exported by megatron-compete from a Megatron-Core checkpoint after {iteration:,} iterations{seen}.\n",
+        trained_for(arguments, iteration),
         _use(family, has_tokenizer),
         *(f"{one[0].upper()}{one[1:]}.\n" for one in (family.caution(arguments), of_tokenizer) if one),
     ]
+    return "\n".join(part for part in (*parts, *tables(arguments)) if part)
+
+
+def tables(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """How the model was trained."""
     given = {name: value for name, value in arguments.items() if value is not None and value is not False}
     for title, names in SECTIONS.items():
-        parts.append(_table(title, {name: given[name] for name in names if name in given}))
+        yield _table(title, {name: given[name] for name in names if name in given})
     compete = {name: value for name, value in sorted(arguments.items()) if name.startswith(COMPETE_PREFIX)}
-    parts.append(_table("Competition", compete))
-    return "\n".join(part for part in parts if part)
+    yield _table("Competition", compete)
+
+
+def trained_for(arguments: Mapping[str, Any], iteration: int) -> str:
+    """Where the model comes from."""
+    samples = arguments.get("consumed_train_samples") or 0
+    tokens = int(samples) * int(arguments.get("seq_length") or 0)
+    seen = f" ({tokens:,} tokens)" if tokens else ""
+    return f"Exported by megatron-compete from a Megatron-Core checkpoint after {iteration:,} iterations{seen}.\n"
 
 
 def _table(title: str, values: Mapping[str, Any]) -> str:

@@ -5,8 +5,9 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Literal
 
-from megatron_compete.common.command_line import check_options, option
+from megatron_compete.common.command_line import check_options, flag_of, option
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.vlm.config import Part
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 LEAST_TOP_K = 2
@@ -90,6 +91,8 @@ class Upcycling:
     seed: int = option(1234, help="of router and noise")
     inexact: bool = option(False, help="allow numbers with which the dense model's function is not kept")
     """Also do what does not keep the dense model's function."""
+    experts_in: tuple[Part, ...] | None = None
+    """Parts of a vision-language model that become mixtures: vision, projector, language (default: vision projector)."""
 
     @property
     def k(self) -> int:
@@ -147,6 +150,14 @@ class Import:
     """Make a mixture of experts of a dense model."""
     drop_mtp: bool = False
     """Leave out layers for multi-token prediction, as transformers does."""
+    vision_tower: Path | None = option(None, metavar="DIR")
+    """Hugging Face folder of a SigLIP or CLIP tower to put before the language model."""
+    projector: Path | None = option(None, metavar="PATH")
+    """Projector between the two: a .safetensors file, or a LLaVA's folder (default: a new one)."""
+    vision_feature_layer: int | None = option(None, metavar="N")
+    """The tower's states that the projector takes: those behind layer N, or counted from the last (default: -2)."""
+    image_token: str | None = option(None, metavar="TOKEN")
+    """Token that stands for a picture, made where the tokenizer has none of the name (default: <image>)."""
     file_bytes: int = option(4 * 10**9, "--max-file-size", metavar="SIZE", parse=_parse_file_size, shown="4GB")
     """Size of a file of the checkpoint at most."""
 
@@ -154,3 +165,12 @@ class Import:
         check_options(self)
         if self.drop_mtp and self.source != "hf":
             raise CompeteError("--drop-mtp is of a Hugging Face folder: it goes with --from hf")
+        if self.vision_tower is not None and self.source != "hf":
+            raise CompeteError(
+                f"--vision-tower {self.vision_tower} is put before a Hugging Face model: it goes with --from hf"
+            )
+        for name in ("projector", "vision_feature_layer", "image_token"):
+            if self.vision_tower is None and getattr(self, name) is not None:
+                raise CompeteError(
+                    f"{flag_of(Import, name)} is of a model that is put together: it goes with --vision-tower"
+                )

@@ -45,17 +45,27 @@ class ExportPlan:
 
     Without a dtype each tensor keeps its own: an import of a bf16 model may have norms or a router in fp32.
 
+    Args:
+        prefixes: of the model's own keys.
+        own_dtype: of tensors that the checkpoint does not have (default: the embedding's).
     Raises:
         CompeteError: a tensor is missing, has another shape than the arguments say, or has no place in the family.
     """
 
     def __init__(
-        self, source: TensorSource, family: Family, dimensions: Dimensions, dtype: torch.dtype | None = None
+        self,
+        source: TensorSource,
+        family: Family,
+        dimensions: Dimensions,
+        dtype: torch.dtype | None = None,
+        prefixes: tuple[str, ...] = MODEL_PREFIXES,
+        own_dtype: torch.dtype | None = None,
     ) -> None:
         self.source = source
         self.family = family
         self.dimensions = dimensions
-        self.dtype = dtype or embedding(source).dtype
+        self.prefixes = prefixes
+        self.dtype = dtype or own_dtype or embedding(source).dtype
         self._keeps_dtypes = dtype is None
         self.readings = tuple(self._bind(rule) for rule in family.tensors(dimensions))
         self._check_all_used()
@@ -123,7 +133,7 @@ class ExportPlan:
             # A checkpoint may have a tensor under the names of several implementations.
             used |= {key for place in (one.rule.slot.stored(self.dimensions) if one.rule.slot else ())
                      for key in self._keys(place, one.rule)}  # fmt: skip
-        strangers = [key for key in self.source.tensors if key.startswith(MODEL_PREFIXES) and key not in used]
+        strangers = [key for key in self.source.tensors if key.startswith(self.prefixes) and key not in used]
         strangers = sorted(key for key in strangers if not TRAINING_ONLY.search(key))
         if strangers:
             raise CompeteError(

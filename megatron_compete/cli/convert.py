@@ -66,6 +66,10 @@ def _import(what: Import, text: Path | None) -> None:
 
     if text is not None and what.source != "hf":
         raise CompeteError("--verify compares with a Hugging Face folder: it goes with --from hf")
+    if text is not None and what.vision_tower is not None:
+        raise CompeteError(
+            "--verify compares with a Hugging Face folder, and a model put together has none: leave it out"
+        )
     run(what)
     if text is not None:
         verify(VerifyOptions(what.output, what.checkpoint, text))

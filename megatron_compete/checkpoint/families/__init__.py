@@ -8,6 +8,8 @@ dimensions.py    sizes from Megatron's arguments
 requirements.py  arguments that an architecture needs: the table of refusals
 configs.py       fields of config.json that most architectures share, and reading one with a check
 registry.py      all families, and which one a model is
+vision.py        sizes and settings of vision towers and projectors, whose tables are files as those of language models
+llava.py         a tower, a projector and a language family as one model
 
 A family states its tensors once, as a table of Megatron's keys beside Hugging Face's; `grep -r mlp.router.weight` here
 shows what becomes of the router in each. Export splits along its lines and import joins along the same ones, so that

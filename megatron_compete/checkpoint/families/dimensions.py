@@ -122,6 +122,12 @@ class Dimensions:
     """A symbol for every layer of a hybrid model (upstream: `hybrid_layer_allocation.Symbols`)."""
     mtp_layers: int = 0
     """Layers for multi-token prediction, behind the others."""
+    patch: int = 0
+    """Side of a vision tower's patches, in pixels."""
+    positions: int = 0
+    """Of a vision tower: its patches, and the class token where it has one."""
+    inputs: int = 0
+    """Of a projector: hidden size of the vision tower."""
 
     @property
     def heads(self) -> int:

@@ -184,6 +184,19 @@ class Transposed:
 
 
 @dataclass(frozen=True)
+class Token:
+    """A class token [H] that Megatron has as [1, 1, H] (upstream: `CLIPViTModel`)."""
+
+    def split(self, stored: Tensor) -> tuple[Tensor, ...]:
+        """Its numbers."""
+        return (stored.flatten(),)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """One token of one picture."""
+        return parts[0].view(1, 1, -1)
+
+
+@dataclass(frozen=True)
 class Rows:
     """The first `used` rows of a table of `total`; the rest is padding, zeros where they are made."""
 

@@ -21,6 +21,7 @@ part        what the Hugging Face tensor is of Megatron's
   zxbcdt    all of a Mamba layer's in_proj; Megatron stores gates, inputs, B, C and steps apart
   xbc       all of its convolution; Megatron stores those of inputs, B and C apart
   plus1     all of it, and 1 (`forms.PlusOne`)
+  token     all of it, of which Megatron has one token a picture (`forms.Token`)
   interleaved   all experts at once, the columns of gate and up in turns, of their linear_fc1 (`forms.Interleaved`)
   transposed    all experts at once, their matrices transposed (`forms.Transposed`)
   experts       all experts at once
@@ -60,6 +61,7 @@ from megatron_compete.checkpoint.families.forms import (
     PlusOne,
     QueryKeyValue,
     Rows,
+    Token,
     Transposed,
 )
 from megatron_compete.checkpoint.families.tensors import MTP, Slot, TensorRule
@@ -104,6 +106,11 @@ SIZES: dict[str, Callable[[Dimensions], int]] = {
     "KP": lambda d: d.mla.rank + d.mla.rotary_head,
     "KV": lambda d: d.heads * (d.mla.plain_head + d.mla.value_head),
     "O": lambda d: d.heads * d.mla.value_head,
+    # Vision towers and projectors.
+    "3": lambda d: 3,  # colours
+    "P": lambda d: d.patch,
+    "T": lambda d: d.positions,
+    "VH": lambda d: d.inputs,
 }
 """Sizes by their letter in a shape."""
 
@@ -142,6 +149,7 @@ FORMS: dict[tuple[str, ...], Callable[[Dimensions], Form]] = {
     ("zxbcdt",): lambda d: SAME,
     ("xbc",): lambda d: SAME,
     ("plus1",): lambda d: PlusOne(),
+    ("token",): lambda d: Token(),
 }
 """By the parts of the lines that share Megatron's key."""
 

@@ -50,6 +50,7 @@ NO_EQUAL: dict[str, str] = {
     "deepseek_v32": "Megatron has its sparse attention as an experiment, which is not converted",
     "kimi_linear": "Megatron has no Kimi delta attention",
     "llama4": "Megatron has no attention in chunks",
+    "phi3": "its models of long context have LongRoPE, which Megatron has not",
 }
 """Other architectures that people train, and what Megatron does not have of each."""
 

@@ -1,0 +1,119 @@
+"""The files that turn pictures and prompts into a model's inputs: transformers' `LlavaProcessor`.
+
+An import puts them into the tokenizer's folder, where training finds the image processor (--image-processor) and an export
+all of them.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_compete.checkpoint.families.vision import vision_settings
+from megatron_compete.checkpoint.hf_reader import read_json
+from megatron_compete.common.errors import CompeteError
+
+IMAGE_PROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+TEMPLATE, OLD_TEMPLATE = "chat_template.jinja", "chat_template.json"
+
+BICUBIC = 3
+"""PIL's number of the resampling."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "siglip": {
+        "image_processor_type": "SiglipImageProcessor", "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+    },
+    "clip": {
+        "image_processor_type": "CLIPImageProcessor", "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    },
+}  # fmt: skip
+"""Of towers that bring none; transformers' own of the kind."""
+
+
+def image_settings(folder: Path) -> dict[str, Any] | None:
+    """Settings of the image processor that a folder has, in either of transformers' places; None where it has none.
+
+    Raises:
+        CompeteError: a file that is not JSON.
+    """
+    if (folder / IMAGE_PROCESSOR).is_file():
+        return read_json(folder / IMAGE_PROCESSOR)
+    inner = read_json(folder / PROCESSOR).get("image_processor") if (folder / PROCESSOR).is_file() else None
+    return inner if isinstance(inner, dict) else None
+
+
+def default_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the tower's kind of image processor, for pictures of the model's size."""
+    kind = vision_settings(arguments).model_type
+    assert kind is not None
+    size = {"height": int(arguments["img_h"]), "width": int(arguments["img_w"])}
+    steps = dict.fromkeys(("do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), True)
+    made = steps | DEFAULTS[kind] | {"resample": BICUBIC, "rescale_factor": 1 / 255, "size": size}
+    if kind == "clip":  # the middle of the picture
+        made |= {"size": {"shortest_edge": min(size.values())}, "crop_size": size, "do_center_crop": True}
+    return made
+
+
+def padded_settings(settings: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for pictures that are made square by a border of the mean colour, as training did (--image-aspect-ratio pad)."""
+    size = {"height": int(arguments["img_h"]), "width": int(arguments["img_w"])}
+    square = {"do_pad": True, "size": size, "crop_size": size, "do_center_crop": False}
+    return {**settings, **square, "image_processor_type": "LlavaImageProcessor"}
+
+
+def pads(arguments: Mapping[str, Any]) -> bool:
+    """Whether training made pictures square by a border; an import that has not been trained says nothing of it."""
+    if "image_aspect_ratio" not in arguments:
+        return False
+    given = arguments["image_aspect_ratio"]
+    return given == "pad" or (given is None and not arguments.get("use_tiling"))
+
+
+def processor_settings(arguments: Mapping[str, Any], image_token: str) -> dict[str, Any]:
+    """Content of processor_config.json: how many tokens a picture takes, and which."""
+    settings = vision_settings(arguments)
+    return {
+        "processor_class": "LlavaProcessor",
+        "image_token": image_token,
+        "num_additional_image_tokens": int(settings.model_type == "clip"),
+        "patch_size": int(arguments["patch_dim"]),
+        "vision_feature_select_strategy": "default" if settings.disable_class_token else "full",
+    }
+
+
+def write_processor(folder: Path, images: Mapping[str, Any], arguments: Mapping[str, Any], image_token: str) -> None:
+    """Write both files, and prove that the image processor makes pictures of the tower's size.
+
+    Raises:
+        CompeteError: it makes others, or transformers cannot load it.
+    """
+    for name, content in ((IMAGE_PROCESSOR, images), (PROCESSOR, processor_settings(arguments, image_token))):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _check_size(folder, (3, int(arguments["img_h"]), int(arguments["img_w"])))
+
+
+def copy_template(source: Path, folder: Path) -> None:
+    """A chat template in the form that processors had, as the file that tokenizers and processors read now."""
+    if not (source / OLD_TEMPLATE).is_file() or (folder / TEMPLATE).exists():
+        return
+    template = read_json(source / OLD_TEMPLATE).get("chat_template")
+    if not isinstance(template, str):
+        raise CompeteError(f"{source / OLD_TEMPLATE} has no chat_template: repair or remove it")
+    (folder / TEMPLATE).write_text(template, encoding="utf-8")
+
+
+def _check_size(folder: Path, wanted: tuple[int, int, int]) -> None:
+    from PIL import Image
+    from transformers import AutoImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        made = processor(images=Image.new("RGB", (wanted[2] + 5, wanted[1] + 3)), return_tensors="np")["pixel_values"]
+    except Exception as error:  # the classes fail in many ways
+        raise CompeteError(f"the model's {IMAGE_PROCESSOR} cannot be used: {type(error).__name__}: {error}") from error
+    if made.shape[1:] != wanted:
+        raise CompeteError(
+            f"the model's {IMAGE_PROCESSOR} makes pictures of {' x '.join(map(str, made.shape[1:]))}, and its tower takes "
+            f"{' x '.join(map(str, wanted))}: set its size"
+        )
