@@ -18,7 +18,7 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 
-from megatron_compete.moe.auxiliary import AlsoReaching
+from megatron_compete.moe.gradients import AlsoReaching
 from megatron_compete.moe.graphs import eager_modules
 from megatron_compete.moe.specs import decoder_layer_spec, with_moe
 from megatron_compete.vlm.exchange import Exchanges
