@@ -127,10 +127,10 @@ class Chat:
             if message["role"] != "assistant" or not answer:
                 continue
             before, through = self.render(messages[:number], prompt=True), self.render(messages[: number + 1])
-            found = through.rfind(answer, len(before))
-            if not through.startswith(before) or not text.startswith(through) or found < 0:
+            said = through[len(before) :].lstrip()
+            if not through.startswith(before) or not text.startswith(through) or not said.startswith(answer):
                 raise BadSample("refused_by_template", f"the chat template rewrites the answer of turn {number}")
-            mark = self._special.search(through, found + len(answer))
+            mark = self._special.search(through, len(through) - len(said) + len(answer))
             yield len(before), mark.end() if mark else len(through)
 
     def _check_template(self) -> None:

@@ -170,7 +170,9 @@ def prepare_samples(
             samples.save(path)
             write_report(path.with_suffix(".bad.json"), samples.findings, samples.total)
         except OSError as error:
-            raise CompeteError(f"{folder} cannot be written ({error.strerror}): give --data-cache-path FOLDER") from error
+            raise CompeteError(
+                f"{folder} cannot be written ({error.strerror}): give --data-cache-path FOLDER"
+            ) from error
     _judge(samples, reader, path, report)
     return path
 
@@ -196,7 +198,9 @@ def _judge(samples: SampleList, reader: Reader, path: Path, report: Callable[[st
             f"{samples.findings[0].error()} (it would have {summary(samples.findings, samples.total)}; all of them are in {listed})"
         )
     if not len(samples):
-        raise CompeteError(f"{', '.join(samples.files)}: {summary(samples.findings, samples.total)}, which is all: see {listed}")
+        raise CompeteError(
+            f"{', '.join(samples.files)}: {summary(samples.findings, samples.total)}, which is all: see {listed}"
+        )
     for line in summary_lines(samples):
         report(f"conversations: {line}")
     if samples.findings:

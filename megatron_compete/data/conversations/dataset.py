@@ -46,7 +46,9 @@ class ConversationDataset(Dataset[Sample]):
         split: Any = None,
     ) -> None:
         if not len(numbers):
-            raise CompeteError(f"--split leaves a part without any of the {len(samples)} samples: give it a larger share")
+            raise CompeteError(
+                f"--split leaves a part without any of the {len(samples)} samples: give it a larger share"
+            )
         self.samples, self.numbers, self.reader = samples, numbers, reader
         self.num_samples, self.with_images, self.split = num_samples, with_images, split
         has_images, groups = samples.has_images[numbers], reader.config.group_by_modality
@@ -86,7 +88,9 @@ class ConversationDataset(Dataset[Sample]):
         record = None
         try:
             record = index.read(place)
-            sample = self.reader.sample(self.reader.conversation(record), self.samples.tiles_of(number), self.with_images)
+            sample = self.reader.sample(
+                self.reader.conversation(record), self.samples.tiles_of(number), self.with_images
+            )
         except (BadSample, OSError) as error:
             kind, reason = (error.kind, error.reason) if isinstance(error, BadSample) else ("not_json", str(error))
             where = Finding(index.file, int(self.samples.number[number]), id_of(record), kind, reason)

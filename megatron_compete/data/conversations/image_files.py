@@ -100,7 +100,9 @@ class ImageFolder:
         except BadSample:
             raise
         except Image.DecompressionBombError as error:
-            raise BadSample("huge_image", f"image {path} is above --max-image-pixels {self.max_pixels}: {error}") from None
+            raise BadSample(
+                "huge_image", f"image {path} is above --max-image-pixels {self.max_pixels}: {error}"
+            ) from None
         except Exception as error:
             raise BadSample("damaged_image", f"image {path} cannot be read: {error or type(error).__name__}") from None
 

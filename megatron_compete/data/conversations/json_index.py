@@ -61,10 +61,8 @@ class JsonIndex:
         try:
             return orjson.loads(text)
         except orjson.JSONDecodeError as error:
-            before = text.decode("utf-8", "replace")[: error.pos]
-            line = _line_at(self.file, int(self.offsets[number])) + before.count("\n")
-            column = len(before) - before.rfind("\n")
-            raise BadSample("not_json", f"line {line}, column {column} of the line or sample: {error.msg}") from None
+            place = int(self.offsets[number]) + len(text.decode("utf-8", "replace")[: error.pos].encode())
+            raise BadSample("not_json", f"{_place(self.file, place)}: {error.msg}") from None
 
 
 def index_json(file: str) -> JsonIndex:
@@ -118,8 +116,7 @@ def _array(file: str, content: mmap.mmap, start: int) -> tuple[Offsets, Offsets]
     """Elements of the outermost array."""
     begins, ends, array_ends = _brackets(content, start)
     if not len(array_ends):
-        last_begin = begins[-1] if len(begins) - 1 > len(ends) else ends[-1] if len(ends) else begins[0]
-        raise _unfinished(file, content, int(last_begin))
+        raise _unfinished(file, content, begins, ends)
     array_start, array_end = int(begins[0]), int(array_ends[0])
     if content[array_end : array_end + 1] != b"]":
         raise _unexpected(file, content, array_end, "at the end")
@@ -153,17 +150,17 @@ def _joined(parts: list[Offsets]) -> Offsets:
 
 
 def _structure(content: mmap.mmap, start: int) -> Iterator[tuple[int, Bytes, Offsets]]:
-    """Quotes and brackets of each block, without escaped quotes, which a backslash at its end may belong to."""
+    """Quotes and brackets of each block, without escaped quotes; no block ends between a backslash and what it escapes."""
     at = start
     while at < len(content):
-        block = content[at : at + BLOCK_BYTES]
-        kept = block.rstrip(b"\\") if at + len(block) < len(content) else block
-        block = kept or block  # backslashes alone: no JSON, and said so when it is parsed
-        unescaped = block.replace(b"\\\\", b"__").replace(b'\\"', b"__")
+        end = min(at + BLOCK_BYTES, len(content))
+        while end < len(content) and content[end - 1] == ord("\\"):
+            end += 1
+        unescaped = content[at:end].replace(b"\\\\", b"__").replace(b'\\"', b"__")
         codes = _STRUCTURE[np.frombuffer(unescaped, dtype=np.uint8)]
         positions = np.flatnonzero(codes)
         yield at, codes[positions], positions
-        at += len(block)
+        at = end
 
 
 def _check_between(file: str, content: mmap.mmap, ends: list[int], begins: list[int]) -> None:
@@ -171,7 +168,9 @@ def _check_between(file: str, content: mmap.mmap, ends: list[int], begins: list[
     for number, (end, begin) in enumerate(zip(ends, begins)):
         wanted = b"," if 0 < number < len(ends) - 1 else b""
         if content[end + 1 : begin].strip() != wanted:
-            raise _unexpected(file, content, end + 1, f"before sample {number}" if number < len(ends) - 1 else "at the end")
+            raise _unexpected(
+                file, content, end + 1, f"before sample {number}" if number < len(ends) - 1 else "at the end"
+            )
 
 
 def _unexpected(file: str, content: mmap.mmap, at: int, where: str) -> CompeteError:
@@ -180,20 +179,25 @@ def _unexpected(file: str, content: mmap.mmap, at: int, where: str) -> CompeteEr
     return CompeteError(f"{file}:{line}: {found!r} {where} of the array: correct the file")
 
 
-def _unfinished(file: str, content: mmap.mmap, begin: int) -> CompeteError:
-    """Of an array whose brackets do not close: where the last sample that did not end begins, and what JSON says of it."""
-    line = _count_lines(content, begin)
-    try:
-        json.loads(content[begin : begin + EXCERPT_BYTES].decode("utf-8", "replace"))
-        reason = "its brackets do not match"
-    except ValueError as error:
-        reason = str(error)
-    return CompeteError(f"{file}:{line}: what begins here does not end ({reason}): correct the file, or get it again")
+def _unfinished(file: str, content: mmap.mmap, begins: Offsets, ends: Offsets) -> CompeteError:
+    """Of an array that does not close: the first sample that is none, where there is one."""
+    whole = [*ends.tolist(), len(content) - 1][: len(begins) - 1]
+    for begin, end in zip(begins[1:].tolist(), whole):
+        try:
+            json.loads(content[begin : min(end + 1, begin + EXCERPT_BYTES)].decode("utf-8", "replace"))
+        except ValueError as error:
+            line = _count_lines(content, begin)
+            return CompeteError(
+                f"{file}:{line}: the array does not end, and what begins here is no sample ({error}): correct the file, or "
+                "get it again"
+            )
+    return CompeteError(f"{file}: the array does not end: put a ] there, or get the file again")
 
 
-def _line_at(file: str, offset: int) -> int:
+def _place(file: str, offset: int) -> str:
     with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return _count_lines(content, offset)
+        before = content[content.rfind(b"\n", 0, offset) + 1 : offset].decode("utf-8", "replace")
+        return f"line {_count_lines(content, offset)}, column {len(before) + 1}"
 
 
 def _count_lines(content: mmap.mmap, offset: int) -> int:

@@ -99,7 +99,9 @@ def _default_processor(vision_model_type: str, img_h: int, img_w: int) -> Any:
     if vision_model_type == "clip":
         sizes = {"crop_size": {"height": img_h, "width": img_w}, "size": {"shortest_edge": max(img_h, img_w)}}
         return _class_of("CLIPImageProcessor")(**sizes)
-    raise CompeteError(f"--vision-model-type {vision_model_type} has no image processor here: give --image-processor FOLDER")
+    raise CompeteError(
+        f"--vision-model-type {vision_model_type} has no image processor here: give --image-processor FOLDER"
+    )
 
 
 def _processor_from(folder: str) -> Any:

@@ -87,7 +87,9 @@ class Reader:
     def _tiles(self, name: str, count: int) -> torch.Tensor:
         tiles = self.pixels(self.folder.load(name))
         if len(tiles) != count:
-            raise BadSample("damaged_image", f"image {name} had {count} tiles when the samples were checked, now {len(tiles)}")
+            raise BadSample(
+                "damaged_image", f"image {name} had {count} tiles when the samples were checked, now {len(tiles)}"
+            )
         return tiles
 
     def _size(self, name: str) -> tuple[int, int]:

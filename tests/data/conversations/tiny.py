@@ -34,7 +34,9 @@ def tokenizer(template: str | None = SYSTEM_FIRST + CHATML) -> Any:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(TEXTS * 3, trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, show_progress=False))
+    made.train_from_iterator(
+        TEXTS * 3, trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, show_progress=False)
+    )
     made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
     fast = PreTrainedTokenizerFast(tokenizer_object=made, **names)
@@ -42,7 +44,9 @@ def tokenizer(template: str | None = SYSTEM_FIRST + CHATML) -> Any:
     return fast
 
 
-def reader(folder: Path | None, *, seq_length: int = 96, image_embeddings: int = 4, side: int = 16, **config: Any) -> Reader:
+def reader(
+    folder: Path | None, *, seq_length: int = 96, image_embeddings: int = 4, side: int = 16, **config: Any
+) -> Reader:
     """Reads samples with images of `folder`, at 16 x 16 pixels and 4 embeddings a tile unless said otherwise."""
     settings = ConversationConfig(image_folder=None if folder is None else str(folder), workers=1, **config)
     return build_reader(
@@ -96,5 +100,8 @@ def mixed_dataset(folder: Path, pictures: int = 9, texts: int = 5) -> tuple[str,
     records = [sample(f"with-{number}", name) for number, name in enumerate(names)]
     records[1] = sample("with-1", names[:2], "<image>\nand <image>: the same?", "no" * 9)
     records[2]["conversations"] += turns("And what else is there?", "nothing" * 3)
-    records += [sample(f"text-{number}", None, "Say a word." * (number % 3 + 1), "word " * (number + 1)) for number in range(texts)]
+    records += [
+        sample(f"text-{number}", None, "Say a word." * (number % 3 + 1), "word " * (number + 1))
+        for number in range(texts)
+    ]
     return write_json(folder / "data.json", records), folder / "images"
