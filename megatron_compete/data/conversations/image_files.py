@@ -6,6 +6,7 @@ it), then colours become RGB; of an animation the first frame, of transparent pi
 """
 
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ class ImageFolder:
         path = self.path(name)
         with self._open(path) as image:
             width, height = image.size
-            return (height, width) if image.getexif().get(ORIENTATION, 1) >= 5 else (width, height)
+            return (height, width) if _orientation(image, path) >= 5 else (width, height)
 
     def load(self, name: str) -> "Image":
         """The image, decoded.
@@ -89,14 +90,15 @@ class ImageFolder:
 
         Image.MAX_IMAGE_PIXELS = self.max_pixels  # above it Pillow warns, and raises from twice as many on
         try:
-            with warnings.catch_warnings(), Image.open(path) as image:
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                width, height = image.size
-                if width * height > self.max_pixels:
-                    raise Image.DecompressionBombError(f"it has {width} x {height} pixels")
-                if image.mode == "F":
-                    raise BadSample("damaged_image", f"image {path} has floating-point pixels of unknown range")
-                yield image
+                with Image.open(path) as image:
+                    width, height = image.size
+                    if width * height > self.max_pixels:
+                        raise Image.DecompressionBombError(f"it has {width} x {height} pixels")
+                    if image.mode == "F":
+                        raise BadSample("damaged_image", f"image {path} has floating-point pixels of unknown range")
+                    yield image
         except BadSample:
             raise
         except Image.DecompressionBombError as error:
@@ -105,6 +107,23 @@ class ImageFolder:
             ) from None
         except Exception as error:
             raise BadSample("damaged_image", f"image {path} cannot be read: {error or type(error).__name__}") from None
+
+
+def _orientation(image: "Image", path: Path) -> int:
+    """What the camera noted, without decoding: Pillow would decode all of a PNG, whose note may stand at its end."""
+    from PIL import Image
+
+    exif = Image.Image.getexif(image)
+    if image.format == "PNG" and ORIENTATION not in exif:
+        with open(path, "rb") as stream:
+            stream.seek(8)
+            while len(head := stream.read(8)) == 8:
+                length, kind = struct.unpack(">I4s", head)
+                if kind == b"eXIf":
+                    exif.load(stream.read(length))
+                    break
+                stream.seek(length + 4, os.SEEK_CUR)
+    return int(exif.get(ORIENTATION, 1))
 
 
 def _as_rgb(image: "Image") -> "Image":
