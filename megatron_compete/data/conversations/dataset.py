@@ -67,7 +67,8 @@ class ConversationDataset(Dataset[Sample]):
         samples = [self._load(number) for number in members]
         if self.packs is None:
             return samples[0]
-        return join(samples, [int(self.samples.length[number]) for number in members], self.reader.seq_length)
+        lengths = [int(self.samples.length[number]) for number in members]
+        return join(samples, lengths, self.reader.seq_length, self.reader.chat.image_id)
 
     def members(self, index: int) -> Sequence[int]:
         """The samples of an item by their numbers in the list: one, or those of a pack."""

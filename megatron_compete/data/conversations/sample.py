@@ -59,7 +59,7 @@ def positions_of(is_image_S: NDArray[np.bool_], lengths: Sequence[int]) -> NDArr
     return np.concatenate([[0], np.cumsum(widths)[:-1]]).astype(np.int64)
 
 
-def join(samples: Sequence[Sample], lengths: Sequence[int], seq_length: int) -> Sample:
+def join(samples: Sequence[Sample], lengths: Sequence[int], seq_length: int, image_id: int) -> Sample:
     """Several conversations as one sequence of exactly `seq_length` positions.
 
     Args:
@@ -68,6 +68,9 @@ def join(samples: Sequence[Sample], lengths: Sequence[int], seq_length: int) -> 
     filler = seq_length - sum(lengths)
     parts = [*samples, _filler(samples[0], filler)] if filler else list(samples)
     joined = Sample({name: torch.cat([part[name] for part in parts]) for name in samples[0]})
+    before_image = torch.nn.functional.pad(joined["tokens"][1:] == image_id, (0, 1))
+    joined["labels"][before_image] = IGNORED  # `LLaVAModel` has no loss there, though it may end a conversation
+    joined["loss_mask"][before_image] = 0
     bounds = np.cumsum([0, *lengths, *([filler] if filler else [])])
     joined["cu_seqlens"] = torch.tensor(bounds, dtype=torch.int32)
     joined["max_seqlen"] = torch.tensor([int(np.diff(bounds).max())], dtype=torch.int32)
