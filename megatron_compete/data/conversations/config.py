@@ -3,7 +3,7 @@
 import argparse
 import os
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from megatron_compete.common.config_fields import check_fields
 from megatron_compete.common.errors import CompeteError
@@ -115,7 +115,8 @@ class ConversationConfig:
         Raises:
             CompeteError: a setting that has no effect, is out of range, or names no folder.
         """
-        return cls(**{field.name: getattr(args, dest_of(field.name), field.default) for field in fields(cls)})
+        given: dict[str, Any] = {field.name: getattr(args, dest_of(field.name), field.default) for field in fields(cls)}
+        return cls(**given)
 
     @property
     def pads_to_square(self) -> bool:

@@ -89,9 +89,7 @@ class ConversationDataset(Dataset[Sample]):
         record = None
         try:
             record = index.read(place)
-            sample = self.reader.sample(
-                self.reader.conversation(record), self.samples.tiles_of(number), self.with_images
-            )
+            return self._read(record, number)
         except (BadSample, OSError) as error:
             kind, reason = (error.kind, error.reason) if isinstance(error, BadSample) else ("not_json", str(error))
             where = Finding(index.file, int(self.samples.number[number]), id_of(record), kind, reason)
@@ -99,4 +97,11 @@ class ConversationDataset(Dataset[Sample]):
                 f"{where}: it could be used when samples were checked: put it right and resume, or give --check-images "
                 "decode with --skip-bad-samples, which leaves it out and reshuffles"
             ) from None
+
+    def _read(self, record: Any, number: int) -> Sample:
+        tiles = self.samples.tiles_of(number)
+        sample = self.reader.sample(self.reader.conversation(record), tiles, self.with_images)
+        length = len(sample["tokens"]) - len(tiles) + self.reader.image_embeddings * sum(tiles)
+        if length != self.samples.length[number]:
+            raise BadSample("not_json", f"it has {length} positions now, and had {self.samples.length[number]}")
         return sample

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,9 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.files import write_whole
 from megatron_compete.data.conversations.bad_samples import Finding
 from megatron_compete.data.conversations.json_index import JsonIndex, Offsets
+
+ARRAYS = ("file_of", "number", "offset", "size", "length", "tiles", "first_image")
+"""Fields of a list that are arrays."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class SampleList:
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
-        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in ARRAYS}
         rest = {
             "files": self.files,
             "findings": [vars(finding) for finding in self.findings],
@@ -87,7 +92,7 @@ class SampleList:
             "dropped_turns": self.dropped_turns,
         }
         buffer = io.BytesIO()
-        np.savez(buffer, rest=np.frombuffer(json.dumps(rest).encode(), dtype=np.uint8), **_kept(arrays))
+        np.savez(buffer, rest=np.frombuffer(json.dumps(rest).encode(), dtype=np.uint8), **arrays)
         write_whole(path, buffer.getvalue())
 
     @classmethod
@@ -103,13 +108,8 @@ class SampleList:
             rest = json.loads(arrays.pop("rest").tobytes())
             findings = tuple(Finding(**finding) for finding in rest.pop("findings"))
             return cls(files=tuple(rest.pop("files")), findings=findings, **arrays, **rest)
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
             raise CompeteError(f"{path} is damaged ({error}): remove it, and the next start makes it anew") from error
-
-
-def _kept(arrays: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
-    """Fields, without what is cached beside them."""
-    return {name: value for name, value in arrays.items() if not name.startswith("_")}
 
 
 def summary_lines(samples: SampleList) -> list[str]:
@@ -128,10 +128,7 @@ def summary_lines(samples: SampleList) -> list[str]:
 
 def join_lists(parts: Sequence[SampleList]) -> SampleList:
     """One list of several with the same `files`, in their order."""
-    arrays = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("file_of", "number", "offset", "size", "length", "tiles")
-    }
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS if name != "first_image"}
     images = np.concatenate([np.diff(part.first_image) for part in parts])
     return SampleList(
         files=parts[0].files,

@@ -49,7 +49,9 @@ MARKED = {
 }
 """Templates with the answers marked as transformers wants them: its own masks are what ours are compared with."""
 
-TEXT = st.text(st.sampled_from("aA s.\n😀é語:[</>|"), max_size=12) | st.sampled_from(["answer", "USER: ", "1", "</s>", ""])
+TEXT = st.text(st.sampled_from("aA s.\n😀é語:[</>|"), max_size=12) | st.sampled_from(
+    ["answer", "USER: ", "1", "</s>", ""]
+)
 """Also what looks like a template's own words, and special tokens that a text spells out."""
 
 
@@ -168,16 +170,25 @@ def test_tokenizers_that_cannot_serve() -> None:
     with pytest.raises(CompeteError, match=r"models/bare has no chat template: add chat_template.jinja"):
         Chat(bare)
     assert Chat(bare, "chatml").template == "chatml"
-    with pytest.raises(CompeteError, match="--image-token <img> is no token of its own in --tokenizer-model models/bare"):
+    with pytest.raises(
+        CompeteError, match="--image-token <img> is no token of its own in --tokenizer-model models/bare"
+    ):
         Chat(bare, "chatml", "<img>")
-    with pytest.raises(CompeteError, match=r"rewrites the answer of turn 1, for a conversation .*give one of vicuna_v1"):
+    with pytest.raises(
+        CompeteError, match=r"rewrites the answer of turn 1, for a conversation .*give one of vicuna_v1"
+    ):
         Chat(with_template(THINKING))
     with pytest.raises(CompeteError, match="give --tokenizer-type HuggingFaceTokenizer"):
         hugging_face_tokenizer(SimpleNamespace())
 
 
 def test_the_fingerprint_follows_tokenizer_and_template() -> None:
-    chats = [Chat(tokenizer()), Chat(tokenizer(), "chatml"), Chat(with_template(LLAMA2)), Chat(tokenizer(), image_token="<s>")]
+    chats = [
+        Chat(tokenizer()),
+        Chat(tokenizer(), "chatml"),
+        Chat(with_template(LLAMA2)),
+        Chat(tokenizer(), image_token="<s>"),
+    ]
     more = copy.deepcopy(tokenizer())
     more.add_tokens(["new"])
     prints = [chat.fingerprint() for chat in [*chats, Chat(more)]]

@@ -144,7 +144,7 @@ def test_missing_images(tmp_path: Path) -> None:
         with pytest.raises(BadSample) as bad:
             folder(tmp_path).path(name)
         assert bad.value.kind == "missing_image" and re.search(reason, bad.value.reason)
-    with pytest.raises(BadSample, match="image 1.jpg, and no --image-folder to look for it"):
+    with pytest.raises(BadSample, match=r"image 1\.jpg, and no --image-folder to look for it"):
         ImageFolder(ConversationConfig()).path("1.jpg")
 
 

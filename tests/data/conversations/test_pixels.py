@@ -65,7 +65,10 @@ def test_older_names_of_processors(tmp_path: Path) -> None:
     path = tmp_path / PROCESSOR_FILE
     written = path.read_text()
     wanted = pixels("clip")(picture(50, 30))
-    for key, name in (("image_processor_type", "CLIPImageProcessorFast"), ("feature_extractor_type", "CLIPFeatureExtractor")):
+    for key, name in (
+        ("image_processor_type", "CLIPImageProcessorFast"),
+        ("feature_extractor_type", "CLIPFeatureExtractor"),
+    ):
         path.write_text(written.replace('"image_processor_type": "CLIPImageProcessor"', f'"{key}": "{name}"'))
         assert torch.equal(pixels("clip", image_processor=str(tmp_path))(picture(50, 30)), wanted)
 
@@ -91,7 +94,9 @@ def test_sides_of_two_lengths() -> None:
 
 
 def test_processors_that_cannot_serve(tmp_path: Path) -> None:
-    with pytest.raises(CompeteError, match="--vision-model-type radio has no image processor here: give --image-processor"):
+    with pytest.raises(
+        CompeteError, match="--vision-model-type radio has no image processor here: give --image-processor"
+    ):
         pixels("radio")
     with pytest.raises(CompeteError, match=f"{PROCESSOR_FILE} cannot be read: .*No such file"):
         pixels(image_processor=str(tmp_path))

@@ -44,7 +44,9 @@ def test_the_length_counts_embeddings_and_no_last_token(images: Path) -> None:
     record = sample("a", "1.png")
     length = reader(images).check(record).length
     assert reader(images, seq_length=length).check(record).length == length
-    with pytest.raises(BadSample, match=f"{length} positions, 4 of them of images, more than --seq-length {length - 1}") as bad:
+    with pytest.raises(
+        BadSample, match=f"{length} positions, 4 of them of images, more than --seq-length {length - 1}"
+    ) as bad:
         reader(images, seq_length=length - 1).check(record)
     assert bad.value.kind == "too_long"
 

@@ -1,5 +1,6 @@
 """Samples and microbatches against a sequence whose images are written out, as a Hugging Face processor has it."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,7 +69,9 @@ def conversations(draw: st.DrawFn) -> tuple[Encoded, list[int]]:
 
 @settings(max_examples=100, deadline=None)
 @given(drawn=st.lists(conversations(), min_size=1, max_size=3))
-def test_the_model_s_labels_are_those_of_the_sequence_with_images_written_out(drawn: list[tuple[Encoded, list[int]]]) -> None:
+def test_the_model_s_labels_are_those_of_the_sequence_with_images_written_out(
+    drawn: list[tuple[Encoded, list[int]]],
+) -> None:
     batch = collate([made(*one) for one in drawn])
     embedded, labels, mask = expanded(batch)
     images = iter(range(1000, 9000))
@@ -93,8 +96,10 @@ def test_a_pack_is_its_conversations_side_by_side(drawn: list[tuple[Encoded, lis
     batch = collate([packed])
     embedded, labels, mask = expanded(batch)
     bounds = batch["cu_seqlens"][0].tolist()
-    assert batch["cu_seqlens"].shape == (1, len(bounds)) and bounds[0] == 0 and bounds[-1] == SEQ_LENGTH == len(embedded)
-    assert batch["max_seqlen"].tolist() == [max(b - a for a, b in zip(bounds, bounds[1:]))]
+    assert (
+        batch["cu_seqlens"].shape == (1, len(bounds)) and bounds[0] == 0 and bounds[-1] == SEQ_LENGTH == len(embedded)
+    )
+    assert batch["max_seqlen"].tolist() == [max(b - a for a, b in pairwise(bounds))]
     for number, (code, tiles) in enumerate(drawn):
         begin, end = bounds[number : number + 2]
         ids, wanted = written_out(code, tiles)
@@ -110,7 +115,9 @@ def test_a_full_pack_has_no_filler() -> None:
     packed = join([one, one], [4, 4], 8, IMAGE_ID)
     assert packed["cu_seqlens"].tolist() == [0, 4, 8] and packed["position_ids"].tolist() == [0, 1, 2, 3] * 2
     assert join([one], [4], 6, IMAGE_ID)["tokens"].tolist() == [10] * 4 + [PAD_ID] * 2
-    with pytest.raises(CompeteError, match="--pack-conversations fills --seq-length by itself: give --micro-batch-size 1"):
+    with pytest.raises(
+        CompeteError, match="--pack-conversations fills --seq-length by itself: give --micro-batch-size 1"
+    ):
         collate([packed, packed])
 
 
@@ -123,7 +130,9 @@ def test_microbatches_by_torch_s_own_collation() -> None:
     assert batch["loss_mask"].tolist() == [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     assert batch["position_ids"].tolist() == [[0, 1, 7], [0, 0, 0]]
     assert batch["images"].shape == (2, 3, 2, 2) and batch["num_image_tiles"].tolist() == [2]
-    kinds = [batch[name].dtype for name in ("tokens", "labels", "position_ids", "loss_mask", "images", "num_image_tiles")]
+    kinds = [
+        batch[name].dtype for name in ("tokens", "labels", "position_ids", "loss_mask", "images", "num_image_tiles")
+    ]
     assert kinds == [torch.int64] * 3 + [torch.float32] * 2 + [torch.int32]
     alone = default_collate(samples[1:])
     assert alone["images"].shape == (0, 3, 2, 2) and alone["num_image_tiles"].shape == (0,)

@@ -33,7 +33,9 @@ def test_no_grid_is_closer() -> None:
     for width, height, most in draw.integers(1, [700, 700, 13], (300, 3)).tolist():
         found = grid_of(width, height, 64, most)
         assert found.tiles <= most
-        distances = [abs(width / height - c / r) for c in range(1, most + 1) for r in range(1, most + 1) if c * r <= most]
+        distances = [
+            abs(width / height - c / r) for c in range(1, most + 1) for r in range(1, most + 1) if c * r <= most
+        ]
         assert abs(width / height - found.columns / found.rows) == min(distances)
 
 
