@@ -15,7 +15,7 @@ MECHANISM = PACKAGE / "upstream"
 TESTS = Path(__file__).resolve().parents[1]
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if MECHANISM not in path.parents)
 
-SETTINGS = {"sys.argv", "sys.stdout", "sys.stderr", "mpi4py.rc.initialize"}
+SETTINGS = {"sys.argv", "sys.stdout", "sys.stderr", "mpi4py.rc.initialize", "PIL.Image.MAX_IMAGE_PIXELS"}
 """Attributes of modules that are there to be set."""
 
 OWN_OBJECTS = {
