@@ -86,22 +86,22 @@ class ImageFolder:
     @contextmanager
     def _open(self, path: Path) -> "Iterator[Image]":
         """Pillow's image; whatever it raises within the block, each decoder another kind, is the image's damage."""
-        from PIL import Image
+        import PIL.Image
 
-        Image.MAX_IMAGE_PIXELS = self.max_pixels  # above it Pillow warns, and raises from twice as many on
+        PIL.Image.MAX_IMAGE_PIXELS = self.max_pixels  # above it Pillow warns, and raises from twice as many on
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                with Image.open(path) as image:
+                with PIL.Image.open(path) as image:
                     width, height = image.size
                     if width * height > self.max_pixels:
-                        raise Image.DecompressionBombError(f"it has {width} x {height} pixels")
+                        raise PIL.Image.DecompressionBombError(f"it has {width} x {height} pixels")
                     if image.mode == "F":
                         raise BadSample("damaged_image", f"image {path} has floating-point pixels of unknown range")
                     yield image
         except BadSample:
             raise
-        except Image.DecompressionBombError as error:
+        except PIL.Image.DecompressionBombError as error:
             raise BadSample(
                 "huge_image", f"image {path} is above --max-image-pixels {self.max_pixels}: {error}"
             ) from None
