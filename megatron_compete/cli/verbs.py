@@ -27,6 +27,12 @@ VERBS = (
     Verb("tokenizer", "data", "train a SentencePiece tokenizer", "data.tokenizer"),
     Verb("preprocess", "data", "tokenise text into Megatron's .bin/.idx", "data.preprocess"),
     Verb("inspect", "data", "check a dataset and show what it holds", "data.inspect_dataset"),
+    Verb(
+        "conversations",
+        "data",
+        "check visual instruction data and its images",
+        "data.conversations.inspect_conversations",
+    ),
     Verb("merge", "data", "join datasets", "data.merge"),
     Verb("split", "data", "cut a dataset into train, validation and test", "data.split"),
     Verb("blend", "data", "weights of datasets for --data-path", "data.blend"),

@@ -5,17 +5,10 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from megatron_compete.common.command_line import flag_of as option_flag
+from megatron_compete.common.command_line import option
 from megatron_compete.common.config_fields import check_fields
 from megatron_compete.common.errors import CompeteError
-
-FLAGS = {
-    "template": "--conversation-template",
-    "pack": "--pack-conversations",
-    "truncate": "--truncate-conversations",
-    "skip_bad": "--skip-bad-samples",
-    "workers": "--conversation-workers",
-}
-"""Of fields whose flag is not their name."""
 
 PIL_MAX_PIXELS = 89_478_485
 """`PIL.Image.MAX_IMAGE_PIXELS`: 256 MB of RGB at 3 bytes a pixel."""
@@ -28,7 +21,7 @@ class ConversationConfig:
     image_folder: str | None = None
     """Folder that the samples' image paths are relative to."""
 
-    template: Literal["tokenizer", "vicuna_v1", "chatml", "plain"] = "tokenizer"
+    template: Literal["tokenizer", "vicuna_v1", "chatml", "plain"] = option("tokenizer", "--conversation-template")
     """How a conversation becomes text. tokenizer: the chat template of --tokenizer-model; vicuna_v1: LLaVA-1.5's; chatml:
     <|im_start|>ROLE ... <|im_end|>, without a system prompt of its own; plain: image and caption alone, for pretraining
     the projector."""
@@ -53,13 +46,13 @@ class ConversationConfig:
     group_by_modality: bool = False
     """Fill each global batch with samples that have images, or with samples that have none."""
 
-    pack: bool = False
+    pack: bool = option(False, "--pack-conversations")
     """Put several conversations into a sequence of --seq-length, without attention between them."""
 
-    truncate: bool = False
+    truncate: bool = option(False, "--truncate-conversations")
     """Cut conversations that are longer than --seq-length, images included, in place of refusing them."""
 
-    skip_bad: bool = False
+    skip_bad: bool = option(False, "--skip-bad-samples")
     """Leave out samples that cannot be used, and report them by kind, in place of stopping at the start."""
 
     check_images: Literal["header", "decode"] = "header"
@@ -71,7 +64,7 @@ class ConversationConfig:
     allow_image_links: bool = False
     """Follow symbolic links that lead out of --image-folder."""
 
-    workers: int | None = None
+    workers: int | None = option(None, "--conversation-workers")
     """Processes that check the samples before training (default: the cores of this host)."""
 
     energon_path: str | None = None
@@ -104,8 +97,7 @@ class ConversationConfig:
     def _check_energon(self) -> None:
         """Energon has its own files, order and checks."""
         for name in ("image_folder", "group_by_modality", "pack", "check_images", "allow_image_links", "workers"):
-            default = type(self).__dataclass_fields__[name].default
-            if getattr(self, name) != default:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise CompeteError(f"{flag_of(name)} has no effect with --energon-path: leave one of them out")
 
     @classmethod
@@ -131,7 +123,7 @@ class ConversationConfig:
 
 def flag_of(field: str) -> str:
     """The command-line flag of a field of `ConversationConfig`."""
-    return FLAGS.get(field, "--" + field.replace("_", "-"))
+    return option_flag(ConversationConfig, field)
 
 
 def dest_of(field: str) -> str:

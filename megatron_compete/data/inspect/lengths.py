@@ -1,6 +1,6 @@
 """How long a dataset's documents are: a histogram by powers of two, as text and as a figure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,10 +41,15 @@ class Lengths:
 
 def measure_lengths(index: IndexFile) -> Lengths:
     """Count all documents, `CHUNK` at a time."""
+    starts = range(0, index.documents, CHUNK)
+    return count_lengths(index.document_tokens(start, min(start + CHUNK, index.documents)) for start in starts)
+
+
+def count_lengths(parts: Iterable[np.ndarray]) -> Lengths:
+    """Count lengths that come in arrays, none of them empty."""
     documents, tokens = np.zeros(_BINS, np.int64), np.zeros(_BINS, np.int64)
     shortest, longest = None, 0
-    for start in range(0, index.documents, CHUNK):
-        lengths = index.document_tokens(start, min(start + CHUNK, index.documents))
+    for lengths in parts:
         bins = np.frexp(lengths.astype(np.float64))[1]
         documents += np.bincount(bins, minlength=_BINS)
         tokens += np.array([int(lengths[bins == one].sum()) for one in range(_BINS)])
@@ -53,12 +58,12 @@ def measure_lengths(index: IndexFile) -> Lengths:
     return Lengths(documents, tokens, shortest or 0, longest)
 
 
-def histogram_lines(lengths: Lengths) -> list[str]:
-    """The histogram for a terminal: a line a bin."""
+def histogram_lines(lengths: Lengths, items: str = "documents", parts: str = "tokens") -> list[str]:
+    """The histogram for a terminal: a line a bin, of `items` by their number of `parts`."""
     bins = list(lengths.bins())
     most = max((documents for _, documents, _ in bins), default=1)
     all_tokens = max(int(lengths.tokens.sum()), 1)
-    lines = [f"{'tokens':>21} {'documents':>12} {'of tokens':>9}"]
+    lines = [f"{parts:>21} {items:>12} {f'of {parts}':>9}"]
     for name, documents, tokens in bins:
         bar = "#" * round(_BAR_CHARACTERS * documents / most)
         lines.append(f"{name:>21} {documents:>12} {tokens / all_tokens:>9.1%} {bar}".rstrip())
