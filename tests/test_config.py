@@ -35,6 +35,9 @@ def test_defaults_are_the_authors_language_recipe() -> None:
         ("token_fraction", float("nan")),
         ("max_active_layers", 0),
         ("warmup_steps", -1),
+        ("warmup_fraction", -0.1),
+        ("warmup_fraction", 1.0),
+        ("router_z_loss_coeff", -1.0),
     ]
     + [("score_chunk_tokens", 0), ("diversity_coeff", -0.1), ("distill_winner_coeff", -1.0)],
 )
@@ -61,6 +64,59 @@ def test_settings_of_utility_have_no_effect_on_responses() -> None:
 def test_utility_shares_what_is_not_about_responses_and_takes_losses_that_are_off() -> None:
     config = CompeteConfig(kind="utility", rate=0.3, router_balance_coeff=0.1, diversity_coeff=0.0, distill_coeff=0.0)
     assert config.enabled and config.utility_gradient == "dense"
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags"),
+    [
+        (dict(response_balance_coeff=0.0, router_balance_coeff=0.0), "--compete-response-balance-coeff and --compete-router-"),
+        (dict(kind="utility", router_balance_coeff=0.0), "--compete-router-balance-coeff 0"),
+    ],
+)  # fmt: skip
+def test_a_form_of_balance_needs_a_balance(settings: dict[str, Any], flags: str) -> None:
+    with pytest.raises(CompeteError, match=f"--compete-balance-loss top1 changes nothing at {flags}"):
+        CompeteConfig(balance_loss="top1", **settings)
+    assert CompeteConfig(balance_loss="top1", response_balance_coeff=0.0).balance_loss == "top1"
+
+
+def job(**arguments: Any) -> argparse.Namespace:
+    return argparse.Namespace(compete_warmup_fraction=0.05, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        (dict(train_iters=100), 5),
+        (dict(train_iters=101), 6),
+        (dict(train_iters=3), 1),
+        (dict(train_samples=8000, global_batch_size=80), 5),
+        (dict(train_samples=8079, global_batch_size=80), 5),
+        (dict(train_iters=40, train_samples=8000, global_batch_size=80), 2),
+    ],
+)
+def test_a_warm_up_can_be_a_fraction_of_the_steps(arguments: dict[str, Any], steps: int) -> None:
+    config = CompeteConfig.from_arguments(job(**arguments))
+    assert config == CompeteConfig(warmup_fraction=0.05).of_run(arguments.get("train_iters", 100))
+    assert config.warmup_steps == steps
+    assert CompeteConfig(warmup_steps=7).of_run(100).warmup_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({}, "is a fraction of a number of steps: give --train-iters, or --train-samples"),
+        (dict(train_samples=8000), "or --train-samples with a --global-batch-size"),
+        (dict(train_samples=8000, global_batch_size=8, step_batch_size_schedule="0:8"), "or --compete-warmup-steps"),
+        (dict(train_iters=100, compete_warmup_steps=7), "and --compete-warmup-steps 7 exclude each other: keep one"),
+        (dict(compete_preset="mine"), r"\(what is not given is --compete-preset mine's\)"),
+    ],
+)
+def test_a_fraction_of_no_steps_is_refused(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(CompeteError, match=f"^--compete-warmup-fraction 0.05 .*{says}"):
+        CompeteConfig.from_arguments(job(**arguments))
+    assert (
+        CompeteConfig.from_arguments(job(compete_rate=0.0)).warmup_steps == 0
+    )  # where nothing competes, nothing is needed
 
 
 def test_unknown_kinds() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from megatron.core.utils import get_model_config
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
@@ -74,7 +75,8 @@ class ModelCompetition(Competition):
         Returns:
             The same, as trainers want it of a hook.
         Raises:
-            CompeteError: on every rank: other layers compete than should, or the ranks' schedules differ.
+            CompeteError: on every rank: other layers compete than should, their losses would not be scaled, or the ranks'
+                schedules differ.
         """
         self._check_layers(model)
         say(f"{len(self.layer_numbers)} layers compete")
@@ -92,15 +94,23 @@ class ModelCompetition(Competition):
         say(f"schedule {self.schedule.describe()}")
 
     def _check_layers(self, model: Iterable[torch.nn.Module]) -> None:
-        modules = [module for chunk in model for module in chunk.modules() if isinstance(module, CompeteMoELayer)]
+        chunks = list(model)
+        modules = [module for chunk in chunks for module in chunk.modules() if isinstance(module, CompeteMoELayer)]
         here = {module.layer_number for module in modules if not module.is_mtp_layer}
-        found = torch.tensor([number in here for number in self.layer_numbers], dtype=torch.int32)
+        unscaled = bool(modules) and not all(_scales_losses(chunk) for chunk in chunks)
+        found = torch.tensor([*(number in here for number in self.layer_numbers), unscaled], dtype=torch.int32)
         if torch.distributed.is_initialized():
             found = found.to(communication_device())
             torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+        found, any_unscaled = found[:-1], bool(found[-1])
         if not found.all():
             raise CompeteError(
                 f"the model has {int(found.sum())} competing layers instead of {len(found)}: its spec was replaced"
+            )
+        if any_unscaled:
+            raise CompeteError(
+                "the model has competing layers, and its own config has num_moe_experts None: Megatron-Core would not "
+                "divide their losses by the number of microbatches. Set model.config.num_moe_experts once it is built"
             )
 
     def metrics(self, num_microbatches: int = 1, per_layer: bool = False) -> dict[str, float]:
@@ -145,6 +155,12 @@ class ModelCompetition(Competition):
             CompeteError: this run asks for another schedule, or its numpy draws another table.
         """
         follow_saved(self, state, override)
+
+
+def _scales_losses(chunk: torch.nn.Module) -> bool:
+    """Whether Megatron-Core's schedules scale the losses of routers in this model chunk, which they ask its config; layers
+    may have another (upstream: `forward_step_calc_loss`)."""
+    return get_model_config(chunk).num_moe_experts is not None
 
 
 class _Scalars(dict[str, float]):

@@ -213,6 +213,13 @@ def test_every_setting_of_a_job_reaches_the_schedule() -> None:
     )  # fmt: skip
 
 
+def test_a_warm_up_is_of_a_number_of_steps() -> None:
+    fraction = CompeteConfig(warmup_fraction=0.1)
+    assert CompetitionSchedule.of(fraction.of_run(50), ((0, 0),)).warmup_steps == 5
+    with pytest.raises(CompeteError, match=r"--compete-warmup-fraction 0.1 .* say which, by CompeteConfig.of_run"):
+        CompetitionSchedule.of(fraction, ((0, 0),))
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("rate", [0.3, 0.002])
 def test_digests_tell_another_way_of_drawing(policy: Policy, rate: float) -> None:

@@ -98,6 +98,39 @@ def test_a_model_of_stock_layers_is_refused() -> None:
     assert "0 competing layers instead of 3: its spec was replaced" in run_rank(checked, True)
 
 
+def in_a_dense_model(microbatches: int) -> tuple[str, torch.Tensor]:
+    """What is said of a model whose own config has no experts, and the gradient that Megatron makes of its routers' losses
+    all the same, of one microbatch again and again."""
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    initialize(Layout())
+    config = config_of(hidden_dropout=0.0, attention_dropout=0.0)
+    competition = ModelCompetition(ALWAYS, config, lambda: 0)
+    model = build(config, competition)
+    model.config = copy.copy(config)  # as a vision-language model's, whose layers have that of the tower
+    model.config.num_moe_experts = None
+    said = ""
+    try:
+        competition.check_model([model])
+    except CompeteError as error:
+        said = str(error)
+    tokens, position = torch.arange(8)[None], torch.arange(8)[None]
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.bool).triu(1)
+    get_forward_backward_func()(
+        forward_step_func=lambda _, chunk: (chunk(tokens, position, mask, labels=tokens), lambda loss: (0.0 * loss.mean(), {})),
+        data_iterator=None, model=model, num_microbatches=microbatches, seq_length=8, micro_batch_size=1, forward_only=False,
+    )  # fmt: skip
+    return said, model.decoder.layers[1].mlp.router.weight.grad
+
+
+def test_a_model_whose_own_config_has_no_experts_is_refused() -> None:
+    """Fails when Megatron scales losses of routers by something else than the model's config: then nothing need be refused."""
+    (said, one), (_, four) = (run_rank(in_a_dense_model, microbatches) for microbatches in (1, 4))
+    assert "its own config has num_moe_experts None" in said and "\n" not in said
+    assert one.abs().max() > 0
+    torch.testing.assert_close(four, 4 * one)
+
+
 def test_settings_are_checked_before_a_model_is_built() -> None:
     config = config_of()
     with pytest.raises(CompeteError, match="--compete-max-active-layers 2 is below rate"):

@@ -97,6 +97,15 @@ def test_other_settings_are_refused(change: dict) -> None:
     assert flag.replace("_", "-") in str(refused.value)
 
 
+def test_a_longer_run_keeps_the_warm_up_that_was_a_fraction_of_the_first() -> None:
+    fraction = dataclasses.replace(CONFIG, warmup_fraction=0.05)
+    saved, longer = (settings_of(fraction.of_run(steps)) for steps in (100, 400))
+    assert (saved["warmup_steps"], longer["warmup_steps"]) == (5, 20)
+    assert continued(saved, longer, fraction.of_run(400)) == saved
+    with pytest.raises(CompeteError, match="--compete-warmup-steps 5 -> 20"):
+        continued(saved, longer, dataclasses.replace(CONFIG, warmup_steps=20))
+
+
 def test_a_saved_schedule_is_followed_refused_or_overridden(capsys: pytest.CaptureFixture[str]) -> None:
     saved = schedule_state(competition().schedule)
     one_stage = competition(places=slots(1, layers=4))

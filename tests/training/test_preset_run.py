@@ -36,3 +36,15 @@ def test_a_run_names_its_preset_and_keeps_its_settings(tmp_path: Path) -> None:
     card = model_card(FAMILIES["mixtral"], saved, 1, has_tokenizer=False)
     assert "| `--compete-preset` | recommended |" in card and "| `--compete-rate` | 0.4 |" in card
     assert f"| `--moe-aux-loss-coeff` | {PRESETS['recommended'].get('moe_aux_loss_coeff', 0.0)} |" in card
+
+
+def test_a_vision_preset_trains_a_language_model_and_a_longer_run_keeps_its_warm_up(tmp_path: Path) -> None:
+    """5% of 40 steps are 2, of 200 steps 10; the checkpoint's schedule goes on."""
+    flags = f"{MODEL} --compete-preset paper-vlm --save {tmp_path} --save-interval 1 --load {tmp_path}"
+    said = []
+    for steps, last in ((40, 1), (200, 3)):
+        output = run_rank(printed, f"{flags} --train-iters {steps} --exit-interval {last}".split())
+        said += [line for line in output.splitlines() if line.startswith("megatron-compete:")]
+    text = "\n".join(said)
+    assert text.count("after 2 steps") == text.count("after 10 steps") == 1, text
+    assert "the checkpoint's competition schedule goes on: --compete-warmup-steps 10 -> 2" in text

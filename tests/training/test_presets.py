@@ -48,12 +48,12 @@ def test_paper_is_what_the_defaults_are(parsed) -> None:
     assert parsed("--compete-preset paper") == parsed()
 
 
-@pytest.mark.parametrize("name", ("paper", "recommended"))
+@pytest.mark.parametrize("name", ("paper", "paper-vlm", "recommended"))
 def test_a_preset_is_its_flags_written_out(name: str, parsed) -> None:
     """So every setting is a flag's, of the kind that the flag parses to, and fits the others."""
     assert not any(isinstance(value, bool) for value in PRESETS[name].values())
     written = " ".join(f"--{dest.replace('_', '-')} {value}" for dest, value in PRESETS[name].items())
-    by_name, by_flag = parsed(f"--compete-preset {name}"), parsed(written)
+    by_name, by_flag = parsed(f"--compete-preset {name} --train-iters 40"), parsed(f"{written} --train-iters 40")
     assert by_name.compete_preset == name
     by_flag.compete_preset = name
     assert by_name == by_flag
@@ -66,6 +66,28 @@ def test_flags_win_wherever_they_stand(parsed) -> None:
     assert before == after
     assert (before.compete_kind, before.compete_rate, before.moe_aux_loss_coeff) == ("utility", 0.2, 0.5)
     assert parsed("--compete-preset paper --compete-preset useful") == parsed("--compete-preset useful")
+
+
+def test_a_warm_up_in_steps_takes_the_place_of_a_fraction(parsed) -> None:
+    vision = CompeteConfig.from_arguments(parsed("--compete-preset paper-vlm --train-iters 40"))
+    assert (vision.warmup_fraction, vision.warmup_steps) == (0.05, 2)
+    for steps in (0, 7):
+        args = parsed(f"--compete-warmup-steps {steps} --compete-preset paper-vlm --train-iters 40")
+        assert CompeteConfig.from_arguments(args) == dataclasses.replace(
+            vision, warmup_fraction=0.0, warmup_steps=steps
+        )
+    assert describe_preset(args) == (
+        "--compete-preset paper-vlm, except --compete-warmup-steps 7 (not 0), --compete-warmup-fraction 0.0 (not 0.05)"
+    )
+    with pytest.raises(CompeteError, match="exclude each other"):
+        CompeteConfig.from_arguments(parsed("--compete-warmup-steps 7 --compete-warmup-fraction 0.1 --train-iters 40"))
+
+
+def test_the_vision_recipe_also_goes_by_utility(parsed) -> None:
+    """Without its losses of winners, and with those of its router."""
+    config = CompeteConfig.from_arguments(parsed("--compete-preset paper-vlm --compete-kind utility --train-iters 40"))
+    assert (config.kind, config.balance_loss, config.router_z_loss_coeff) == ("utility", "top1", 0.001)
+    assert config.diversity_coeff == CompeteConfig.diversity_coeff
 
 
 def test_settings_of_the_other_kind_stay_out(parsed) -> None:
