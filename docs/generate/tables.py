@@ -21,7 +21,7 @@ MEANING = {
     "competition/active-layers": "layers that competed",
     "competition/distillation-loss": "distillation of the router, before its weight",
     "competition/diversity-loss": "mean cosine between the outputs of a token's winners, before its weight",
-    "competition/response-balance-loss": "entropy balance of the responses, before its weight",
+    "competition/response-balance-loss": "load balance of the responses, before its weight",
     "competition/tokens": "tokens that competed over the whole step, padding aside, summed over layers",
     "competition/agreement": "share of the winners (by utility: of the K experts that would lower the loss most) that the router would have chosen",
     "competition/agreement-top1": "share of tokens whose best expert is the router's favourite",

@@ -28,8 +28,9 @@ def tell_loss_tokens(loss_mask: Tensor | None) -> None:
     Args:
         loss_mask: [B, S] of the whole microbatch; None but on tensor parallel rank 0.
     """
-    on_device = {"dtype": torch.float32, "device": torch.cuda.current_device()}
-    count = torch.zeros((), **on_device) if loss_mask is None else loss_mask.sum().to(**on_device)
+    count = torch.zeros((), dtype=torch.float32, device=torch.cuda.current_device())
+    if loss_mask is not None:
+        count.copy_(loss_mask.sum())
     if mpu.get_tensor_model_parallel_world_size() > 1:
         source, group = mpu.get_tensor_model_parallel_src_rank(), mpu.get_tensor_model_parallel_group()
         torch.distributed.broadcast(count, source, group=group)
