@@ -58,7 +58,7 @@ def overhead(plan: JobPlan, config: CompeteConfig) -> Overhead:
     job = dataclasses.replace(plan.job, compete=config, schedule=schedule)
     times = added_by_competition(plan.times, job, plan.hardware)
     step = mean_step(schedule, times, PipelineShape.of(job.transformer, job.microbatches), most_steps=1000)
-    even, flops = times.evenly(schedule.rate * schedule.num_layers) / step.normal_seconds, step_flops(job)
+    even, flops = times.evenly(schedule.rate) / step.normal_seconds, step_flops(job)
     return Overhead(step.overhead_percent, 100 * even, 100 * (flops.mean / flops.normal - 1))
 
 

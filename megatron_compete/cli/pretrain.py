@@ -71,7 +71,7 @@ def _check(recipe: Recipe, ranks: int | None) -> None:
 
     silence_cpu_warnings()
     try:
-        from megatron_compete.plan.job import check_recipe, not_checked
+        from megatron_compete.plan.recipe_check import check_recipe, not_checked
     except ImportError as error:
         print(f"note: not checked whether it would train: {error}", file=sys.stderr)
         return

@@ -96,7 +96,7 @@ def _size(recipe: Recipe, name: str, default: int) -> int:
 
 def main(recipe_file: str, gpus: str) -> None:
     """The process of its own: what could not be checked is printed, what the trainer would refuse is an error."""
-    from megatron_compete.plan.job import check_recipe, not_checked
+    from megatron_compete.plan.recipe_check import check_recipe, not_checked
 
     recipe = read_recipe(Path(recipe_file))
     reason = not_checked(recipe)

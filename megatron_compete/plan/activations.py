@@ -16,6 +16,7 @@ from megatron_compete.plan.layers import LayerKind
 from megatron_compete.plan.mixer_activations import MixerActivations, mixer_activations
 from megatron_compete.plan.precision import linear_input_bytes
 from megatron_compete.plan.scoring import fused_buffer_bytes, scoring_kernel
+from megatron_compete.plan.vision import PICTURE_CHANNELS
 
 FP32 = 4
 INT64 = 8
@@ -32,7 +33,7 @@ class LayerActivations:
     attention_norm: float
     """Output of the norm before the mixer, as its first linear layer keeps it."""
     mlp_norm: float
-    """The same of the norm before the MLP."""
+    """The same of the norm before the MLP; of a projector, what it gets."""
     mixer: MixerActivations
     mlp: float
     """Of a dense MLP, or of experts with their router and rows."""
@@ -58,7 +59,7 @@ def layer_activations(job: Job, kind: LayerKind) -> LayerActivations:
     """What a layer keeps of one microbatch without recomputation."""
     config, size = job.transformer, job.element_bytes
     elements = job.sharded_tokens * config.hidden_size
-    stream, quantised = elements * size, elements * linear_input_bytes(job)
+    stream, quantised = elements * size, job.sharded_tokens * job.input_width * linear_input_bytes(job)
     dropout = elements if config.hidden_dropout > 0 else 0.0
     mlp, rows, activation = (0.0, 0.0, 0.0)
     if kind.is_moe:
@@ -69,16 +70,23 @@ def layer_activations(job: Job, kind: LayerKind) -> LayerActivations:
     if kind.is_moe and config.moe_shared_expert_intermediate_size:
         shared = _mlp(job, config.moe_shared_expert_intermediate_size)[0] + quantised
     return LayerActivations(
-        layer_input=stream,
-        residual=stream * (kind.norms - 1) + kind.norms * dropout,
+        layer_input=stream if kind.norms else 0.0,
+        residual=stream * max(0, kind.norms - 1) + kind.norms * dropout,
         attention_norm=quantised if kind.mixer is not None else 0.0,
-        mlp_norm=0.0 if kind.mlp is None else stream if kind.is_moe else quantised,  # a router keeps bf16
+        mlp_norm=_mlp_input(job, kind),
         mixer=mixer_activations(job, kind.mixer),
         mlp=mlp,
         mlp_input=rows,
         mlp_activation=activation if kind.is_moe else 0.0,
         shared_experts=shared,
     )
+
+
+def _mlp_input(job: Job, kind: LayerKind) -> float:
+    """What an MLP gets, as its first linear layer or, in the training precision, a router keeps it."""
+    if kind.mlp is None:
+        return 0.0
+    return job.sharded_tokens * job.input_width * (job.element_bytes if kind.is_moe else linear_input_bytes(job))
 
 
 def _mlp(job: Job, ffn: int) -> tuple[float, float]:
@@ -172,8 +180,8 @@ def _offloaded(job: Job, layer: LayerActivations) -> float:
 
 
 def recomputes_layers(job: Job) -> bool:
-    """Whether whole layers are run again in the backward pass."""
-    return job.transformer.recompute_granularity == "full"
+    """Whether whole layers are run again in the backward pass; a projector is none of a transformer's."""
+    return job.transformer.recompute_granularity == "full" and job.part != "projector"
 
 
 def recomputes_experts(job: Job) -> bool:
@@ -206,6 +214,20 @@ def chunk_activations(job: Job, kinds: tuple[LayerKind, ...], mtp_depths: int = 
     return KeptActivations(joined + inputs, max(groups, default=0.0))
 
 
+def vision_activations(part: Job) -> KeptActivations:
+    """Of a tower, its pictures included, or of a projector; without trained weights or gradients to hand back there are none."""
+    if not (part.trains or part.gradients_reach):
+        return KeptActivations(0.0, 0.0)
+    layers = chunk_activations(part, part.layers.decoder_PV[0][0])
+    if part.part == "projector":
+        return layers
+    assert part.vision is not None
+    vision, elements = part.vision, part.tokens * part.transformer.hidden_size
+    pictures = part.sequences * vision.patches * PICTURE_CHANNELS * vision.config.patch_dim**2
+    normed = elements if vision.class_tokens else 0  # a clip tower's norm before its first layer
+    return KeptActivations(layers.per_microbatch + (pictures + normed) * part.element_bytes, layers.live)
+
+
 def mtp_activations(job: Job) -> float:
     """Around one depth of multi-token prediction: embedding and hidden states with their norms' outputs, which are
     joined on every tensor parallel rank, and the final norm's input and output."""
@@ -230,11 +252,11 @@ def competing_activations(job: Job) -> KeptActivations:
     waits, and the rest is there for one layer at a time. By utility only the logits and the router's choice wait, `moe/utility.py`,
     and of a sample of the tokens the layer's input.
     """
-    config, tokens, width = job.transformer, job.competing_tokens, job.expert_width
+    config, tokens, width = job.transformer, job.competing_tokens, job.expert_output
     experts, winners = config.num_moe_experts or 0, config.moe_router_topk
     if job.by_utility:
         of_a_score = {"fp32": 4, "fp64": 8}.get(config.moe_router_dtype, job.element_bytes) + 1
-        inputs = config.hidden_size * job.element_bytes if tokens < job.sharded_tokens else 0
+        inputs = job.input_width * job.element_bytes if tokens < job.sharded_tokens else 0
         kept = float(tokens * (experts * of_a_score + inputs))
         return KeptActivations(0.0, kept) if recomputes_experts(job) else KeptActivations(kept, 0.0)
     casts = 0 if job.element_bytes == FP32 else 2 * FP32
@@ -250,12 +272,13 @@ def scoring_memory(job: Job) -> float:
     """What the scoring pass of one layer holds at a time, `moe/scoring.py`: a chunk's gathered tokens, the next
     chunk's on their way, and one expert; with the fused kernels what they write between their two halves instead."""
     assert job.compete is not None
-    config, sizes, size, width = job.transformer, job.sizes, job.element_bytes, job.expert_width
+    config, sizes, size = job.transformer, job.sizes, job.element_bytes
+    width_in, width = job.expert_width, job.expert_output
     chunk, group = min(job.compete.score_chunk_tokens, job.competing_tokens), sizes.ep * sizes.etp
     matrices = 2 if config.gated_linear_unit else 1
     ffn, experts = job.expert_ffn / sizes.etp, (config.num_moe_experts or 0) / sizes.ep
     chunks = min(2, -(-job.competing_tokens // chunk))
-    tokens = float(width * size * chunks) if group > 1 else 0.0
+    tokens = float(width_in * size * chunks) if group > 1 else 0.0
     running = max((matrices + 1) * ffn, ffn + width) * size
     casts = FP32 if size == FP32 else 2 * FP32
     if job.by_utility:  # the product of two factors, and the gathered gradients
@@ -265,5 +288,5 @@ def scoring_memory(job: Job) -> float:
     passing = fused_buffer_bytes(job) if scoring_kernel(job) != "plain" else max(running, response)
     held = chunk * group * (tokens + passing) + chunk * sizes.ep * experts * FP32
     if job.compete.response_gradients == "all":  # sums of all local experts' gradients, and one expert's
-        held += 2 * (matrices + 1) * width * ffn * experts * size
+        held += 2 * (matrices * width_in + width) * ffn * experts * size
     return held

@@ -109,7 +109,9 @@ def _settings(own: CompeteConfig, kind: Literal["utility", "response"], rate: fl
 def _largest(job: Job, hardware: Hardware, times: PipelineTimes, config: CompeteConfig, budget: float) -> Fit | None:
     """The largest fraction within the budget, to two digits; None where there is none or the model is refused."""
     try:
-        check_supported(job.transformer, config)
+        for part in job.parts:
+            if part.transformer.num_moe_experts:
+                check_supported(part.transformer, config)
         schedule = CompetitionSchedule.of(config, job.stage_chunks)
     except CompeteError:
         return None

@@ -12,6 +12,8 @@ from megatron_compete.plan.memory import StageMemory, not_counted
 from megatron_compete.plan.overhead import Overhead, PolicyOutcome
 from megatron_compete.plan.scoring import scoring_kernel
 from megatron_compete.plan.traffic import PURPOSES, Traffic
+from megatron_compete.vlm.config import Part
+from megatron_compete.vlm.layer_names import PART_NAMES
 
 FORMAT = 1
 """Grows when a key changes its meaning or goes; new keys may come without it."""
@@ -57,7 +59,8 @@ NOTES_ON_COMPETITION = (
 
 def model_notes(job: Job) -> tuple[str, ...]:
     """What the times take for granted, beside the efficiencies of the hardware."""
-    competition = (SCORING_NOTES[scoring_kernel(job)], *NOTES_ON_COMPETITION) if job.competes else ()
+    kernels = dict.fromkeys(scoring_kernel(part) for part in job.competing_parts)
+    competition = (*(SCORING_NOTES[kernel] for kernel in kernels), *NOTES_ON_COMPETITION) if job.competes else ()
     features = tuple(note for applies, note in NOTES_ON_FEATURES if applies(job))
     return (*job.assumed, *(() if job.is_dense else NOTES_ON_EXPERTS), *NOTES, *features, *competition)
 
@@ -77,6 +80,9 @@ def plan_document(
             "flops_per_step": {
                 "normal_flop": plan.flops.normal,
                 "competing_layer_flop": plan.flops.competing_layer,
+                "competing_layer_flop_by_part": {
+                    PART_NAMES[part]: added for part, added in plan.flops.competing_of_part.items()
+                },
                 "most_competing_flop": plan.flops.competing,
                 "mean_flop": plan.flops.mean,
             },
@@ -87,6 +93,14 @@ def plan_document(
             "assumptions": _assumptions(plan),
         }
     )
+
+
+def competing_seconds(plan: JobPlan) -> dict[Part, tuple[float, float]]:
+    """What competing adds to the forward and the backward pass of one microbatch in a layer, by part of the model."""
+    times = plan.times
+    forward_L, backward_L = times.competing_forward_L.tolist(), times.competing_backward_L.tolist()
+    parts = [part.part for part in plan.job.competing_parts]
+    return {part: (forward, backward) for part, forward, backward in zip(parts, forward_L, backward_L, strict=True)}
 
 
 def own_outcome(overhead: Overhead) -> PolicyOutcome | None:
@@ -104,17 +118,12 @@ def step_document(plan: JobPlan, overhead: Overhead) -> dict[str, Any]:
         "mean_seconds": mean,
         "competing_mean_seconds": None if own is None else own.competing_mean_seconds,
         "overhead_percent": 0.0 if own is None else own.overhead_percent,
-        "even_overhead_percent": 100 * plan.times.evenly(_mean_layers(plan)) / overhead.normal_seconds,
+        "even_overhead_percent": 100 * plan.times.evenly(overhead.rate) / overhead.normal_seconds,
         "added_flops_percent": 100 * (plan.flops.mean / normal_flop - 1),
         "normal_mfu_percent": 100 * plan.utilization(normal_flop, overhead.normal_seconds),
         "mean_mfu_percent": 100 * plan.utilization(normal_flop, mean),
         "tokens_per_second": plan.job.step_tokens / mean,
     }
-
-
-def _mean_layers(plan: JobPlan) -> float:
-    schedule = plan.job.schedule
-    return 0.0 if schedule is None else schedule.rate * schedule.num_layers
 
 
 def _layout(plan: JobPlan) -> dict[str, Any]:
@@ -150,14 +159,17 @@ def _parameters(plan: JobPlan) -> dict[str, Any]:
 
 
 def _memory(plan: JobPlan) -> dict[str, Any]:
-    state, activations = plan.megatron_memory
+    estimate = None
+    if plan.megatron_memory is not None:
+        state, activations = plan.megatron_memory
+        estimate = {"weights_and_optimizer_bytes": state, "activations_bytes": activations}
     return {
         "gpu_bytes": plan.hardware.memory_bytes,
         "usable_bytes": plan.memory_limit,
         "fits": plan.fits,
         "fullest_stage": plan.fullest.stage,
         "stages": [_stage_memory(stage) for stage in plan.memory],
-        "megatron_estimate": {"weights_and_optimizer_bytes": state, "activations_bytes": activations},
+        "megatron_estimate": estimate,
         "not_counted": not_counted(plan.job),
     }
 
@@ -195,8 +207,14 @@ def _times(plan: JobPlan) -> dict[str, Any]:
     return {
         "forward_microbatch_seconds_by_stage_and_chunk": times.forward_PV.tolist(),
         "backward_microbatch_seconds_by_stage_and_chunk": times.backward_PV.tolist(),
-        "competing_layer_forward_seconds": times.competing_forward,
-        "competing_layer_backward_seconds": times.competing_backward,
+        "competing_layer_forward_seconds": float(times.competing_forward_L.mean()) if len(times.stage_chunks) else 0.0,
+        "competing_layer_backward_seconds": float(times.competing_backward_L.mean())
+        if len(times.stage_chunks)
+        else 0.0,
+        "competing_layer_seconds_by_part": {
+            PART_NAMES[part]: {"forward": forward, "backward": backward}
+            for part, (forward, backward) in competing_seconds(plan).items()
+        },
         "pipeline_transfer_seconds": times.transfer,
         "once_per_step_seconds": times.once,
     }

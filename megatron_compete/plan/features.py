@@ -11,7 +11,7 @@ from rich.table import Table
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch.recipe import Recipe
 from megatron_compete.plan.feature_table import MEANINGS, Feature, features_of
-from megatron_compete.plan.job import check_recipe
+from megatron_compete.plan.recipe_check import check_recipe
 from megatron_compete.plan.transformer_engine import NeededVersion, needed_version
 
 WIDTH = 170

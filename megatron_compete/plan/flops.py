@@ -4,6 +4,7 @@ A GEMM of m x k by k x n is 2 m k n FLOPs; a backward pass is twice a forward on
 and the response are left out, as Megatron leaves them out.
 """
 
+import copy
 from dataclasses import dataclass
 
 from megatron.training.training import num_floating_point_operations
@@ -11,7 +12,9 @@ from megatron.training.training import num_floating_point_operations
 from megatron_compete.plan.job import Job
 from megatron_compete.plan.layers import LayerKind, Mixer
 from megatron_compete.plan.mixer_parameters import GdnShape, LatentShape, MambaShape
+from megatron_compete.plan.vision import PICTURE_CHANNELS
 from megatron_compete.training.flops import scoring_flops
+from megatron_compete.vlm.config import Part
 
 MAMBA_SCAN = 7
 """FLOPs of Mamba's scan for a token, channel and state (as Megatron counts it)."""
@@ -24,7 +27,9 @@ class StepFLOPs:
     normal: float
     """Megatron's count."""
     competing_layer: float
-    """What one competing layer adds."""
+    """What one competing layer adds, in the mean over those that can compete."""
+    competing_of_part: dict[Part, float]
+    """What one adds in each part of the model that has any."""
     competing: float
     """A step at which A_max layers compete."""
     mean: float
@@ -33,14 +38,60 @@ class StepFLOPs:
 
 def step_flops(job: Job) -> StepFLOPs:
     """FLOPs of a global batch, as the trainer's log counts them."""
-    normal = float(num_floating_point_operations(job.args, job.args.global_batch_size))
+    normal = _normal_flops(job)
     if job.schedule is None or job.compete is None:
-        return StepFLOPs(normal, 0.0, normal, normal)
-    competing = job.compete.token_fraction * job.step_tokens
-    layer = scoring_flops(job.args, competing, job.compete.response_gradients, job.compete.kind)
-    most = min(job.schedule.max_active, job.schedule.num_layers)
-    mean = job.schedule.rate * job.schedule.num_layers
-    return StepFLOPs(normal, layer, normal + most * layer, normal + mean * layer)
+        return StepFLOPs(normal, 0.0, {}, normal, normal)
+    of_part = {part.part: _competing_flops(part) for part in job.competing_parts}
+    layers = sorted((of_part[part.part] for part in job.competing_parts), reverse=True)
+    most = sum(layers[: job.schedule.max_active])
+    mean = sum(layers) / len(layers)
+    return StepFLOPs(normal, mean, of_part, normal + most, normal + job.schedule.rate * sum(layers))
+
+
+def _normal_flops(job: Job) -> float:
+    """Megatron's count of the decoder, and of tower and projector by the same rules; what is frozen has no products for its
+    weights' gradients, and none at all in its backward pass where all before it is frozen too."""
+    args = job.args
+    if job.vision is not None and job.transformer.num_moe_experts is None:
+        args = copy.copy(args)
+        args.num_experts = None
+    normal = float(num_floating_point_operations(args, args.global_batch_size))
+    if not job.trains:
+        normal *= (1 + backward_products(job)) / 3
+    for part in job.parts[:-1]:
+        layers = part.layers.decoder_PV[0][0]
+        forward = patches_flops(part) + sum(layer_flops(part, kind).total for kind in layers)
+        normal += (1 + backward_products(part)) * forward * job.microbatches * job.sizes.dp
+    return normal
+
+
+def backward_products(part: Job) -> int:
+    """Products of a matrix in the backward pass for its one in the forward pass: for its input's gradient and its weight's."""
+    return int(part.gradients_reach) + int(part.trains)
+
+
+def _competing_flops(part: Job) -> float:
+    """Of a step's scoring passes in one layer."""
+    assert part.compete is not None
+    competing, compete = part.compete.token_fraction, part.compete
+    if part.part == "language":
+        return scoring_flops(part.args, competing * part.step_tokens, compete.response_gradients, compete.kind)
+    tokens = competing * part.tokens * part.microbatches * part.sizes.dp
+    scored = tokens * (part.transformer.num_moe_experts or 0) * expert_flops(part)
+    return 3.0 * scored if compete.response_gradients == "all" else scored
+
+
+def patches_flops(part: Job) -> float:
+    """Forward FLOPs of one microbatch's convolution of patches on the first stage's rank; 0 but in a tower."""
+    if part.vision is None or part.part != "vision":
+        return 0.0
+    weights = PICTURE_CHANNELS * part.vision.config.patch_dim**2 * part.transformer.hidden_size
+    return 2.0 * part.sequences * part.vision.patches * weights
+
+
+def expert_flops(job: Job) -> float:
+    """Forward FLOPs of one token in one whole expert."""
+    return 2.0 * job.expert_ffn * ((matrices(job) - 1) * job.expert_width + job.expert_output)
 
 
 @dataclass(frozen=True)
@@ -50,10 +101,15 @@ class LayerFlops:
     projections: float
     """Of what mixes tokens: matrices before and after its core."""
     core: float
-    """Attention's scores and their product with the values, the causal half; or a scan."""
+    """Attention's scores and their product with the values, of a decoder the causal half; or a scan."""
     mlp: float
     """Of a dense MLP or shared experts, and of latent projections."""
     experts: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.projections + self.core + self.mlp + self.experts
 
 
 def layer_flops(job: Job, kind: LayerKind) -> LayerFlops:
@@ -63,13 +119,12 @@ def layer_flops(job: Job, kind: LayerKind) -> LayerFlops:
     config, tokens, tp = job.transformer, job.tokens, job.sizes.tp
     projections, core = _mixer(job, kind.mixer) if kind.mixer is not None else (0.0, 0.0)
     ffn = (config.moe_shared_expert_intermediate_size or 0) if kind.is_moe else config.ffn_hidden_size
-    mlp = 2.0 * tokens * config.hidden_size * matrices(job) * ffn / tp if kind.mlp is not None else 0.0
+    widths = (matrices(job) - 1) * job.input_width + config.hidden_size
+    mlp = 2.0 * tokens * widths * ffn / tp if kind.mlp is not None else 0.0
     experts = 0.0
     if kind.is_moe:
         rows = job.sharded_tokens * config.moe_router_topk * capacity_share(job)
-        experts = (
-            2.0 * rows * job.expert_width * matrices(job) * job.expert_ffn
-        )  # each of an expert's shards has a part
+        experts = rows * expert_flops(job)  # each of an expert's shards has a part
         if config.moe_latent_size:
             mlp += 4.0 * job.sharded_tokens * config.hidden_size * job.expert_width
     return LayerFlops(projections=projections, core=core, mlp=mlp, experts=experts)
@@ -82,7 +137,8 @@ def _mixer(job: Job, mixer: Mixer) -> tuple[float, float]:
         queries, keys = (config.kv_channels * n for n in (config.num_attention_heads, config.num_query_groups))
         gate = queries if config.attention_output_gate else 0
         matrices_out = hidden * (2 * queries + gate + 2 * keys)
-        return 2.0 * tokens * matrices_out / tp, 2.0 * tokens * job.args.seq_length * queries / tp
+        seen = (2.0 if job.is_causal else 4.0) * tokens * job.sequence_length
+        return 2.0 * tokens * matrices_out / tp, seen * queries / tp
     if mixer == "mla":
         return _latent(job)
     if mixer == "gdn":
@@ -111,12 +167,12 @@ def scoring_pass_flops(job: Job) -> float:
     config = job.transformer
     tokens = job.competing_tokens * job.sizes.ep * job.sizes.etp
     experts = (config.num_moe_experts or 0) / job.sizes.ep
-    scored = 2.0 * tokens * experts * job.expert_width * matrices(job) * job.expert_ffn / job.sizes.etp
-    if not job.args.moe_latent_size:
+    scored = tokens * experts * expert_flops(job) / job.sizes.etp
+    if not config.moe_latent_size:
         return scored
     by_utility = job.compete is not None and job.compete.kind == "utility"
     projected = 2 if by_utility else 1 + (config.num_moe_experts or 0)
-    return scored + 2.0 * job.competing_tokens * projected * config.hidden_size * job.args.moe_latent_size
+    return scored + 2.0 * job.competing_tokens * projected * config.hidden_size * config.moe_latent_size
 
 
 def output_flops(job: Job) -> float:

@@ -1,48 +1,36 @@
 """One training job as its recipe describes it: Megatron's own arguments and settings for a given number of GPUs.
 
-The recipe goes through Megatron's parser, `validate_args` and `TransformerConfig`, with a pretended world size and
-device (`plan/pretend.py`). No process group is made and none of the files that a recipe names is needed.
+The recipe goes through the trainer's own checks on a pretended machine (`plan/recipe_check.py`).
 """
 
 import argparse
+import dataclasses
 import math
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.training.arguments import parse_args, validate_args
-from megatron.training.vocab_utils import calculate_padded_vocab_size
 
-from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
-from megatron_compete.launch.recipe import MODULE, Recipe
-from megatron_compete.layout.rules import BrokenRules
+from megatron_compete.launch.recipe import Recipe
 from megatron_compete.layout.scope import check_scope
 from megatron_compete.layout.sizes import ParallelSizes
 from megatron_compete.moe.competition import moe_stage_chunks
 from megatron_compete.plan.layers import Layers
-from megatron_compete.plan.pretend import pretended_gpu
+from megatron_compete.plan.recipe_check import CheckedRecipe, check_recipe
 from megatron_compete.plan.transformer_engine import NeededVersion, needed_version
-from megatron_compete.resilience.resuming.changes import broken_changes
-from megatron_compete.resilience.resuming.choice import load_folder
-from megatron_compete.resilience.resuming.saved_run import read_saved_run
+from megatron_compete.plan.vision import Vision
 from megatron_compete.schedule import CompetitionSchedule
-from megatron_compete.training.arguments import add_arguments
-from megatron_compete.training.job_check import CheckedJob, check_job
-
-ASSUMED_VOCABULARY = 128_000
-"""Where neither `--vocab-size` nor `--padded-vocab-size` says, for a plan opens no tokenizer. That of recent models is
-between 32,000 and 202,000, and at most a few per cent of their parameters hang on it."""
-
-GPUS_PER_NODE = 8
-"""Where the recipe's `nproc-per-node` does not say."""
+from megatron_compete.vlm.config import PARTS, Part
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job that Megatron would accept."""
+    """A job that Megatron would accept.
+
+    A vision-language model has several `parts`, each a stack of layers with settings and sequences of its own. Each is a
+    `Job` too, the whole one being its decoder's: what is said of a layer here is said of a layer of `part`.
+    """
 
     args: argparse.Namespace
     """Megatron's arguments, validated, with `padded_vocab_size`."""
@@ -59,6 +47,18 @@ class Job:
     """What the recipe does not say and the plan takes for granted."""
     transformer_engine: NeededVersion | None = None
     """The Transformer Engine that the arguments need; None where they use none."""
+    vision: Vision | None = None
+    """What stands before the decoder; None in a language model."""
+    part: Part = "language"
+    """The part of the model that `transformer` is of."""
+
+    @cached_property
+    def parts(self) -> tuple["Job", ...]:
+        """The model's parts, in the order in which a token passes them, the decoder last."""
+        if self.vision is None:
+            return (self,)
+        transformer_of = self.vision.config.transformer_of
+        return tuple(dataclasses.replace(self, part=part, transformer=transformer_of(part)) for part in PARTS)
 
     @property
     def competes(self) -> bool:
@@ -68,7 +68,7 @@ class Job:
     @property
     def is_dense(self) -> bool:
         """Whether no layer has experts."""
-        return not any(kind.is_moe for kind in self.layers.kinds)
+        return not any(kind.is_moe for part in self.parts for kind in part.layers.kinds)
 
     @property
     def by_utility(self) -> bool:
@@ -83,7 +83,35 @@ class Job:
     @property
     def tokens(self) -> int:
         """T of the attention on one rank, of one microbatch: its share of the context."""
-        return int(self.args.seq_length * self.args.micro_batch_size // self.sizes.cp)
+        return self.sequences * self.sequence_length // self.sizes.cp
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of a microbatch; a tile is one."""
+        tiles = self.vision.tiles if self.vision is not None and self.part != "language" else 1
+        return int(self.args.micro_batch_size) * tiles
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a sequence."""
+        if self.vision is not None and self.part != "language":
+            return self.vision.sequence_length(self.part)
+        return int(self.args.seq_length)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a token sees those before it alone; patches see each other."""
+        return self.part == "language"
+
+    @property
+    def trains(self) -> bool:
+        """Whether the weights of this part are trained."""
+        return self.vision is None or self.vision.trains(self.part)
+
+    @property
+    def gradients_reach(self) -> bool:
+        """Whether the part's input has a gradient."""
+        return self.vision is None or self.vision.gradients_reach(self.part)
 
     @property
     def sharded_tokens(self) -> int:
@@ -111,19 +139,50 @@ class Job:
         return int(self.transformer.moe_ffn_hidden_size or self.transformer.ffn_hidden_size)
 
     @property
+    def input_width(self) -> int:
+        """Width of what a layer gets; of a projector the tower's hidden size, its output being `hidden_size` wide."""
+        if self.vision is not None and self.part == "projector":
+            return int(self.vision.config.tower.hidden_size)
+        return int(self.transformer.hidden_size)
+
+    @property
     def expert_width(self) -> int:
-        """Width of what experts get and give: the hidden size, or the latent's (`--moe-latent-size`)."""
+        """Width of what experts get: the hidden size, or the latent's (`--moe-latent-size`)."""
+        return int(self.transformer.moe_latent_size or self.input_width)
+
+    @property
+    def expert_output(self) -> int:
+        """Width of what experts give: the same, but in a projector."""
         return int(self.transformer.moe_latent_size or self.transformer.hidden_size)
 
     @cached_property
     def layers(self) -> Layers:
-        """The model's layers in their pipeline layout."""
+        """The part's layers in their pipeline layout."""
+        if self.vision is not None and self.part != "language":
+            kind = self.vision.layer_kind(self.part)
+            return Layers.on_first_stage(kind, int(self.transformer.num_layers), self.sizes.pp)
         return Layers.of(self.args, self.transformer)
+
+    @cached_property
+    def competing_parts(self) -> tuple["Job", ...]:
+        """For each layer that can compete, in order of depth, the part that it is of."""
+        if not self.competes:
+            return ()
+        counts = ((part, len(moe_stage_chunks(part.transformer, self._pattern))) for part in self.parts)
+        return tuple(part for part, count in counts for _ in range(count))
 
     @cached_property
     def stage_chunks(self) -> tuple[tuple[int, int], ...]:
         """(stage, chunk) of each layer that can compete, in order of depth."""
-        return moe_stage_chunks(self.transformer, self.args.hybrid_layer_pattern) if self.competes else ()
+        if not self.competes:
+            return ()
+        return tuple(place for part in self.parts for place in moe_stage_chunks(part.transformer, self._pattern))
+
+    @property
+    def _pattern(self) -> str | None:
+        """`--hybrid-layer-pattern`, which no model of several parts has."""
+        pattern: str | None = self.args.hybrid_layer_pattern
+        return pattern
 
 
 def read_job(recipe: Recipe, gpus: int | None = None) -> Job:
@@ -140,99 +199,11 @@ def read_job(recipe: Recipe, gpus: int | None = None) -> Job:
     return _priced(checked)
 
 
-@dataclass(frozen=True)
-class CheckedRecipe:
-    """A recipe that would train, and what had to be assumed of it."""
-
-    job: CheckedJob
-    gpus_per_node: int
-    assumed: tuple[str, ...]
-
-
-def check_recipe(
-    recipe: Recipe, gpus: int | None = None, validated: Callable[[argparse.Namespace], None] = lambda args: None
-) -> CheckedRecipe:
-    """What the trainer checks before it builds a model, for a recipe and on any host.
-
-    Args:
-        gpus: see `read_job`.
-        validated: is given the arguments once Megatron has validated them, before competition is asked.
-    Raises:
-        BrokenRules, CompeteError: see `read_job`.
-    """
-    gpus_per_node = _launch_number(recipe, "nproc-per-node", GPUS_PER_NODE)
-    world = gpus if gpus is not None else gpus_per_node * _launch_number(recipe, "nnodes", 1)
-    with pretended_gpu():
-        args = _parse(recipe, world)
-        assumed = _assume(args)
-        checked = check_job(args, gpus_per_node, lambda parsed: _validated(parsed, validated))
-        changes = _broken_changes(checked.args)
-        if changes:
-            raise BrokenRules(changes)
-    return CheckedRecipe(checked, gpus_per_node, assumed)
-
-
-def not_checked(recipe: Recipe) -> str | None:
-    """Why a recipe cannot be checked before it runs, or None: its arguments are elsewhere."""
-    for name in ("use-checkpoint-args", "yaml-cfg"):
-        if recipe.arguments.get(name):
-            return f"--{name}: the arguments are the {'checkpoint' if 'checkpoint' in name else 'file'}'s"
-    return None
-
-
-def _assume(args: argparse.Namespace) -> tuple[str, ...]:
-    """Fill in what only files could tell, and say so."""
-    if args.padded_vocab_size is not None or args.vocab_size is not None:
-        return ()
-    args.vocab_size = ASSUMED_VOCABULARY
-    return (
-        f"a vocabulary of {ASSUMED_VOCABULARY:,}, for the recipe does not say: give --vocab-size, as the tokenizer has it",
-    )
-
-
-def _broken_changes(args: argparse.Namespace) -> tuple[str, ...]:
-    """What keeps the job from going on from the checkpoint in its `--load` folder, if that can be read here."""
-    folder = load_folder(args)
-    saved = read_saved_run(folder, args.ckpt_step) if folder is not None else None
-    return () if saved is None else broken_changes(saved, args)
-
-
-def _launch_number(recipe: Recipe, name: str, default: int) -> int:
-    value = recipe.launch.get(name, default)
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise CompeteError(f"--{name} {value} is no number of GPUs to plan for: give --{name} N")
-    return number
-
-
-def _parse(recipe: Recipe, world: int) -> argparse.Namespace:
-    """Megatron's parser reads sys.argv."""
-    command = recipe.command()
-    argv, sys.argv = sys.argv, ["pretrain", *command[command.index(MODULE) + 1 :]]
-    try:
-        args = parse_args(add_arguments)
-    finally:
-        sys.argv = argv
-    for name in ("yaml_cfg", "use_checkpoint_args"):
-        if getattr(args, name):
-            raise CompeteError(f"--{name.replace('_', '-')}: a plan needs the arguments themselves in the recipe")
-    args.rank, args.world_size = 0, world
-    return args
-
-
-def _validated(args: argparse.Namespace, tell: Callable[[argparse.Namespace], None]) -> argparse.Namespace:
-    validate_args(args)
-    args.padded_vocab_size = padded_vocab_size(args)
-    tell(args)
-    return args
-
-
 def _priced(checked: CheckedRecipe) -> Job:
     args, competition = checked.job.args, checked.job.competition
     competes = competition is not None and competition.config.enabled
+    model = checked.job.vision_language
+    vision = None if model is None else Vision.of(args, model)
     return Job(
         args,
         checked.job.transformer,
@@ -240,15 +211,7 @@ def _priced(checked: CheckedRecipe) -> Job:
         ParallelSizes.of(args),
         checked.gpus_per_node,
         competition.schedule if competition is not None and competes else None,
-        checked.assumed,
+        (*checked.assumed, *(() if vision is None else vision.assumptions())),
         needed_version(args),
-    )
-
-
-def padded_vocab_size(args: argparse.Namespace) -> int:
-    """The vocabulary as Megatron pads it; a plan opens no tokenizer."""
-    if args.padded_vocab_size is not None:
-        return int(args.padded_vocab_size)
-    return calculate_padded_vocab_size(
-        args.vocab_size, args.make_vocab_size_divisible_by, args.tensor_model_parallel_size, logging_enabled=False
+        vision,
     )

@@ -23,8 +23,8 @@ class JobPlan:
     traffic: tuple[Traffic, ...]
     flops: StepFLOPs
     times: PipelineTimes
-    megatron_memory: tuple[float, float]
-    """Megatron's own estimate of the fullest rank: weights with optimizer, and activations, in bytes."""
+    megatron_memory: tuple[float, float] | None
+    """Megatron's own estimate of the fullest rank: weights with optimizer, and activations, in bytes; None where it has none."""
 
     @property
     def fullest(self) -> StageMemory:

@@ -16,10 +16,12 @@ from megatron_compete.plan.activations import (
 )
 from megatron_compete.plan.flops import (
     LayerFlops,
+    expert_flops,
     layer_flops,
     matrices,
     mtp_flops,
     output_flops,
+    patches_flops,
     scoring_pass_flops,
 )
 from megatron_compete.plan.groups import Groups
@@ -92,17 +94,28 @@ class LayerTimes:
         sent = self.traffic.normal(kind)
         computing = self._compute(flops, kind)
         forward = computing + self._exposed(sent.forward, flops, computing, 1.0)
-        backward = 2.0 * computing + self._exposed(sent.backward, flops, 2.0 * computing, 2.0)
-        if kind.mixer in ("attention", "mla"):
-            backward += (ATTENTION_BACKWARD - 2.0) * self._core(flops, kind)
-        backward += self._recomputing(flops, kind)
         least = self._launched(kind) * self.hardware.kernel_seconds
-        return Seconds(max(forward, least), max(backward, (3 if recomputes_layers(self.job) else 2) * least))
+        return Seconds(max(forward, least), self._backward(flops, kind, sent.backward, computing, least))
+
+    def _backward(
+        self, flops: LayerFlops, kind: LayerKind, sent: dict[str, float], computing: float, least: float
+    ) -> float:
+        """Seconds of a backward pass: two products for each of the forward pass, one where weights are frozen, and none
+        where nothing before them is trained either."""
+        job = self.job
+        if not (job.trains or job.gradients_reach):
+            return 0.0
+        products = 2.0 if job.trains else 1.0
+        backward = products * computing + self._exposed(sent, flops, products * computing, products)
+        if kind.mixer in ("attention", "mla"):
+            backward += (ATTENTION_BACKWARD - products) * self._core(flops, kind)
+        backward += self._recomputing(flops, kind)
+        return max(backward, (3 if recomputes_layers(job) else 2) * least)
 
     def _launched(self, kind: LayerKind) -> int:
         """Kernels of a forward pass that the host launches one by one."""
         config = self.job.transformer
-        kernels = LAYER_KERNELS * kind.norms // 2
+        kernels = LAYER_KERNELS * ((kind.mixer is not None) + (kind.mlp is not None)) // 2
         if config.cuda_graph_impl == "none":
             return kernels
         scopes = [getattr(scope, "name", str(scope)) for scope in config.cuda_graph_modules or ()]
@@ -117,7 +130,7 @@ class LayerTimes:
         scoring = self._scoring_compute()
         if self.job.by_utility:
             return Seconds(0.0, self._all_sent(sent.backward) + scoring)
-        rows = self.job.competing_tokens * self.job.transformer.moe_router_topk * self.job.expert_width
+        rows = self.job.competing_tokens * self.job.transformer.moe_router_topk * self.job.expert_output
         rows_forward = self.moving(rows * ROWS_FORWARD_BYTES)
         forward = self._all_sent(sent.forward) + scoring + rows_forward
         backward = self.moving(rows * ROWS_BACKWARD_BYTES) + self._all_sent(sent.backward)
@@ -134,6 +147,11 @@ class LayerTimes:
         logits = job.tokens * job.args.padded_vocab_size / job.sizes.tp * (1 + job.layers.mtp_depths)
         loss = self.moving(logits * (job.element_bytes + 4 * FP32))
         return Seconds(compute + loss, 2.0 * compute + loss)
+
+    def patches(self) -> Seconds:
+        """Of a tower: a tile's patches convolved; their gradients are of the weights alone."""
+        compute = self.computing(patches_flops(self.job), self.hardware.gemm_efficiency, low_precision=False)
+        return Seconds(compute, compute if self.job.trains else 0.0)
 
     def joining(self) -> Seconds:
         """Embeddings and hidden states of multi-token prediction, normed and projected."""
@@ -162,7 +180,7 @@ class LayerTimes:
     def _expert_weights(self) -> float:
         """Bytes of a rank's experts in one layer."""
         config, sizes = self.job.transformer, self.job.sizes
-        weights = matrices(self.job) * self.job.expert_width * self.job.expert_ffn / sizes.etp
+        weights = expert_flops(self.job) / 2 / sizes.etp
         return weights * (config.num_moe_experts or 0) / sizes.ep * self.job.element_bytes
 
     def _compute(self, flops: LayerFlops, kind: LayerKind) -> float:
@@ -207,7 +225,8 @@ class LayerTimes:
         rows = routed_rows(job)
         router = 6.0 * job.sharded_tokens * (config.num_moe_experts or 0) * FP32
         hidden_layer = matrices(job) * job.expert_ffn / job.sizes.etp
-        return router + rows * (8.0 * job.expert_width + hidden_layer) * job.element_bytes
+        widths = 4.0 * (job.expert_width + job.expert_output)
+        return router + rows * (widths + hidden_layer) * job.element_bytes
 
     def _exposed(self, sent: dict[str, float], flops: LayerFlops, computing: float, passes: float) -> float:
         """Seconds of a layer's collectives that nothing hides.
@@ -278,7 +297,7 @@ class LayerTimes:
         casts = 3 * FP32 if job.element_bytes == FP32 else job.element_bytes + 4 * FP32
         if job.by_utility:  # the other factor, and where there is a cast its result, written and read
             casts += FP32 if job.element_bytes == FP32 else job.element_bytes + 2 * FP32
-        response = job.expert_width * casts / sizes.etp
+        response = job.expert_output * casts / sizes.etp
         elementwise = self.moving(gathered * experts * (hidden_layer + response))
         return max(gemms + elementwise, chunks * experts * SCORING_KERNELS * self.hardware.kernel_seconds)
 

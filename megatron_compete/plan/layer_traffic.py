@@ -42,12 +42,14 @@ class LayerTraffic:
         backward = {"tp": self._tensor(kind, backward=True), "cp": self._context(kind, backward=True)}
         if kind.is_moe:
             forward |= {"ep": self._dispatch(), "etp": self._shards()}
-            backward |= {"ep": self._dispatch(), "etp": self._shards()}
+            backward |= {"ep": self._dispatch(inputs=self.job.gradients_reach), "etp": self._shards()}
         repeated = forward if recomputes_layers(self.job) else {}
         if kind.is_moe and not repeated and recomputes_experts(self.job):
             repeated = {name: forward[name] for name in ("ep", "etp")}
         for name, sent in repeated.items():
             backward[name] += sent
+        if not (self.job.trains or self.job.gradients_reach):  # frozen, as all before it
+            backward = {}
         return LayerBytes(_nonzero(forward), _nonzero(backward))
 
     def competing(self) -> LayerBytes:
@@ -55,7 +57,7 @@ class LayerTraffic:
         in the backward pass, and output gradients are gathered too, by the ranks that reduce for their tokens."""
         forward = self._scoring()
         if self.job.by_utility:
-            gradients = self.job.competing_tokens * self.job.expert_width * self.job.element_bytes
+            gradients = self.job.competing_tokens * self.job.expert_output * self.job.element_bytes
             scoring = forward | {"ep": forward["ep"] + gradients * (self.job.sizes.ep - 1)}
             return LayerBytes({}, _nonzero(scoring))
         backward: dict[str, float] = {}
@@ -113,8 +115,12 @@ class LayerTraffic:
         keys = max(config.num_query_groups, self.job.sizes.tp) * config.kv_channels
         return config.num_attention_heads * config.kv_channels, keys, keys
 
-    def _dispatch(self) -> float:
-        """Rows to their experts' ranks and back: dispatch and combine, or their gradients."""
+    def _dispatch(self, inputs: bool = True) -> float:
+        """Rows to their experts' ranks and back: dispatch and combine, or their gradients.
+
+        Args:
+            inputs: whether rows travel to the experts, or their gradients back: of what has none they do not.
+        """
         job, config = self.job, self.job.transformer
         tokens, ep, winners = job.sharded_tokens, job.sizes.ep, config.moe_router_topk
         row = job.expert_width * job.element_bytes
@@ -123,7 +129,8 @@ class LayerTraffic:
         if config.moe_token_dispatcher_type == "flex":  # a token goes once to each rank that has winners of its
             ranks = ep * (1 - (1 - 1 / ep) ** winners)
             return 2 * tokens * ranks * row * (ep - 1) / ep
-        return tokens * winners * capacity_share(job) * (2 * row + FP32) * (ep - 1) / ep
+        both = (row if inputs else 0) + job.expert_output * job.element_bytes
+        return tokens * winners * capacity_share(job) * (both + FP32) * (ep - 1) / ep
 
     def _shards(self) -> float:
         """Rows gathered over the expert tensor parallel ranks and scattered back."""
@@ -137,11 +144,11 @@ class LayerTraffic:
         """`moe/scoring.py`: competing tokens to the whole expert group, partial outputs over its shards, scores home."""
         job, config, sizes = self.job, self.job.transformer, self.job.sizes
         tokens, group = job.competing_tokens, sizes.ep * sizes.etp
-        row = job.expert_width * job.element_bytes
+        row, answer = job.expert_width * job.element_bytes, job.expert_output * job.element_bytes
         experts = (config.num_moe_experts or 0) // sizes.ep
         return {
             "tp-ep": tokens * row * (group - 1),
-            "etp": experts * tokens * group * row * (sizes.etp - 1) / sizes.etp,
+            "etp": experts * tokens * group * answer * (sizes.etp - 1) / sizes.etp,
             "ep": tokens * experts * FP32 * (sizes.ep - 1),
         }
 

@@ -27,6 +27,8 @@ class LayerKind:
     mixer: Mixer | None
     """attention, mla (multi-latent attention), gdn (gated delta net) or mamba."""
     mlp: Mlp | None
+    normed: bool = True
+    """Whether a norm stands before each of them: before a projector there is none."""
 
     @property
     def is_moe(self) -> bool:
@@ -36,7 +38,7 @@ class LayerKind:
     @property
     def norms(self) -> int:
         """Norms over the hidden size: one before each part."""
-        return (self.mixer is not None) + (self.mlp is not None)
+        return ((self.mixer is not None) + (self.mlp is not None)) * self.normed
 
 
 OF_SYMBOL: dict[str, LayerKind] = {
@@ -88,6 +90,11 @@ class Layers:
         if depths and args.hybrid_layer_pattern is None:  # upstream: `has_final_layernorm_in_this_stage`
             end = places[-1]
         return cls(decoder_PV, mtp if depths else (), depths, copies, _mtp_place(transformer, stages, chunks), end)
+
+    @classmethod
+    def on_first_stage(cls, kind: LayerKind, count: int, stages: int) -> "Layers":
+        """Layers of one kind before the decoder, whole on the first stage (a vision tower's, which has no virtual stages)."""
+        return cls((((kind,) * count,), *(((),) for _ in range(stages - 1))))
 
     def run_by(self, stage: int, chunk: int) -> tuple[LayerKind, ...]:
         """Layers that a microbatch passes in a model chunk, those of multi-token prediction at every depth included."""

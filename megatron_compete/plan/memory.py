@@ -28,6 +28,7 @@ from megatron_compete.plan.activations import (
     competing_activations,
     output_activations,
     scoring_memory,
+    vision_activations,
 )
 from megatron_compete.plan.job import Job
 from megatron_compete.plan.optimizer import state_bytes
@@ -105,14 +106,18 @@ def _stage(job: Job, parameters: Parameters, stage: int) -> StageMemory:
         activations=kept + live,
         output=output_activations(job) if stage == job.sizes.pp - 1 else 0.0,
         competition=competition,
-        scoring=scoring_memory(job) if competition else 0.0,
+        scoring=_scoring(job, stage) if competition else 0.0,
         in_flight_V=in_flight,
     )
 
 
 def _chunk_activations(job: Job, stage: int, chunk: int) -> KeptActivations:
+    """Of all parts; what recomputation holds is there for one part at a time."""
     predicts = (stage, chunk) == job.layers.mtp_place
-    return chunk_activations(job, job.layers.run_by(stage, chunk), job.layers.mtp_depths if predicts else 0)
+    parts = [chunk_activations(job, job.layers.run_by(stage, chunk), job.layers.mtp_depths if predicts else 0)]
+    if (stage, chunk) == (0, 0):
+        parts += [vision_activations(part) for part in job.parts[:-1]]
+    return KeptActivations(sum(part.per_microbatch for part in parts), max(part.live for part in parts))
 
 
 def in_flight_microbatches(job: Job, stage: int) -> tuple[int, ...]:
@@ -134,12 +139,19 @@ def _competition(job: Job, stage: int, in_flight_V: tuple[int, ...]) -> float:
     """Bytes that the stage's competing layers keep, at the step of the first windows at which they keep most."""
     if job.schedule is None:
         return 0.0
-    layer = competing_activations(job)
-    here_L = np.array([in_flight_V[chunk] if at == stage else 0 for at, chunk in job.stage_chunks])
+    layers = [competing_activations(part) for part in job.competing_parts]
+    in_flight_L = np.array([in_flight_V[chunk] if at == stage else 0 for at, chunk in job.stage_chunks])
+    kept_L = in_flight_L * np.array([layer.per_microbatch for layer in layers])
+    live_L = (in_flight_L > 0) * np.array([layer.live for layer in layers])
     start = job.schedule.warmup_steps
-    table = job.schedule.table(start, start + SCHEDULE_WINDOWS * job.schedule.window_steps)
-    most = int((table @ here_L).max())
-    return most * layer.per_microbatch + (layer.live if most else 0.0)
+    table_NL = job.schedule.table(start, start + SCHEDULE_WINDOWS * job.schedule.window_steps)
+    return float((table_NL @ kept_L + (table_NL * live_L).max(axis=1)).max())
+
+
+def _scoring(job: Job, stage: int) -> float:
+    """The most that the scoring pass of a layer on the stage holds."""
+    here = {part.part: part for part, (at, _) in zip(job.competing_parts, job.stage_chunks, strict=True) if at == stage}
+    return max(scoring_memory(part) for part in here.values())
 
 
 def _state(job: Job, chunks: tuple[tuple[Tensors, ...], ...]) -> dict[str, float]:
@@ -149,9 +161,11 @@ def _state(job: Job, chunks: tuple[tuple[Tensors, ...], ...]) -> dict[str, float
     for chunk in chunks:
         for expert in (False, True):
             tensors = [item for item in chunk if item.expert == expert]
+            frozen = [item for item in tensors if item.frozen]
+            tensors = [item for item in tensors if not item.frozen]
             elements, shard = _buffer(job, tensors, expert)
             padding = elements / max(1, sum(item.on_rank for item in tensors))
-            weights += padding * sharding.held_weights(job, tensors)
+            weights += padding * sharding.held_weights(job, tensors) + sharding.held_weights(job, frozen)
             gradients += sharding.held_gradients(job, elements, expert)
             optimizer += shard * state_bytes(job, tensors)
     return {"weights": weights, "gradients": gradients, "optimizer": optimizer}
@@ -171,12 +185,15 @@ def _buffer(job: Job, tensors: list[Tensors], expert: bool) -> tuple[int, int]:
     return padded, math.ceil(padded / ranks)
 
 
-def megatron_estimate(job: Job) -> tuple[float, float]:
-    """Megatron's own estimate in bytes: weights with optimizer of the fullest shard, and its activations.
+def megatron_estimate(job: Job) -> tuple[float, float] | None:
+    """Megatron's own estimate in bytes: weights with optimizer of the fullest shard, and its activations; None for a
+    vision-language model, of which it knows the decoder alone.
 
     megatron/training/theoretical_memory_usage.py. It takes bf16 with fp32 gradients for granted, divides layers evenly
     over stages, and counts activations of dense layers only, without experts.
     """
+    if job.vision is not None:
+        return None
     args = argparse.Namespace(**copy.copy(vars(job.args)))
     with contextlib.redirect_stdout(io.StringIO()):
         state = compute_weight_and_optimizer_memory(args)

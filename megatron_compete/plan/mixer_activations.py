@@ -65,7 +65,7 @@ def _core(job: Job) -> float:
     config, size, heads = job.transformer, job.element_bytes, job.transformer.num_attention_heads / job.sizes.tp
     if uses_fused_attention(job):
         return job.tokens * heads * FP32
-    scores = job.args.micro_batch_size * heads * (job.args.seq_length / job.sizes.cp) * job.args.seq_length
+    scores = job.sequences * heads * (job.sequence_length / job.sizes.cp) * job.sequence_length
     return float(scores * (2 * size + 1 if config.attention_dropout > 0 else size))
 
 

@@ -50,8 +50,9 @@ def _precision_aware_bytes(job: Job) -> int:
 
 
 def update_seconds(job: Job, layers: "LayerTimes", tensors: Sequence[Tensors], ranks: int) -> float:
-    """Seconds of a step's update: gradient read for its norm and again, state and weights read and written, zeros; on the
+    """Seconds of a step's update of what is trained: gradient read for its norm and again, state and weights read and written, zeros; on the
     host by the memory's speed there and over PCIe; Muon's products."""
+    tensors = [item for item in tensors if not item.frozen]
     elements = sum(item.on_rank for item in tensors)
     on_host = job.args.optimizer_offload_fraction if job.args.optimizer_cpu_offload else 0.0
     state = state_bytes(job, tensors)

@@ -1,10 +1,11 @@
 """What competition costs per step under each policy and each A_max, by simulating thousands of steps.
 
 A schedule's real table says which layers compete at a step; their extra seconds go to the model chunks they lie on, and
-the pipeline simulation makes a step's seconds of that. Steps with the same number of competing layers on every chunk
-take the same time and are simulated once, whichever policy they come from.
+the pipeline simulation makes a step's seconds of that. Steps with the same number of competing layers of each kind on
+every chunk take the same time and are simulated once, whichever policy they come from.
 
-Legend: N steps, L layers that can compete, P pipeline stages, V model chunks of a stage.
+Legend: N steps, L layers that can compete, K kinds of these by the seconds that competing adds (one in a decoder, others in
+a vision tower and a projector), P pipeline stages, V model chunks of a stage, C = K * P * V.
 """
 
 import dataclasses
@@ -95,8 +96,7 @@ def simulate_policies(
         most_steps: for each policy and A_max.
     """
     if schedule is None:
-        counts_NC = np.zeros((1, times.forward_PV.size), dtype=np.uint8)
-        normal = float(_step_seconds(counts_NC, times, shape)[0])
+        normal = float(simulate(shape, times.forward_PV[None], times.backward_PV[None], times.transfer)[0] + times.once)
         return Overhead(normal, rate=0.0, steps=1, policy=None, max_active=0, outcomes=())
     layers = schedule.num_layers
     schedules = {
@@ -165,10 +165,10 @@ def _schedule(
 
 
 class _Tables:
-    """Counts of competing layers per chunk, of several schedules; equal tables are kept once.
+    """Counts of competing layers by kind and chunk, of several schedules; equal tables are kept once.
 
     Args:
-        layers_LC: which chunk each layer lies on, [L, P * V] of 0 and 1.
+        layers_LC: which kind each layer is of and which chunk it lies on, [L, C] of 0 and 1.
     """
 
     def __init__(self, layers_LC: NDArray[np.float32]) -> None:
@@ -185,7 +185,7 @@ class _Tables:
         return self._number_of[key]
 
     def distinct_rows(self, steps: int) -> tuple[NDArray[np.uint8], list[NDArray[np.intp]]]:
-        """Distinct rows [R, P * V] of the first `steps` of all tables, no competition the first, and each table's rows."""
+        """Distinct rows [R, C] of the first `steps` of all tables, no competition the first, and each table's rows."""
         normal = np.zeros((1, self.layers_LC.shape[1]), dtype=np.uint8)
         rows_NC = np.concatenate([normal, *(counts[:steps] for counts in self.counts)])
         as_bytes = rows_NC.view(f"V{rows_NC.shape[1]}").ravel()
@@ -194,11 +194,18 @@ class _Tables:
 
 
 def _layers_LC(times: PipelineTimes) -> NDArray[np.float32]:
-    stages, chunks = times.forward_PV.shape
-    layers_LC = np.zeros((len(times.stage_chunks), stages * chunks), dtype=np.float32)
-    for layer, (stage, chunk) in enumerate(times.stage_chunks):
-        layers_LC[layer, stage * chunks + chunk] = 1
-    return layers_LC
+    seconds_K2, kind_L = _kinds(times)
+    layers_LKPV = np.zeros((len(times.stage_chunks), len(seconds_K2), *times.forward_PV.shape), dtype=np.float32)
+    for layer, (kind, (stage, chunk)) in enumerate(zip(kind_L, times.stage_chunks, strict=True)):
+        layers_LKPV[layer, kind, stage, chunk] = 1
+    return layers_LKPV.reshape(len(layers_LKPV), -1)
+
+
+def _kinds(times: PipelineTimes) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Seconds that competing adds to a layer's forward and backward pass, of each kind of layers, and each layer's kind."""
+    seconds_L2 = np.stack([times.competing_forward_L, times.competing_backward_L], axis=1)
+    seconds_K2, kind_L = np.unique(seconds_L2, axis=0, return_inverse=True)
+    return seconds_K2, kind_L.ravel()
 
 
 def _affordable_steps(
@@ -213,14 +220,11 @@ def _affordable_steps(
 
 
 def _step_seconds(counts_NC: NDArray[np.uint8], times: PipelineTimes, shape: PipelineShape) -> NDArray[np.float64]:
-    """Seconds of steps with these numbers of competing layers on each chunk, [N, P * V]."""
-    counts_NPV = counts_NC.reshape(-1, *times.forward_PV.shape)
-    pipeline = simulate(
-        shape,
-        times.forward_PV + counts_NPV * times.competing_forward,
-        times.backward_PV + counts_NPV * times.competing_backward,
-        times.transfer,
-    )
+    """Seconds of steps with these numbers of competing layers of each kind on each chunk, [N, C]."""
+    seconds_K2, _ = _kinds(times)
+    counts_NKPV = counts_NC.reshape(len(counts_NC), len(seconds_K2), *times.forward_PV.shape)
+    added_2NPV = np.einsum("nkpv,kd->dnpv", counts_NKPV, seconds_K2)
+    pipeline = simulate(shape, times.forward_PV + added_2NPV[0], times.backward_PV + added_2NPV[1], times.transfer)
     return pipeline + times.once
 
 
@@ -247,6 +251,6 @@ def _outcome(
         overhead_percent=float(100 * (seconds_N.mean() / normal - 1)),
         most_layers=int(counts_NC.sum(axis=1, dtype=np.int64).max()),
         most_layers_on_a_stage=int(
-            counts_NC.reshape(len(counts_NC), shape.stages, -1).sum(axis=2, dtype=np.int64).max()
+            counts_NC.reshape(len(counts_NC), -1, shape.stages, shape.chunks).sum(axis=(1, 3), dtype=np.int64).max()
         ),
     )

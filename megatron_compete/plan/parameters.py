@@ -1,8 +1,8 @@
 """Parameters of a job's model: exactly the tensors that Megatron builds, per layer, pipeline stage and rank.
 
 Shapes of what mixes tokens are in `plan/mixer_parameters.py`. Here: `MLP`, `Router`, `MoELayer` (with its latent
-projections), `SharedExpertMLP`, `LanguageModelEmbedding`, `MultiTokenPredictionLayer`, `GPTModel` of megatron/core.
-H hidden size, F hidden size of an MLP, E experts.
+projections), `SharedExpertMLP`, `LanguageModelEmbedding`, `MultiTokenPredictionLayer`, `GPTModel`, and of models with
+a vision tower `CLIPViTModel` of megatron/core. H hidden size, F hidden size of an MLP, E experts.
 """
 
 import functools
@@ -13,6 +13,7 @@ from megatron_compete.plan.job import Job
 from megatron_compete.plan.layers import LayerKind
 from megatron_compete.plan.mixer_parameters import MixerShape, mixer_tensors
 from megatron_compete.plan.tensors import Tensors
+from megatron_compete.plan.vision import PICTURE_CHANNELS
 
 MTP = "multi-token prediction"
 
@@ -47,7 +48,7 @@ def count_parameters(job: Job) -> Parameters:
     tensors = [tensors for chunks in chunks_PV for chunk in chunks for tensors in chunk]
     by_kind: dict[str, int] = {}
     for item in tensors:
-        kind = MTP if item.mtp else item.kind
+        kind = MTP if item.mtp else item.full_kind
         by_kind[kind] = by_kind.get(kind, 0) + item.total
     return Parameters(
         total=sum(by_kind.values()),
@@ -61,6 +62,34 @@ def _chunk(job: Job, stage: int, chunk: int) -> Iterator[Tensors]:
     """What a rank holds of one model chunk."""
     first = stage == 0 and chunk == 0
     last = stage == job.sizes.pp - 1 and chunk == job.sizes.vp - 1
+    if first:
+        yield from _vision(job)
+    for item in _decoder_chunk(job, stage, chunk, first, last):
+        yield replace(item, frozen=not job.trains)
+
+
+def _vision(job: Job) -> Iterator[Tensors]:
+    """Tower and projector, which the first stage holds whole."""
+    for part in job.parts[:-1]:
+        shape = _Shape.of(part)
+        layers = [item for kind in part.layers.decoder_PV[0][0] for item in _layer_of(shape, kind)]
+        for item in [*(_patches(part) if part.part == "vision" else ()), *layers]:
+            yield replace(item, part=part.part, frozen=not part.trains)
+
+
+def _patches(tower: Job) -> Iterator[Tensors]:
+    """Of a tile's patches their convolution, positions and, in a clip tower, a class token and the first norm."""
+    assert tower.vision is not None
+    vision, hidden = tower.vision, tower.transformer.hidden_size
+    of_clip = vision.class_tokens > 0
+    yield Tensors("patches", hidden * PICTURE_CHANNELS * vision.config.patch_dim**2)
+    yield Tensors("positions", tower.sequence_length * hidden)
+    yield Tensors("patches", hidden)  # siglip: the convolution's bias; clip: the class token
+    if of_clip:
+        yield Tensors("norm", hidden, count=2)
+
+
+def _decoder_chunk(job: Job, stage: int, chunk: int, first: bool, last: bool) -> Iterator[Tensors]:
     predicts = job.layers.mtp_depths > 0 and (stage, chunk) == job.layers.mtp_place
     if first or predicts:
         yield from _embedding(job, is_copy=not first)
@@ -84,7 +113,8 @@ def _embedding(job: Job, is_copy: bool) -> Iterator[Tensors]:
     hidden, tp = job.transformer.hidden_size, job.sizes.tp
     yield Tensors("embedding", job.args.padded_vocab_size // tp * hidden, shards=tp, is_copy=is_copy)
     if job.args.position_embedding_type == "learned_absolute":
-        yield Tensors("positions", job.args.max_position_embeddings * hidden, is_copy=is_copy)
+        longest = job.args.max_position_embeddings if job.vision is None else job.args.seq_length
+        yield Tensors("positions", longest * hidden, is_copy=is_copy)
 
 
 def _output(job: Job, beside_embedding: bool) -> Iterator[Tensors]:
@@ -114,12 +144,15 @@ class _Shape:
     """Matrices H x F of an MLP: 2 where it is gated."""
     ffn: int
     expert_ffn: int
+    input_width: int
+    """Of what a layer gets; H but in a projector."""
     latent: int
-    """Width of what experts get; H without latent experts."""
+    """Width of what experts get and give; H without latent experts. A projector's get `input_width`."""
     shared_ffn: int
     shared_gate: bool
     experts: int
     topk: int
+    router_bias: bool
     ep: int
     etp: int
 
@@ -131,11 +164,13 @@ class _Shape:
             matrices_in=2 if config.gated_linear_unit else 1,
             ffn=config.ffn_hidden_size,
             expert_ffn=job.expert_ffn,
-            latent=job.expert_width,
+            input_width=job.input_width,
+            latent=job.expert_output,
             shared_ffn=config.moe_shared_expert_intermediate_size or 0,
             shared_gate=bool(config.moe_shared_expert_gate),
             experts=config.num_moe_experts or 0,
             topk=config.moe_router_topk,
+            router_bias=config.add_bias_linear and job.part == "language",
             ep=sizes.ep,
             etp=sizes.etp,
         )
@@ -155,7 +190,7 @@ def _layer_of(s: _Shape, kind: LayerKind) -> tuple[Tensors, ...]:
 
 def _mlp(s: _Shape, kind: str, ffn: int, bias: bool) -> Iterator[Tensors]:
     hidden, tp = s.mixer.hidden, s.mixer.tp
-    yield Tensors(kind, hidden * s.matrices_in * ffn // tp, shards=tp)
+    yield Tensors(kind, s.input_width * s.matrices_in * ffn // tp, shards=tp)
     yield Tensors(kind, ffn // tp * hidden, shards=tp)
     if bias:
         yield Tensors(kind, s.matrices_in * ffn // tp, shards=tp)
@@ -164,15 +199,16 @@ def _mlp(s: _Shape, kind: str, ffn: int, bias: bool) -> Iterator[Tensors]:
 
 def _moe(s: _Shape) -> Iterator[Tensors]:
     hidden, bias = s.mixer.hidden, s.mixer.bias
-    yield Tensors("router", s.experts * hidden)
-    if bias:
+    yield Tensors("router", s.experts * s.input_width)
+    if s.router_bias:
         yield Tensors("router", s.experts)
     if s.latent != hidden:  # down to the experts' width and up again, whole on every tensor parallel rank
         yield Tensors("latent projections", hidden * s.latent, count=2)
         if bias:
             yield Tensors("latent projections", s.latent)
             yield Tensors("latent projections", hidden)
-    sizes = [s.latent * s.matrices_in * s.expert_ffn // s.etp, s.expert_ffn // s.etp * s.latent]
+    width_in = s.input_width if s.latent == hidden else s.latent
+    sizes = [width_in * s.matrices_in * s.expert_ffn // s.etp, s.expert_ffn // s.etp * s.latent]
     if bias:  # only without expert tensor parallelism
         sizes += [s.matrices_in * s.expert_ffn, s.latent]
     for size in sizes:

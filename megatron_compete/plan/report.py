@@ -16,7 +16,9 @@ from megatron_compete.plan.job_plan import JobPlan
 from megatron_compete.plan.memory import StageMemory, not_counted
 from megatron_compete.plan.overhead import Overhead, PolicyOutcome
 from megatron_compete.plan.traffic import PURPOSES
+from megatron_compete.plan.vision import Vision
 from megatron_compete.schedule.table import POLICIES, Policy
+from megatron_compete.vlm.layer_names import PART_NAMES
 
 WIDTH = 118
 """Columns that the tables need; a narrower terminal breaks their lines, a pipe never does."""
@@ -76,12 +78,22 @@ def _layout(plan: JobPlan) -> Table:
     table.add_row(layers, f"TP {sizes.tp} x CP {sizes.cp} x PP {sizes.pp}{virtual} x DP {sizes.dp}")
     if not job.is_dense:
         table.add_row("experts", f"ETP {sizes.etp} x EP {sizes.ep} x PP {sizes.pp}{virtual} x EDP {sizes.edp}")
+    if job.vision is not None:
+        table.add_row("pictures", _pictures(job.vision))
     table.add_row(
         "batch",
         f"{args.global_batch_size:,} sequences of {args.seq_length:,} tokens: {job.microbatches:,} microbatches of "
         f"{args.micro_batch_size} a pipeline, {job.step_tokens / 1e6:.3g} M tokens a step",
     )
     return table
+
+
+def _pictures(vision: Vision) -> str:
+    config, tiles = vision.config, "1 tile" if vision.tiles == 1 else f"{vision.tiles} tiles"
+    return (
+        f"{tiles} a sequence of {config.img_h} x {config.img_w} pixels: {vision.sequence_length('vision'):,} tokens in the tower, "
+        f"{config.image_embeddings:,} in the decoder; tower and projector are on stage 0"
+    )
 
 
 def _parameters(plan: JobPlan) -> Table:
@@ -125,8 +137,12 @@ def _flops(plan: JobPlan) -> Table:
     flops = plan.flops
     table = _table()
     table.add_row("normal", _tera(flops.normal))
-    if flops.competing_layer:
+    if len(flops.competing_of_part) == 1:
         table.add_row("each competing layer adds", _tera(flops.competing_layer))
+    elif flops.competing_of_part:
+        of_parts = ", ".join(f"{PART_NAMES[part]} {_tera(added)}" for part, added in flops.competing_of_part.items())
+        table.add_row("each competing layer adds", of_parts)
+    if flops.competing_of_part:
         table.add_row("with A_max competing layers", _tera(flops.competing))
         table.add_row("mean over steps", _tera(flops.mean))
     return table
@@ -150,7 +166,6 @@ def _step(plan: JobPlan, overhead: Overhead) -> Table:
         )
         table.add_row("mean competing step", seconds(step["competing_mean_seconds"]))
     table.add_row("tokens", f"{step['tokens_per_second']:,.0f} a second")
-    state, activations = (value / GIB for value in plan.megatron_memory)
     fullest = plan.fullest
     fits = "fits" if plan.fits else "DOES NOT FIT"
     table.add_row(
@@ -158,9 +173,11 @@ def _step(plan: JobPlan, overhead: Overhead) -> Table:
         f"{fits}: {fullest.competing / GIB:.1f} GiB on stage {fullest.stage} of {plan.memory_limit / GIB:.1f} GiB usable "
         f"({plan.hardware.memory_bytes / GIB:.1f} GiB)",
     )
-    table.add_row(
-        "", f"Megatron's own estimate: {state:.1f} GiB weights and optimizer, {activations:.1f} GiB activations"
-    )
+    if plan.megatron_memory is not None:
+        state, activations = (value / GIB for value in plan.megatron_memory)
+        table.add_row(
+            "", f"Megatron's own estimate: {state:.1f} GiB weights and optimizer, {activations:.1f} GiB activations"
+        )
     return table
 
 

@@ -76,6 +76,7 @@ class Sharding:
     def sent(self, job: Job, tensors: Sequence[Tensors], ranks: int) -> SyncBytes:
         """For gradients and for parameters, by a ring of `ranks`."""
         around = (ranks - 1) / ranks
+        tensors = [item for item in tensors if not item.frozen]
         elements = sum(item.on_rank for item in tensors)
         values = sum(item.on_rank * gathered(job, item) for item in tensors)
         gradients = elements * gradient_bytes(job) * around
@@ -97,12 +98,17 @@ class Sharding:
 
 def weight_bytes(job: Job, tensors: Tensors) -> float:
     """Of one element of these weights."""
-    return linear_weight_bytes(job) if tensors.kind in OF_LINEAR_LAYERS else float(job.element_bytes)
+    return linear_weight_bytes(job) if _in_low_precision(tensors) else float(job.element_bytes)
 
 
 def gathered(job: Job, tensors: Tensors) -> float:
     """Bytes of one of these weights' elements as it is sent."""
-    return gathered_bytes(job) if tensors.kind in OF_LINEAR_LAYERS else float(job.element_bytes)
+    return gathered_bytes(job) if _in_low_precision(tensors) else float(job.element_bytes)
+
+
+def _in_low_precision(tensors: Tensors) -> bool:
+    """Whether FP8 is about these weights: tower and projector train without it."""
+    return tensors.kind in OF_LINEAR_LAYERS and tensors.part == "language"
 
 
 def gradient_bytes(job: Job) -> int:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from megatron_compete.vlm.config import Part
+from megatron_compete.vlm.layer_names import PART_NAMES
+
 OF_LINEAR_LAYERS = frozenset(
     {"attention", "gated delta net", "mamba", "mlp", "experts", "shared experts", "latent projections", "projection"}
 )
@@ -15,7 +18,7 @@ class Tensors:
 
     kind: str
     """attention, gated delta net, mamba, norm, router, latent projections, experts, shared experts, mlp, projection,
-    embedding, positions or output."""
+    embedding, positions, patches or output."""
 
     elements: int
     """Of one such tensor on one rank."""
@@ -36,6 +39,17 @@ class Tensors:
 
     mtp: bool = False
     """Whether multi-token prediction alone uses them."""
+
+    part: Part = "language"
+    """Of the model."""
+
+    frozen: bool = False
+    """Whether they are not trained: no gradient, no optimizer."""
+
+    @property
+    def full_kind(self) -> str:
+        """The kind, with the name of a part before the decoder."""
+        return self.kind if self.part == "language" else f"{PART_NAMES[self.part]} {self.kind}"
 
     @property
     def on_rank(self) -> int:

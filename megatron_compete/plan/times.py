@@ -29,14 +29,14 @@ class PipelineTimes:
     backward_PV: NDArray[np.float64]
     """Its backward pass, recomputation included."""
 
-    competing_forward: float
-    """What competition adds to one layer's forward pass of one microbatch."""
+    competing_forward_L: NDArray[np.float64]
+    """What competition adds to the forward pass of one microbatch in each layer that can compete, in order of depth."""
 
-    competing_backward: float
-    """What competition adds to that layer's backward pass."""
+    competing_backward_L: NDArray[np.float64]
+    """What it adds to the layer's backward pass."""
 
     stage_chunks: tuple[tuple[int, int], ...]
-    """(stage, chunk) of each layer that can compete, in order of depth."""
+    """(stage, chunk) of each of these layers."""
 
     transfer: float
     """To hand one microbatch's activations to the next stage."""
@@ -50,15 +50,15 @@ class PipelineTimes:
     once: float
     """Per step outside the pipeline: synchronisation that nothing hides, and the optimizer."""
 
-    def evenly(self, mean_layers: float) -> float:
+    def evenly(self, rate: float) -> float:
         """Seconds that competition would add to a step were its work spread evenly over steps and stages, each busy all
         the time with it: the least that any schedule can reach.
 
         Args:
-            mean_layers: that compete at a step on average.
+            rate: share of the steps at which a layer competes.
         """
-        of_a_layer = self.competing_forward + self.competing_backward
-        return mean_layers * of_a_layer * self.microbatches / self.forward_PV.shape[0]
+        of_all_layers = float((self.competing_forward_L + self.competing_backward_L).sum())
+        return rate * of_all_layers * self.microbatches / self.forward_PV.shape[0]
 
 
 def pipeline_times(job: Job, hardware: Hardware, parameters: Parameters) -> PipelineTimes:
@@ -72,8 +72,8 @@ def pipeline_times(job: Job, hardware: Hardware, parameters: Parameters) -> Pipe
     normal = PipelineTimes(
         forward_PV=forward_PV,
         backward_PV=backward_PV,
-        competing_forward=0.0,
-        competing_backward=0.0,
+        competing_forward_L=np.zeros(len(job.stage_chunks)),
+        competing_backward_L=np.zeros(len(job.stage_chunks)),
         stage_chunks=job.stage_chunks,
         transfer=transfer_bytes(job) * per_byte if job.sizes.pp > 1 else 0.0,
         microbatches=job.microbatches,
@@ -88,20 +88,31 @@ def pipeline_times(job: Job, hardware: Hardware, parameters: Parameters) -> Pipe
 
 def added_by_competition(times: PipelineTimes, job: Job, hardware: Hardware) -> PipelineTimes:
     """These times, and what a competing layer adds with the settings of `job`, which may be others than theirs."""
-    competing = LayerTimes(job, hardware, Groups(job)).competing()
-    return dataclasses.replace(times, competing_forward=competing.forward, competing_backward=competing.backward)
+    groups = Groups(job)
+    competing = {part.part: part for part in job.competing_parts}
+    of_part = {name: LayerTimes(part, hardware, groups).competing() for name, part in competing.items()}
+    layers = [of_part[part.part] for part in job.competing_parts]
+    return dataclasses.replace(
+        times,
+        competing_forward_L=np.array([layer.forward for layer in layers], dtype=np.float64),
+        competing_backward_L=np.array([layer.backward for layer in layers], dtype=np.float64),
+    )
 
 
 def _chunks(job: Job, layers: LayerTimes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Forward and backward seconds of every model chunk."""
-    kinds = {kind: layers.normal(kind) for kind in job.layers.kinds}
     forward_PV, backward_PV = np.zeros((2, job.sizes.pp, job.sizes.vp))
-    for stage in range(job.sizes.pp):
-        for chunk in range(job.sizes.vp):
-            here = job.layers.run_by(stage, chunk)
-            forward_PV[stage, chunk] = sum(kinds[kind].forward for kind in here)
-            backward_PV[stage, chunk] = sum(kinds[kind].backward for kind in here)
-    for place, seconds in ((job.layers.mtp_place, layers.joining()), ((-1, -1), layers.output())):
+    beside = [(job.layers.mtp_place, layers.joining()), ((-1, -1), layers.output())]
+    for part in job.parts:
+        of_part = LayerTimes(part, layers.hardware, layers.groups)
+        kinds = {kind: of_part.normal(kind) for kind in part.layers.kinds}
+        beside.append(((0, 0), of_part.patches()))
+        for stage in range(job.sizes.pp):
+            for chunk in range(job.sizes.vp):
+                here = part.layers.run_by(stage, chunk)
+                forward_PV[stage, chunk] += sum(kinds[kind].forward for kind in here)
+                backward_PV[stage, chunk] += sum(kinds[kind].backward for kind in here)
+    for place, seconds in beside:
         forward_PV[place] += seconds.forward
         backward_PV[place] += seconds.backward
     return forward_PV, backward_PV

@@ -17,7 +17,7 @@ from megatron_compete.plan.activations import FP32
 from megatron_compete.plan.groups import Groups
 from megatron_compete.plan.job import Job
 from megatron_compete.plan.layer_traffic import LayerTraffic
-from megatron_compete.plan.layers import LayerKind
+from megatron_compete.plan.layers import LayerKind, Layers
 from megatron_compete.plan.parameters import Parameters
 from megatron_compete.plan.sharding import Sharding, gradient_bytes
 
@@ -69,6 +69,7 @@ class StepTraffic:
     def __init__(self, job: Job, parameters: Parameters) -> None:
         self.job, self.parameters = job, parameters
         self.layers, self.groups = LayerTraffic(job), Groups(job)
+        self.parts = [(part, LayerTraffic(part)) for part in job.parts]
 
     def all(self) -> tuple[Traffic, ...]:
         """Every kind that is sent at all."""
@@ -76,22 +77,21 @@ class StepTraffic:
         return tuple(kind for kind in kinds if kind.most > 0)
 
     def _in_layers(self) -> Iterator[Traffic]:
-        of_kind = {kind: self.layers.normal(kind).total for kind in self.job.layers.kinds}
+        parts = [(part.layers, {kind: layer.normal(kind).total for kind in part.layers.kinds}) for part, layer in self.parts]  # fmt: skip
         for name in ("tp", "cp", "ep", "etp"):
-            sent_P = self._per_stage({kind: sent.get(name, 0.0) for kind, sent in of_kind.items()})
+            sent_P = np.zeros(self.job.sizes.pp)
+            for layers, of_kind in parts:
+                sent_P = sent_P + self._per_stage(layers, {kind: sent.get(name, 0.0) for kind, sent in of_kind.items()})
             if name == "tp":
                 sent_P = sent_P + self._embedding_and_output()
             group = self.groups[name]
             yield Traffic(name, group.size, sent_P * self.job.microbatches, group.across_share)
 
-    def _per_stage(self, of_kind: dict[LayerKind, float]) -> NDArray[np.float64]:
+    def _per_stage(self, layers: Layers, of_kind: dict[LayerKind, float]) -> NDArray[np.float64]:
         """Sums over the layers that a microbatch passes on each stage."""
         stages, chunks = range(self.job.sizes.pp), range(self.job.sizes.vp)
         return np.array(
-            [
-                sum(of_kind[kind] for chunk in chunks for kind in self.job.layers.run_by(stage, chunk))
-                for stage in stages
-            ],
+            [sum(of_kind[kind] for chunk in chunks for kind in layers.run_by(stage, chunk)) for stage in stages],
             dtype=np.float64,
         )
 
@@ -144,14 +144,16 @@ class StepTraffic:
         job = self.job
         if job.schedule is None:
             return Traffic("competition", 1, np.zeros(job.sizes.pp), 0.0)
-        layer = self.layers.competing().total
-        across = sum(sent * self.groups[name].across_share for name, sent in layer.items())
-        sent = sum(layer.values())
-        layers_P = np.bincount([stage for stage, _ in job.stage_chunks], minlength=job.sizes.pp)
-        sent_P = np.asarray(layers_P * sent * job.microbatches * job.schedule.rate, dtype=np.float64)
-        share = across / sent if sent else 0.0
+        of_part = {part.part: layer.competing().total for part, layer in self.parts}
+        sent_P, across_P = np.zeros((2, job.sizes.pp))
+        for part, (stage, _) in zip(job.competing_parts, job.stage_chunks, strict=True):
+            layer = of_part[part.part]
+            sent_P[stage] += sum(layer.values())
+            across_P[stage] += sum(sent * self.groups[name].across_share for name, sent in layer.items())
+        busiest = int(sent_P.argmax())
+        share = float(across_P[busiest] / sent_P[busiest]) if sent_P[busiest] else 0.0
         size = job.sizes.ep * job.sizes.etp
-        return Traffic("competition", size, sent_P, share)
+        return Traffic("competition", size, sent_P * job.microbatches * job.schedule.rate, share)
 
 
 def transfer_bytes(job: Job) -> float:

@@ -14,11 +14,14 @@ from megatron_compete.config import CompeteConfig
 from megatron_compete.layout.rules import BrokenRules, broken_rules
 from megatron_compete.moe.baselines import BASELINES, check_baseline
 from megatron_compete.moe.baselines.config import BaselineConfig
-from megatron_compete.moe.competition import Competition
+from megatron_compete.moe.competition import Competition, parts_of
 from megatron_compete.moe.validation import check_supported
 from megatron_compete.training.arguments import check_arguments
 from megatron_compete.training.megatrons_words import megatrons_words
 from megatron_compete.training.model import stock_config
+from megatron_compete.vlm.exchange import baseline_parts
+from megatron_compete.vlm.parts import VisionLanguageConfig
+from megatron_compete.vlm.validation import check_competing
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class CheckedJob:
     transformer: TransformerConfig
     competition: Competition | None
     """None with another router. Its current step is 0: it is for looking at."""
+    vision_language: VisionLanguageConfig | None = None
+    """All parts of a vision-language model, `transformer` being its decoder's; None of a language model."""
 
 
 def check_job(
@@ -59,11 +64,21 @@ def check_model(args: argparse.Namespace) -> CheckedJob:
     """The part of `check_job` that looks at validated arguments."""
     with megatrons_words():
         config = stock_config(args)
-    transformer, competition = config.transformer, None
+    vision_language: VisionLanguageConfig | None = getattr(config, "vision_language", None)
+    transformers = [part.transformer for part in parts_of(config)]
+    with_experts = [transformer for transformer in transformers if transformer.num_moe_experts] or transformers
+    competition = None
     if args.router == "compete":
         compete = CompeteConfig.from_arguments(args)
-        check_supported(transformer, compete)
+        for transformer in with_experts:
+            check_supported(transformer, compete)
+        if vision_language is not None and compete.enabled:
+            check_competing(vision_language.settings)
         competition = Competition.of_model(compete, config, lambda: 0)
     elif args.router in BASELINES:
-        check_baseline(args.router, transformer, BaselineConfig.from_arguments(args))
-    return CheckedJob(args, transformer, competition)
+        settings = BaselineConfig.from_arguments(args)
+        if vision_language is not None:
+            baseline_parts(vision_language, args.router, settings)
+        else:
+            check_baseline(args.router, config.transformer, settings)
+    return CheckedJob(args, config.transformer, competition, vision_language)

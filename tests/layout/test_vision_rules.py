@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_compete.layout.rules import broken_rules
-from megatron_compete.plan.job import _parse
+from megatron_compete.plan.recipe_check import _parse
 from tests.plan.jobs import recipe_of
 
 TOWER = (

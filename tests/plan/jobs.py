@@ -35,6 +35,11 @@ WIDER = (
     "--router topk"
 )
 """A model whose weights and hidden states outweigh counters and padding, without competition."""
+VISION = """
+--vision-model-type siglip --vision-num-layers 3 --vision-hidden-size 24 --vision-num-attention-heads 2
+--vision-ffn-hidden-size 40 --projector-ffn-hidden-size 28 --img-h 16 --img-w 12 --patch-dim 4
+"""
+"""Before `MODEL` a tower and a projector with as many experts, the decoder being dense; 12 patches a tile."""
 
 
 def recipe_of(flags: str) -> Recipe:

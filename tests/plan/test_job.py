@@ -45,9 +45,9 @@ def test_pretending_is_still_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails when Megatron checks a GPU job's arguments on any host, and `plan/pretend.py` can go."""
     import contextlib
 
-    from megatron_compete.plan import job as job_module
+    from megatron_compete.plan import recipe_check
 
-    monkeypatch.setattr(job_module, "pretended_gpu", contextlib.nullcontext)
+    monkeypatch.setattr(recipe_check, "pretended_gpu", contextlib.nullcontext)
     with pytest.raises((CompeteError, AssertionError, RuntimeError)):
         example("moe_30b_a3b")
 

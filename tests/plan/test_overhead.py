@@ -21,8 +21,8 @@ def pipeline_times(stages: int, chunks: int, layers: int, microbatches: int) -> 
     return PipelineTimes(
         forward_PV=1 + 0.1 * random.random((stages, chunks)),
         backward_PV=2 + 0.1 * random.random((stages, chunks)),
-        competing_forward=0.6,
-        competing_backward=0.3,
+        competing_forward_L=np.full(layers, 0.6),
+        competing_backward_L=np.full(layers, 0.3),
         stage_chunks=tuple((i // of_place % stages, i // of_place // stages) for i in range(layers)),
         transfer=0.01,
         microbatches=microbatches,
@@ -77,6 +77,23 @@ def test_numbers_are_those_of_the_table(chunks: int) -> None:
     assert (outcome.most_layers, outcome.most_layers_on_a_stage) == (table_NL.sum(axis=1).max(), on_stage.max())
 
 
+def test_layers_of_other_kinds_cost_what_they_do() -> None:
+    """A tower's and a projector's layers on the first stage beside a decoder's: step by step as the table says."""
+    schedule, times, shape = job(2, 1, 8, rate=0.25, max_active=4)
+    forward_L, backward_L = np.array([0.1] * 3 + [0.7] + [0.4] * 4), np.array([0.2] * 3 + [0.1] + [0.9] * 4)
+    times = dataclasses.replace(times, competing_forward_L=forward_L, competing_backward_L=backward_L)
+    result = simulate_policies(schedule, times, shape, most_steps=100)
+    table_NL = dataclasses.replace(schedule, policy="shifted", stage_chunks=()).table(0, result.steps)
+    on_stage_LP = np.array([[at == stage for stage in range(2)] for at, _ in times.stage_chunks])
+    added_NP = [(table_NL * seconds_L) @ on_stage_LP for seconds_L in (forward_L, backward_L)]
+    passes = (times.forward_PV, times.backward_PV)
+    forward_NPV, backward_NPV = (one + added[:, :, None] for one, added in zip(passes, added_NP, strict=True))
+    seconds_N = simulate(shape, forward_NPV, backward_NPV, 0.01) + 0.5
+    np.testing.assert_allclose(result.of("shifted", 4).seconds, seconds_N, rtol=1e-12)
+    assert result.of("shifted", 4).most_layers_on_a_stage == (table_NL.astype(int) @ on_stage_LP).max()
+    assert times.evenly(0.25) == pytest.approx(0.25 * (forward_L + backward_L).sum() * 8 / 2)
+
+
 def test_one_schedule_alone_costs_what_it_does_among_all() -> None:
     schedule, times, shape = job(4, 2, 16, rate=0.1, max_active=4)
     among = simulate_policies(schedule, times, shape)
@@ -127,7 +144,7 @@ def test_balancing_over_stages_pays() -> None:
 
 def test_competition_that_costs_nothing_adds_nothing() -> None:
     schedule, times, shape = job(4, 2, 16, rate=0.1, max_active=4)
-    free = dataclasses.replace(times, competing_forward=0.0, competing_backward=0.0)
+    free = dataclasses.replace(times, competing_forward_L=np.zeros(16), competing_backward_L=np.zeros(16))
     result = simulate_policies(schedule, free, shape, most_steps=300)
     assert result.of("shifted", 4).overhead_percent == pytest.approx(0, abs=1e-10)
     assert result.of("shifted", 4).competing_share > 0.5

@@ -48,13 +48,14 @@ def test_a_competing_layer_alone_is_its_scoring_pass() -> None:
     job = example("moe_30b_a3b", paper)
     times = pipeline_times(job, COMPUTE_ONLY, count_parameters(job))
     flops = step_flops(job).competing_layer / (job.sizes.world / job.sizes.pp) / job.microbatches
-    assert times.competing_forward == pytest.approx(flops / (0.5 * COMPUTE_ONLY.bf16_flops))
+    assert times.competing_forward_L == pytest.approx(np.full(48, flops / (0.5 * COMPUTE_ONLY.bf16_flops)))
     every = times_of("moe_30b_a3b", f"{paper} --compete-response-gradients all --no-gradient-accumulation-fusion")
-    assert every.competing_backward == pytest.approx(3 * times.competing_forward)
+    assert every.competing_backward_L == pytest.approx(3 * times.competing_forward_L)
     utility = times_of("moe_30b_a3b", f"{paper} --compete-kind utility")
-    assert (utility.competing_forward, utility.competing_backward) == (0.0, pytest.approx(times.competing_forward))
+    assert not utility.competing_forward_L.any()
+    assert utility.competing_backward_L == pytest.approx(times.competing_forward_L)
     sampled = times_of("moe_30b_a3b", f"{paper} --compete-token-fraction 0.25")
-    assert sampled.competing_forward == pytest.approx(0.25 * times.competing_forward)
+    assert sampled.competing_forward_L == pytest.approx(0.25 * times.competing_forward_L)
 
 
 def test_shape_and_places() -> None:
@@ -103,7 +104,7 @@ def test_fp8_is_faster_but_scores_in_bf16() -> None:
     fp8 = "--fp8-format hybrid"
     one, other = (times_of("moe_30b_a3b", flags) for flags in ("", fp8))
     assert other.forward_PV[0, 0] < one.forward_PV[0, 0]
-    assert other.competing_forward == one.competing_forward
+    assert (other.competing_forward_L == one.competing_forward_L).all()
 
 
 def test_small_layers_are_bound_by_kernels() -> None:

@@ -8,7 +8,7 @@ import pytest
 from packaging.version import Version
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.plan import job as job_module
+from megatron_compete.plan import recipe_check
 from megatron_compete.plan.pretend import pretended_gpu
 from megatron_compete.plan.transformer_engine import NEEDS, NEWEST, needed_version
 from tests.plan.jobs import job_of
@@ -39,7 +39,7 @@ def test_megatron_takes_the_stated_version_and_no_older_one(monkeypatch: pytest.
     needed = job_of(flags).transformer_engine
     assert needed is not None and needed.version == "2.6.0"
     for version, refused in (("2.6.0", False), ("2.5.0", True)):
-        monkeypatch.setattr(job_module, "pretended_gpu", lambda version=version: pretended_gpu(version))
+        monkeypatch.setattr(recipe_check, "pretended_gpu", lambda version=version: pretended_gpu(version))
         if refused:
             with pytest.raises(CompeteError, match=r"Megatron refuses these arguments: .*2\.6\.0dev0"):
                 job_of(flags)

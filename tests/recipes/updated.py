@@ -6,7 +6,7 @@ from typing import Any
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch.recipe import Recipe, read_recipe
-from megatron_compete.plan.job import check_recipe
+from megatron_compete.plan.recipe_check import check_recipe
 
 Arguments = dict[str, Any]
 

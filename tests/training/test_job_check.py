@@ -10,7 +10,7 @@ from megatron_compete.training import job_check
 from tests.plan.jobs import job_of
 
 PACKAGE = Path(megatron_compete.__file__).parent
-ASKS = {"training/parse.py", "plan/job.py"}
+ASKS = {"training/parse.py", "plan/recipe_check.py"}
 """The trainer, and what plan, submit and dry runs go by (`check_recipe`)."""
 
 
@@ -25,7 +25,7 @@ def test_nobody_checks_a_job_by_other_means() -> None:
     assert callers["broken_rules"] == {"training/job_check.py"}
     assert callers["check_arguments"] == {"training/job_check.py"}
     assert callers["parse_and_validate_args"] == {"training/parse.py"}
-    assert callers["validate_args"] == {"plan/job.py", "verify/single.py"}  # the second builds no job
+    assert callers["validate_args"] == {"plan/recipe_check.py", "verify/single.py"}  # the second builds no job
     assert callers["check_recipe"] == {"plan/job.py", "cluster/layout_check.py", "cli/pretrain.py", "plan/features.py"}
 
 
