@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer
 
+from megatron_compete.data.conversations.chat import Chat
+from megatron_compete.data.conversations.conversation import read_conversation
 from megatron_compete.data.digit_pictures import write_digit_pictures
 from megatron_compete.data.digit_processor import IMAGE, write_digit_processor
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
-
-ROLES = {"human": "user", "gpt": "assistant"}
 
 
 @pytest.fixture(scope="module")
@@ -20,20 +20,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_digit_processor(tmp_path_factory.mktemp("processor") / "made")
 
 
-def test_every_text_of_the_dataset_comes_back_from_its_tokens(folder: Path, tmp_path: Path) -> None:
+def test_every_record_is_a_conversation_whose_answer_is_learned(folder: Path, tmp_path: Path) -> None:
+    """As training reads it: the text is question, space, answer and `<eos>`, of words that the tokenizer knows."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    chat = Chat(tokenizer)
     pictures = write_digit_pictures(tmp_path, train=300, heldout=100)
     for path in (pictures.train_path, pictures.heldout_path):
         for record in json.loads(path.read_text()):
             question, answer = (turn["value"] for turn in record["conversations"])
-            turns = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in record["conversations"]]
-            assert tokenizer.apply_chat_template(turns, tokenize=False) == f"{question} {answer}<eos>"
-            ids = tokenizer.apply_chat_template(turns)["input_ids"]
-            prompt = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True)["input_ids"]
-            assert ids[: len(prompt)] == prompt and ids[-1] == tokenizer.eos_token_id
-            assert tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True) == answer
-            assert tokenizer.unk_token_id not in ids
-            assert ids.count(tokenizer.convert_tokens_to_ids(IMAGE)) == ("image" in record)
+            conversation = read_conversation(record)
+            assert chat.render(conversation.messages) == f"{question} {answer}<eos>"
+            encoded = chat.encode(conversation.messages, images=int("image" in record))
+            assert tokenizer.decode(encoded.ids[encoded.learned]) == f"{answer} <eos>"
+            assert tokenizer.unk_token_id not in encoded.ids
 
 
 def test_content_in_parts_is_the_same_prompt(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Tiny vision-language models as Hugging Face folders, and what they answer by transformers alone."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +17,18 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from megatron_compete.checkpoint.export import Export, export_to_hf
+from megatron_compete.checkpoint.import_hf import Import, import_checkpoint
+from megatron_compete.checkpoint.options import Upcycling
 from megatron_compete.data.digit_processor import write_digit_processor
 
-CODE = '''
-import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-class LouderConfig(LlavaConfig):
-    model_type = "louder_llava"
-
-class Louder(LlavaForConditionalGeneration):
-    """Pictures count for more than in the stock class, by a weight that it does not have."""
-    config_class = LouderConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.model.multi_modal_projector.gain = torch.nn.Parameter(torch.tensor(4.0))
-        self.model.multi_modal_projector.register_forward_hook(lambda module, _, output: output * module.gain)
-'''
-
-
-def write_model(folder: Path, own_code: bool) -> Path:
-    """A random LLaVA for pictures of digits; with `own_code` a class that transformers has not."""
+def write_model(folder: Path) -> Path:
+    """A random LLaVA of transformers' own class for pictures of digits."""
     write_digit_processor(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
     settings: dict[str, Any] = {
         "vision_config": SiglipVisionConfig(**shape, image_size=16, patch_size=8, vision_use_head=False),
         "text_config": LlamaConfig(
@@ -55,10 +40,9 @@ def write_model(folder: Path, own_code: bool) -> Path:
         ),
         "image_token_index": tokenizer.image_token_id,
         "image_seq_length": 4,
-        "vision_feature_layer": -1,
         "vision_feature_select_strategy": "full",
     }
-    model = _own_class(folder, settings) if own_code else LlavaForConditionalGeneration(LlavaConfig(**settings))
+    model = LlavaForConditionalGeneration(LlavaConfig(**settings))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)  # answers depend on the picture
@@ -71,18 +55,12 @@ def write_model(folder: Path, own_code: bool) -> Path:
     return folder
 
 
-def _own_class(folder: Path, settings: dict[str, Any]) -> Any:
-    source = folder.with_name(f"{folder.name}-code")  # save_pretrained copies it into the folder
-    source.mkdir()
-    (source / "modeling_louder.py").write_text(CODE)
-    sys.path.insert(0, str(source))
-    try:
-        from modeling_louder import Louder, LouderConfig
-    finally:
-        sys.path.remove(str(source))
-    LouderConfig.register_for_auto_class()
-    Louder.register_for_auto_class("AutoModelForImageTextToText")
-    return Louder(LouderConfig(**settings))
+def write_experts(folder: Path) -> Path:
+    """An export with experts in tower and projector, which has code of its own; the experts differ from each other."""
+    dense, checkpoint = (folder.with_name(f"{folder.name}-{what}") for what in ("dense", "megatron"))
+    import_checkpoint(Import(write_model(dense), checkpoint, upcycling=Upcycling(4, noise=0.5)))
+    export_to_hf(Export(checkpoint, folder))
+    return folder
 
 
 def answers(folder: Path, records: list[dict[str, Any]], images: Path) -> list[str]:

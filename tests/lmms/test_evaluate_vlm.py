@@ -29,12 +29,12 @@ def evaluate(*arguments: Path, **variables: str) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.parametrize("own_code", [False, True])
-def test_answers_are_the_models_and_scored_by_kind(tmp_path: Path, own_code: bool) -> None:
+@pytest.mark.parametrize("experts", [False, True])
+def test_answers_are_the_models_and_scored_by_kind(tmp_path: Path, experts: bool) -> None:
     """Every second record wants what the model says by transformers alone, so that scores are known and not 0."""
-    from tests.lmms.folders import answers, write_model
+    from tests.lmms.folders import answers, write_experts, write_model
 
-    model = write_model(tmp_path / "model", own_code)
+    model = write_experts(tmp_path / "model") if experts else write_model(tmp_path / "model")
     pictures = write_digit_pictures(tmp_path / "data", train=0, heldout=60)
     records: list[dict[str, Any]] = json.loads(pictures.heldout_path.read_text())
     said = answers(model, records, pictures.image_folder)
@@ -43,7 +43,7 @@ def test_answers_are_the_models_and_scored_by_kind(tmp_path: Path, own_code: boo
         record["conversations"][1]["value"] = answer
     pictures.heldout_path.write_text(json.dumps(records))
 
-    code = {"TRUST_REMOTE_CODE": "1"} if own_code else {}
+    code = {"TRUST_REMOTE_CODE": "1"} if experts else {}
     done = evaluate(model, tmp_path / "out", DATA=str(tmp_path / "data"), HF_HOME=str(tmp_path / "cache"), **code)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
 
@@ -60,9 +60,9 @@ def test_answers_are_the_models_and_scored_by_kind(tmp_path: Path, own_code: boo
 
 
 def test_a_model_that_cannot_be_loaded_ends_with_an_error(tmp_path: Path) -> None:
-    from tests.lmms.folders import write_model
+    from tests.lmms.folders import write_experts
 
-    model = write_model(tmp_path / "model", own_code=True)
+    model = write_experts(tmp_path / "model")
     done = evaluate(model, LIMIT="1", DATA=str(tmp_path / "data"))
     assert (done.returncode, done.stderr) == (2, f"error: DATA={tmp_path}/data has no heldout.json: name a folder that "
         "write_digit_pictures wrote, or leave DATA out\n")  # fmt: skip

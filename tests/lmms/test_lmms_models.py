@@ -13,7 +13,7 @@ pytestmark = pytest.mark.lmms
 def stock(tmp_path: Path) -> Path:
     from tests.lmms.folders import write_model
 
-    return write_model(tmp_path / "model", own_code=False)
+    return write_model(tmp_path / "model")
 
 
 def request_to(model: Any, messages: list[dict[str, Any]]) -> Any:
