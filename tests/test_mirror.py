@@ -71,6 +71,7 @@ BEHAVIOUR = {
     "study/test_published.py": "published studies reproduce from their logs",
     "upstream/test_hooks.py": "what upstream offers no hook for, whoever replaces it",
     "training/*.py": "runs of the real entry: promises go across its files",
+    "vlm/*.py": "one model, whose promises go across its files",
 }
 """Test files that are named by what they show, not by a file."""
 

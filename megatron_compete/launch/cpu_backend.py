@@ -128,6 +128,11 @@ def _share_storage(discarded: torch.Tensor, recomputed: torch.Tensor) -> None:
     storage.copy_(source)
 
 
+def _causal_mask(length: int) -> torch.Tensor:
+    """True where a query [rows] must not see a key [columns]; a recomputed pass runs where no mode sends tensors to the CPU."""
+    return torch.ones(length, length, dtype=torch.bool).triu(diagonal=1)
+
+
 @contextlib.contextmanager
 def _stream_context(stream: object) -> Iterator[None]:
     yield
@@ -171,6 +176,7 @@ def answers() -> dict[str, Any]:
         "megatron.core.tensor_parallel.random:_get_cuda_rng_state": lambda *a, **k: torch.get_rng_state(),
         "megatron.core.tensor_parallel.random:_set_cuda_rng_state": lambda state, *a, **k: torch.set_rng_state(state),
         "megatron.core.tensor_parallel.random:_get_share_storage": lambda: _share_storage,
+        "megatron.core.fusions.fused_softmax:get_default_causal_mask": _causal_mask,
         "megatron.core.datasets.utils:compile_helpers": _nothing,
         "megatron.core.transformer.moe.moe_layer:HAVE_TE": True,
         "megatron.core.transformer.moe.moe_layer:TELinear": DuplicatedLinear,

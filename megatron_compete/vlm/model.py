@@ -4,7 +4,7 @@ A microbatch without an image takes one tile of zeros through tower and projecto
 meet in their collectives, and gradients of all parameters arrive in every microbatch. Its patches are masked for the
 routers, and its embeddings are part of no output, so that every gradient of it is exactly 0.
 
-B samples, S tokens, P patches of a tile, H hidden size of the language model.
+B samples, S tokens of text, P positions of the language model's sequence, H its hidden size.
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,14 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 
+from megatron_compete.moe.competition import competing_layers
 from megatron_compete.moe.gradients import AlsoReaching
 from megatron_compete.moe.graphs import eager_modules
+from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.specs import decoder_layer_spec, with_moe
+from megatron_compete.vlm.config import Part
 from megatron_compete.vlm.exchange import Exchanges
-from megatron_compete.vlm.padding import spare_padding
+from megatron_compete.vlm.padding import padded_positions, spare_padding
 from megatron_compete.vlm.parts import VisionLanguageConfig
 from megatron_compete.vlm.projector import ExpertProjector, build_projector
 from megatron_compete.vlm.tower import VisionTower, tower_layer_spec
@@ -73,11 +76,13 @@ class VisionLanguageModel(LLaVAModel):
         self.config = model_transformer(config.transformer, config.tower, config.projector)
         self.model_type = ModelType.encoder_or_decoder
         self._unseen: Tensor | None = None
+        self._padding_mask: Tensor | None = None
+        if config.transformer.num_moe_experts:
+            self.language_model.register_forward_pre_hook(self._with_padding, with_kwargs=True)
         self.add_encoder = pre_process
         if pre_process:
             self._add_encoder(config, exchanges)
-        for layer in moe_layers(self.language_model):
-            layer.set_layer_number(layer.layer_number + config.num_vision_layers)
+        self._settle_layers(config)
         settings = config.settings
         self.freeze(settings.freeze_language, settings.freeze_tower, settings.freeze_projector)
 
@@ -91,33 +96,73 @@ class VisionLanguageModel(LLaVAModel):
         self.vision_projection = build_projector(
             config.projector, config.tower.hidden_size, exchanges.get("projector"), self.pg_collection
         )
-        for layer in moe_layers(self.vision_projection):
-            layer.set_layer_number(config.num_vision_layers)
         for part in (self.vision_model, self.vision_projection):
             part.register_load_state_dict_post_hook(_load_state_dict_hook_ignore_extra_state)
             for layer in moe_layers(part):
                 layer.router.bias = None  # `add_bias_linear` is about experts: the authors' gate has none
                 spare_padding(layer)
 
-    def forward(self, images: Tensor | None, *args: Any, **keywords: Any) -> tuple[Tensor, Tensor | None]:
-        """As LLaVAModel's: per-token losses, or logits, and the mask of the losses that count, both [B, S].
+    def _settle_layers(self, config: VisionLanguageConfig) -> None:
+        """Layers know their number in the model, and those that compete the weight of their losses in their part's."""
+        modules: dict[Part, Any] = {
+            "vision": self.vision_model, "projector": self.vision_projection, "language": self.language_model,
+        }  # fmt: skip
+        for part, module in modules.items():
+            before, of_part = config.layers_before(part), len(competing_layers(config.transformer_of(part)))
+            for layer in moe_layers(module) if module is not None else ():
+                layer.set_layer_number(before + layer.layer_number)
+                if isinstance(layer, CompeteMoELayer):
+                    layer.loss_weight = layer.competition.loss_weight(of_part)
+
+    def forward(
+        self, images: Tensor | None, input_ids: Tensor, position_ids: Tensor, *args: Any, **keywords: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """As LLaVAModel's: per-token losses, or logits, and the mask of the losses that count, both [B, P] (P positions of
+        the sequence with image embeddings in it).
 
         Args:
             images: tiles of all samples in order, [tiles, 3, img_h, img_w]; [0, 3, img_h, img_w] where no sample has an
                 image; None on later pipeline stages.
+            input_ids: [B, S], one image token for each image.
+            position_ids: [B, S]; where samples are filled up on the right, with zeros.
             args, keywords: LLaVAModel's; `num_image_tiles` must be given, one number for each image of the microbatch.
         """
-        self._unseen = None
-        if self.add_encoder and images is not None and images.shape[0] == 0:
-            self._unseen = self._embed_padding(images)
+        self._unseen = self._padding_mask = None
+        if keywords.get("inference_context") is None:
+            if self.add_encoder and images is not None and images.shape[0] == 0:
+                self._unseen = self._embed_padding(images)
+            self._padding_mask = self._padding(input_ids, position_ids, keywords.get("num_image_tiles"), images)
         try:
-            result: tuple[Tensor, Tensor | None] = super().forward(images, *args, **keywords)
+            result: tuple[Tensor, Tensor | None] = super().forward(images, input_ids, position_ids, *args, **keywords)
         finally:
-            self._unseen = None
+            self._unseen = self._padding_mask = None
         return result
 
+    def _padding(
+        self, input_ids: Tensor, position_ids: Tensor, num_image_tiles: Tensor | None, images: Tensor | None
+    ) -> Tensor | None:
+        """Positions that no router of the language model counts, bool [B, P]; None where it has none."""
+        if not self.language_model.config.num_moe_experts:
+            return None
+        if num_image_tiles is None:
+            assert images is not None
+            num_image_tiles = torch.ones(images.shape[0], dtype=torch.int32, device=images.device)
+        longest = self._language_max_sequence_length
+        mask = padded_positions(
+            position_ids,
+            input_ids == self.image_token_index,
+            num_image_tiles,
+            self.img_seq_len,
+            longest if self._language_is_pipeline_parallel else None,
+        )
+        return mask[:, :longest]
+
+    def _with_padding(self, language_model: Any, args: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """What the language model is called with, and the mask that LLaVAModel does not hand on."""
+        return args, keywords | {"padding_mask": self._padding_mask}
+
     def _embed_padding(self, images: Tensor) -> Tensor:
-        """The embeddings [P, 1, H] of a tile of zeros that no router counts."""
+        """The embeddings [patches, 1, H] of a tile of zeros that no router counts."""
         tile = images.new_zeros(1, *images.shape[1:])
         padding = torch.ones(1, self.vision_model.seq_length, dtype=torch.bool, device=images.device)
         states = self.vision_model(tile, padding_mask=padding).transpose(0, 1).contiguous()

@@ -1,8 +1,6 @@
-"""Routers and a tile that stands for no image.
+"""What routers are given and are not to count: a tile that stands for no image, and the ends of short sequences.
 
-Megatron's balance losses divide by the tokens that count (upstream: `switch_load_balancing_loss_func`), which is 0 / 0
-where none does. So a router behaves as in evaluation where all that it is given is padding: it attaches no loss and counts
-no token. It is told by the mask and not by who calls, because a recomputed layer is called once more in the backward pass.
+B samples, S tokens of text, P positions of the language model's sequence.
 """
 
 from typing import Any
@@ -13,7 +11,12 @@ from torch import Tensor
 
 
 def spare_padding(layer: MoELayer) -> None:
-    """Have this layer's router take nothing from calls in which every token is padding."""
+    """Have this layer's router take nothing from calls in which every token is padding.
+
+    Megatron's balance losses divide by the tokens that count (upstream: `switch_load_balancing_loss_func`), which is 0 / 0
+    where none does. So the router behaves as in evaluation: it attaches no loss and counts no token. It is told by the mask
+    and not by who calls, because a recomputed layer is called once more in the backward pass.
+    """
 
     def before(router: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask: Tensor | None = kwargs.get("padding_mask", args[1] if len(args) > 1 else None)
@@ -25,3 +28,24 @@ def spare_padding(layer: MoELayer) -> None:
 
     layer.router.register_forward_pre_hook(before, with_kwargs=True)
     layer.router.register_forward_hook(after, always_call=True)
+
+
+def padded_positions(
+    position_ids: Tensor, image_token_mask: Tensor, num_image_tiles: Tensor, tile_length: int, length: int | None
+) -> Tensor:
+    """The language model's positions that hold nothing, bool [B, P]: after a sample's last token.
+
+    Args:
+        position_ids: of the text, [B, S], filled up with zeros on the right.
+        image_token_mask: tokens that stand for an image, bool [B, S].
+        num_image_tiles: tiles of each image of the batch, in order.
+        tile_length: positions that a tile takes.
+        length: P; None for that of the longest sample, filled up or not.
+    """
+    widths = torch.ones_like(position_ids)
+    widths[image_token_mask] = num_image_tiles.to(widths.dtype) * tile_length
+    follows = position_ids.flip(1).cumsum(1).flip(1) > 0  # this token or one after it is no filler
+    follows[:, 0] = True
+    ends = (widths * follows).sum(1, keepdim=True)
+    whole = int(widths.sum(1).max()) if length is None else length
+    return torch.arange(whole, device=position_ids.device) >= ends

@@ -48,19 +48,13 @@ class VisionLanguageConfig:
         """The settings of one part."""
         return {"vision": self.tower, "projector": self.projector, "language": self.transformer}[part]
 
-    @property
-    def num_vision_layers(self) -> int:
-        """Layers before the decoder's first: the tower's, and the projector, which counts as one."""
-        return int(self.tower.num_layers) + 1
+    def layers_before(self, part: Part) -> int:
+        """Layers of the parts before it, with experts or without; the projector counts as one."""
+        return sum(self.transformer_of(one).num_layers for one in PARTS[: PARTS.index(part)])
 
     def parts(self) -> tuple[ModelPart, ...]:
         """The parts as `moe.competition` counts their layers: tower 1..V, projector V+1, decoder from V+2."""
-        before, found = 0, []
-        for part in PARTS:
-            transformer = self.transformer_of(part)
-            found.append(ModelPart(transformer, before))
-            before += transformer.num_layers
-        return tuple(found)
+        return tuple(ModelPart(self.transformer_of(part), self.layers_before(part)) for part in PARTS)
 
     @property
     def with_experts(self) -> tuple[Part, ...]:

@@ -62,6 +62,7 @@ def upstream() -> dict[str, bool]:
     """What Megatron itself still lacks on a CPU; when an entry turns False its stand-in can go."""
     cpu.deactivate()
     import megatron.core.datasets.utils as dataset_utils
+    from megatron.core.fusions.fused_softmax import get_default_causal_mask
     from megatron.core.tensor_parallel import random as rng
     from megatron.core.transformer.moe.moe_layer import MoELayer
     from megatron.training.initialize import initialize_megatron
@@ -84,6 +85,7 @@ def upstream() -> dict[str, bool]:
         "storage is shared by an extension": "load_inline" in rng._get_share_storage.__code__.co_names,
         "latent projections are Transformer Engine's": {"HAVE_TE", "TELinear"}
         <= set(MoELayer.__init__.__code__.co_names),
+        "the causal mask is on a CUDA device": "cuda" in get_default_causal_mask.__code__.co_consts,
         "the trainer asserts CUDA": trainer == "Megatron requires CUDA.",
     }
 

@@ -26,11 +26,11 @@ CLIP = VisionConfig(
     "clip", num_layers=TOWER_LAYERS, hidden_size=16, ffn_hidden_size=24, num_attention_heads=2, init_method_std=0.2,
     disable_class_token=True,
 )  # fmt: skip
-ALL_COMPETE = CompeteConfig(rate=1.0, max_active_layers=5, distill_coeff=1.0, diversity_coeff=0.5, response_balance_coeff=0.5)  # fmt: skip
+ALL_COMPETE = CompeteConfig(rate=1.0, max_active_layers=6, distill_coeff=1.0, diversity_coeff=0.5, response_balance_coeff=0.5)  # fmt: skip
 """Every layer at every step, with losses that are not small beside the task's."""
 
 
-def changed(settings: VisionConfig, **changes: Any) -> VisionConfig:
+def changed[Settings: (VisionConfig, CompeteConfig)](settings: Settings, **changes: Any) -> Settings:
     return dataclasses.replace(settings, **changes)
 
 
@@ -67,14 +67,19 @@ def initialize(pp: int = 1, ep: int = 1) -> None:
     model_parallel_cuda_manual_seed(1)
 
 
-def build(config: Any, exchanges: Any) -> Any:
-    """This rank's stage of the model, with the weights of `name_weights`, as a trainer has it."""
+def build(config: Any, exchanges: Any, counted: bool = True) -> Any:
+    """This rank's stage of the model, with the weights of `name_weights`.
+
+    Args:
+        counted: have Megatron's tracker count its layers, as a trainer without a `ModelCompetition` does.
+    """
     from megatron.core import parallel_state
 
     from megatron_compete.moe.metrics import install_counts
     from megatron_compete.vlm.model import build_model
 
-    install_counts(config)
+    if counted:
+        install_counts(config)
     model = build_model(
         config, exchanges, vocab_size=VOCAB, seq_length=LENGTH, image_token_id=IMAGE,
         pre_process=parallel_state.is_pipeline_first_stage(), post_process=parallel_state.is_pipeline_last_stage(),
@@ -126,6 +131,8 @@ class Batch:
     labels: Tensor
     loss_mask: Tensor
     num_image_tiles: Tensor
+    fillers: int = 0
+    """Tokens at the end of all samples that are none."""
 
     @classmethod
     def random(cls, tiles: Sequence[Sequence[int]], text: int = 8, seed: int = 0) -> "Batch":
@@ -145,8 +152,15 @@ class Batch:
         images = torch.randn(sum(counts), 3, SIDE, SIDE, generator=random)
         return cls(images, tokens, labels, loss_mask, torch.tensor(counts, dtype=torch.int32))
 
+    def filled(self, count: int) -> "Batch":
+        """The same with so many fillers after each sample."""
+        fillers = {"tokens": 0, "labels": -100, "loss_mask": 0}
+        values = {name: F.pad(getattr(self, name), (0, count), value=value) for name, value in fillers.items()}
+        return dataclasses.replace(self, **values, fillers=self.fillers + count)
+
     def on_stage(self, first: bool) -> dict[str, Any]:
-        positions = torch.arange(self.tokens.shape[1]).expand_as(self.tokens)
+        length = self.tokens.shape[1] - self.fillers
+        positions = F.pad(torch.arange(length), (0, self.fillers)).expand_as(self.tokens)
         return dict(
             images=self.images if first else None, input_ids=self.tokens, position_ids=positions, attention_mask=None,
             labels=self.labels, loss_mask=self.loss_mask, num_image_tiles=self.num_image_tiles,
@@ -170,7 +184,7 @@ def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Callable
     return output, loss
 
 
-def train_step(model: Any, batches: Sequence[Batch], finalize: bool = True) -> tuple[list[float], dict[str, Tensor]]:
+def train_step(model: Any, batches: Sequence[Batch]) -> tuple[list[float], dict[str, Tensor]]:
     """Losses of the microbatches on the last stage, and finished gradients by their names in the whole model."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -182,7 +196,7 @@ def train_step(model: Any, batches: Sequence[Batch], finalize: bool = True) -> t
         forward_step_func=forward_step, data_iterator=iter(batches), model=[wrapped], num_microbatches=len(batches),
         seq_length=LENGTH, micro_batch_size=batches[0].tokens.shape[0], forward_only=False,
     )  # fmt: skip
-    grads = {whole_name(name, model): p.main_grad.clone() for name, p in model.named_parameters()}
+    grads = {whole_name(name, model): p.main_grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     return [float(report["loss"]) for report in reports], grads
 
 

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from megatron_compete.config import CompeteConfig
 from tests.ranks import run_rank
-from tests.vlm import models
 from tests.vlm.models import (
     ALL_COMPETE,
     CLIP,
     SIGLIP,
     Batch,
+    build,
+    changed,
     competing_model,
     configuration,
     initialize,
@@ -37,7 +38,7 @@ def numbers_of(settings: Any) -> tuple[list[tuple[str, int, int]], Any, Any]:
 
 
 def test_layers_are_numbered_through_the_model() -> None:
-    layers, of_model, of_language = run_rank(numbers_of, models.changed(SIGLIP, **EVERYWHERE))
+    layers, of_model, of_language = run_rank(numbers_of, changed(SIGLIP, **EVERYWHERE))
     tower = [("CompeteMoELayer", number, number) for number in (1, 2)]
     decoder = [("CompeteMoELayer", number, number) for number in (4, 5)]
     assert sorted(layers, key=lambda layer: layer[1]) == [*tower, ("CompetingProjection", 3, 3), *decoder]
@@ -67,7 +68,7 @@ BALANCED = {
 def test_a_microbatch_of_text_leaves_tower_and_projector_alone(kind: str) -> None:
     compete = {
         "competes": ALL_COMPETE,
-        "utility": CompeteConfig(rate=1.0, max_active_layers=5, kind="utility"),
+        "utility": CompeteConfig(rate=1.0, max_active_layers=6, kind="utility"),
         "normal": CompeteConfig(rate=1e-3, warmup_steps=1),
     }[kind]
     losses, grads = run_rank(gradients, [Batch.random([[], []])], compete, BALANCED)
@@ -75,3 +76,73 @@ def test_a_microbatch_of_text_leaves_tower_and_projector_alone(kind: str) -> Non
     assert len(vision) > 40 and all(torch.isfinite(grad).all() for grad in vision.values())
     assert [name for name, grad in vision.items() if grad.any()] == []
     assert losses[0] > 0 and grads["language_model.output_layer.weight"].any()
+
+
+def weights_of_losses(settings: Any, reduction: str) -> dict[int, float]:
+    from megatron_compete.vlm.model import moe_layers
+
+    initialize()
+    model = competing_model(configuration(settings), changed(ALL_COMPETE, layer_reduction=reduction))
+    return {layer.layer_number: layer.loss_weight for layer in moe_layers(model)}
+
+
+def test_losses_are_means_over_the_layers_of_a_part() -> None:
+    found = run_rank(weights_of_losses, changed(SIGLIP, num_layers=3, **EVERYWHERE), "mean")
+    assert found == {1: 1 / 3, 2: 1 / 3, 3: 1 / 3, 4: 1.0, 5: 0.5, 6: 0.5}
+    assert set(run_rank(weights_of_losses, CLIP, "sum").values()) == {1.0}
+
+
+def steps_with_and_without(compete: CompeteConfig | None) -> tuple[Any, Any]:
+    """Losses and gradients of a step, and losses in evaluation, with competing layers or Megatron's own."""
+    from megatron_compete.vlm.exchange import stock_parts
+
+    initialize()
+    config = configuration(changed(SIGLIP, **EVERYWHERE), **BALANCED)
+    model = build(config, stock_parts(config)) if compete is None else competing_model(config, compete)
+    batches = [Batch.random(MIXED), Batch.random([[], []], seed=1)]
+    step = train_step(model, batches)
+    model.eval()
+    with torch.no_grad():
+        return step, [model(**batch.on_stage(first=True))[0] for batch in batches]
+
+
+def test_rate_0_is_megatron_bit_for_bit() -> None:
+    (losses, grads), evaluated = run_rank(steps_with_and_without, None)
+    (losses_0, grads_0), evaluated_0 = run_rank(steps_with_and_without, CompeteConfig(rate=0.0))
+    assert losses_0 == losses
+    assert [name for name, grad in grads.items() if not torch.equal(grad, grads_0[name])] == []
+    assert all(torch.equal(*pair) for pair in zip(evaluated_0, evaluated, strict=True))
+
+
+def test_evaluation_never_competes() -> None:
+    (losses, _), evaluated = run_rank(steps_with_and_without, ALL_COMPETE)
+    (losses_0, _), evaluated_0 = run_rank(steps_with_and_without, None)
+    assert losses[0] != losses_0[0]
+    assert all(torch.equal(*pair) for pair in zip(evaluated, evaluated_0, strict=True))
+
+
+def trainable(settings: Any) -> dict[str, bool]:
+    """Parts whose parameters have gradients after a step with images and one of text, by name."""
+    initialize()
+    model = build_frozen(settings)
+    train_step(model, [Batch.random(MIXED), Batch.random([[]], seed=1)])
+    parts = ("vision_model", "vision_projection", "language_model")
+    return {part: any(p.requires_grad for p in getattr(model, part).parameters()) for part in parts}
+
+
+def build_frozen(settings: Any) -> Any:
+    from megatron_compete.vlm.exchange import stock_parts
+
+    config = configuration(settings)
+    return build(config, stock_parts(config))
+
+
+@pytest.mark.parametrize("frozen", ["freeze_tower", "freeze_projector", "freeze_language"])
+def test_frozen_parts_have_no_gradient(frozen: str) -> None:
+    names = {
+        "freeze_tower": "vision_model",
+        "freeze_projector": "vision_projection",
+        "freeze_language": "language_model",
+    }
+    found = run_rank(trainable, changed(SIGLIP, **{frozen: True}))
+    assert [part for part, trains in found.items() if not trains] == [names[frozen]]

@@ -1,9 +1,11 @@
-"""A router that is given padding alone attaches no loss; Megatron's own gives gradients that are no numbers."""
+"""A router that is given padding alone attaches no loss; Megatron's own gives gradients that are no numbers. Fillers of short
+samples are no tokens to the routers of the language model."""
 
+import pytest
 import torch
 
-from tests.ranks import run_rank
-from tests.vlm.models import SIGLIP, configuration, initialize
+from tests.ranks import run_rank, run_ranks
+from tests.vlm.models import SIGLIP, Batch, changed, competing_model, configuration, initialize, relative, train_step
 
 
 def router_gradient(spared: bool, padded: int) -> torch.Tensor:
@@ -39,3 +41,41 @@ def test_padding_alone_is_spared_and_nothing_else() -> None:
     assert not run_rank(router_gradient, True, 4).any()
     assert torch.equal(run_rank(router_gradient, True, 2), run_rank(router_gradient, False, 2))
     assert run_rank(router_gradient, True, 2).any()
+
+
+def test_positions_after_the_last_token_are_padding() -> None:
+    from megatron_compete.vlm.padding import padded_positions
+
+    positions = torch.tensor([[0, 1, 2, 3], [0, 1, 0, 0], [0, 0, 0, 0]])
+    images = torch.tensor([[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
+    tiles = torch.tensor([2, 1, 1], dtype=torch.int32)
+    lengths = (~padded_positions(positions, images, tiles, tile_length=3, length=None)).sum(1)
+    assert lengths.tolist() == [1 + 6 + 1 + 3, 3 + 1, 1]
+    mask = padded_positions(positions, images, tiles, 3, length=16)
+    assert mask.shape == (3, 16) and torch.equal((~mask).sum(1), lengths)
+    assert torch.equal(mask, torch.arange(16) >= lengths[:, None])
+
+
+def gradients(batches: list[Batch], pp: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    initialize(pp)
+    settings = changed(SIGLIP, experts_in=("language",))
+    balance = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": 0.5, "moe_z_loss_coeff": 0.5}
+    config = configuration(settings, pipeline_model_parallel_size=pp, **balance)
+    return train_step(competing_model(config), batches)
+
+
+def test_fillers_are_no_tokens_to_routers_of_the_language_model() -> None:
+    batch = Batch.random([[1], [], [2]], text=7)
+    losses, grads = run_rank(gradients, [batch], 1)
+    losses_filled, grads_filled = run_rank(gradients, [batch.filled(4)], 1)
+    assert losses_filled == pytest.approx(losses, rel=1e-6)
+    assert {name: off for name in grads if (off := relative(grads_filled[name], grads[name])) > 1e-5} == {}
+
+
+def test_a_pipelines_fixed_length_is_no_tokens_either() -> None:
+    batches = [Batch.random([[1], []], text=6), Batch.random([[], []], text=6, seed=1)]
+    losses, grads = run_rank(gradients, batches, 1)
+    first, last = run_ranks(2, gradients, batches, 2)
+    assert last[0] == pytest.approx(losses, rel=1e-6)
+    pipelined = first[1] | last[1]
+    assert {name: off for name in grads if (off := relative(pipelined[name], grads[name])) > 1e-5} == {}
