@@ -20,6 +20,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch.recipe import read_recipe
 from megatron_compete.launch.run_files import STEPS, Failure, read_failure, read_steps
 from megatron_compete.report.event_files import PATTERN, Curve, EventFolder
+from megatron_compete.vlm.layer_names import layer_name
 
 ITERATION = re.compile(r"iter_(\d{7,})")
 PROGRESS = "progress.json"
@@ -66,6 +67,16 @@ class Run:
             return float(self.setting(name) or "")
         except ValueError:
             return None
+
+    @property
+    def tower_layers(self) -> int | None:
+        """Layers of a vision-language model's tower; None of a language model."""
+        layers = self.number("vision-num-layers")
+        return None if layers is None else int(layers)
+
+    def layer_name(self, number: int) -> str:
+        """What a layer is called: `tower 3`, `projector` or `decoder 5` in a vision-language model, else its number."""
+        return layer_name(number, self.tower_layers)
 
     def logged(self, name: str) -> Curve | None:
         """A number of steps.jsonl by iteration, of the last attempt that logged it."""

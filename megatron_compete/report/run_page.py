@@ -51,6 +51,8 @@ def summary_of(runs: Sequence[Run]) -> list[tuple[str, str]]:
     (run,) = runs
     facts: list[tuple[str, str | None]] = []
     status, loss = run.status, run.curve("lm loss") or run.logged("loss")
+    if run.tower_layers is not None:
+        facts.append(("model", _parts_of(run)))
     if status is not None:
         facts += [("state", status.state + (f": {status.reason}" if status.reason else "")), ("job", status.job_id)]
     step = int(loss.steps[-1]) if loss is not None else status.iteration if status is not None else None
@@ -84,3 +86,10 @@ def _in_short(facts: Sequence[tuple[str, str]]) -> str:
     """State, step and loss in a line."""
     shown = {"state": "", "step": "step ", "loss": "loss "}
     return ", ".join(f"{shown[name]}{value}" for name, value in facts if name in shown)
+
+
+def _parts_of(run: Run) -> str:
+    """A vision-language model's parts in a few words."""
+    decoder = run.number("num-layers")
+    of_decoder = "" if decoder is None else f" of {decoder:.0f} layers"
+    return f"{run.setting('vision-model-type')} tower of {run.tower_layers} layers, projector, decoder{of_decoder}"

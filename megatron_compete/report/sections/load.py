@@ -27,7 +27,7 @@ def load_section(sheet: Sheet) -> Section | None:
             continue
         sheet.shown.update(tags.values())
         figures.append(heat_map_of(sheet, run, curves, "dead experts", "Dead experts", of="greatest"))
-        rows = [[one.layer, one.now, "-" if one.since is None else f"{one.since:,}", f"{one.most} at step {one.at:,}"] for one in dead_since(curves)]  # fmt: skip
+        rows = [[one.layer if run.tower_layers is None else run.layer_name(one.layer), one.now, "-" if one.since is None else f"{one.since:,}", f"{one.most} at step {one.at:,}"] for one in dead_since(curves)]  # fmt: skip
         if rows:
             tables.append(Table(["layer", "dead now", "without a break since step", "most"], rows, f"Layers with dead experts{of_run(sheet, run)}"))  # fmt: skip
     if not figures:

@@ -47,10 +47,11 @@ def heat_map_of(
     title: str,
     of: Literal["mean", "greatest"] = "mean",
 ) -> "LayoutDOM":
-    """Curves of layers as a map over the steps; layers that are not evenly spaced are rows by name."""
+    """Curves of layers as a map over the steps; layers of several parts, or not evenly spaced, are rows by name."""
     cells = layer_map(curves, sheet.columns, of)
     even = len(cells.layers) == 1 or len(set(np.diff(cells.layers).tolist())) == 1
-    rows: Sequence[Any] = cells.layers if even else [str(layer) for layer in cells.layers]
+    named = run.tower_layers is not None or not even
+    rows: Sequence[Any] = [run.layer_name(layer) for layer in cells.layers] if named else cells.layers
     return heat_map(cells.values_LC, x="step", y="layer", label=label, title=title + of_run(sheet, run), columns=cells.steps_C.tolist(), rows=rows, x_range=sheet.x_range)  # fmt: skip
 
 
