@@ -16,6 +16,7 @@ datasets.py          Megatron's datasets from its arguments
 index_cache.py       whole files in Megatron's cache of indices
 dataset_helpers.py   Megatron's compiled helpers, where its wheel brings them
 batches.py           one microbatch, from the iterator to the loss
+loss_mask.py         what the loss counts of it, on every pipeline stage
 metrics.py           when the trainer logs the metrics of `moe/metrics.py`
 flops.py             the scoring pass in the trainer's count of operations
 probe.py             held-out loss and router statistics of a model
