@@ -23,13 +23,16 @@ OF_THE_JOB = (
 
 PATHS = (
     "save", "load", "tensorboard-dir", "data-cache-path", "tokenizer-model", "vocab-file", "merge-file",
-    "pretrained-checkpoint", "data-args-path", "per-split-data-args-path",
+    "pretrained-checkpoint", "data-args-path", "per-split-data-args-path", "image-folder", "image-processor", "energon-path",
 )  # fmt: skip
 """Arguments that name one file or folder."""
 
-MUST_EXIST = ("vocab-file", "merge-file", "pretrained-checkpoint", "data-args-path", "per-split-data-args-path")
+MUST_EXIST = (
+    "vocab-file", "merge-file", "pretrained-checkpoint", "data-args-path", "per-split-data-args-path", "image-folder",
+    "image-processor", "energon-path",
+)  # fmt: skip
 BLENDS = ("data-path", "train-data-path", "valid-data-path", "test-data-path")
-DATA = ("mock-data", *BLENDS, "data-args-path", "per-split-data-args-path")
+DATA = ("mock-data", *BLENDS, "data-args-path", "per-split-data-args-path", "energon-path")
 FILE_TOKENIZERS = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer", "TikTokenizer")
 """Tokenizers whose --tokenizer-model is a file; others take names on a hub too."""
 
@@ -62,17 +65,22 @@ def resolve(recipe: Recipe, run: Path, nodes: int, settings: Settings) -> None:
             arguments[name] = _absolute(arguments[name])
     for name in BLENDS:
         if name in arguments:
-            arguments[name] = [_absolute(item) if _is_dataset(item) else item for item in _items(arguments[name])]
+            is_data = _is_file if _sees(recipe) else _is_dataset
+            arguments[name] = [_absolute(item) if is_data(item) else item for item in _items(arguments[name])]
 
 
 def check_files(recipe: Recipe) -> None:
     """Raise a `CompeteError` for data, a tokenizer or a checkpoint that is not there."""
     arguments = recipe.arguments
     if not any(arguments.get(name) for name in DATA):
+        if _sees(recipe):
+            raise CompeteError(
+                "no training data: give --train-data-path FILE.json with conversations, and --image-folder"
+            )
         raise CompeteError("no training data: give --data-path PREFIX (of the .bin/.idx pair), or --mock-data")
     for name in BLENDS:
         for prefix in _prefixes(_items(arguments.get(name))):
-            for suffix in (".bin", ".idx"):
+            for suffix in ("",) if _sees(recipe) else (".bin", ".idx"):
                 if not Path(prefix + suffix).is_file():
                     raise CompeteError(f"--{name} {prefix}: {prefix}{suffix} is not there")
     for name in MUST_EXIST:
@@ -105,6 +113,15 @@ def _items(value: Value) -> list[str]:
 def _prefixes(items: list[str]) -> Iterator[str]:
     """Prefixes of a blend, without its weights."""
     yield from (item for item in items if not _is_number(item))
+
+
+def _sees(recipe: Recipe) -> bool:
+    """Whether the model has a vision tower: its data are JSON files and not prefixes."""
+    return bool(recipe.arguments.get("vision-model-type"))
+
+
+def _is_file(item: str) -> bool:
+    return not _is_number(item) and Path(item).is_file()
 
 
 def _is_dataset(item: str) -> bool:

@@ -40,6 +40,27 @@ def test_what_the_user_names_stays_and_becomes_absolute(tmp_path: Path, monkeypa
     assert recipe.arguments["tokenizer-model"] == str(tmp_path / "t.model")
 
 
+def test_conversations_are_files_beside_a_folder_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vision-language model's data are JSON and no prefixes; each file and folder is there, or named."""
+    monkeypatch.chdir(tmp_path)
+    Path("train.json").write_text("[]")
+    Path("pictures").mkdir()
+    given = {"vision_model_type": "siglip", "train_data_path": ["1", "train.json"], "image_folder": "pictures"}
+    recipe = resolved(tmp_path, image_processor="processor", **given)
+    assert recipe.arguments["train-data-path"] == ["1", str(tmp_path / "train.json")]
+    assert recipe.arguments["image-folder"] == str(tmp_path / "pictures")
+    with pytest.raises(CompeteError, match="--image-processor processor is not there"):
+        check_files(recipe)
+    check_files(resolved(tmp_path, **given))
+    for changed, says in (
+        ({"train_data_path": "none.json"}, "--train-data-path none.json: none.json is not there"),
+        ({"train_data_path": None}, "no training data: give --train-data-path FILE.json"),
+        ({"image_folder": "none"}, "--image-folder none is not there"),
+    ):
+        with pytest.raises(CompeteError, match=says):
+            check_files(resolved(tmp_path, **(given | changed)))
+
+
 def test_a_job_must_go_on_from_its_own_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(CompeteError, match=r"--load /other is not --save .*--pretrained-checkpoint"):
         resolved(tmp_path, load="/other")

@@ -32,3 +32,4 @@ def _software(probed: dict[str, Probed]) -> Iterator[Finding]:
     yield from software.deep_ep_findings(probed["deep_ep"], probed["megatron"])
     yield software.mpi_finding(probed["mpi4py"])
     yield software.export_finding()
+    yield software.picture_finding()

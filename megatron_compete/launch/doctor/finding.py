@@ -16,6 +16,7 @@ CAPABILITIES = {
     "hybridep": "DeepEP's HybridEP dispatcher",
     "mpi": "mpi4py with an MPI library (preprocessing over MPI)",
     "slurm": "a Slurm cluster answers",
+    "pictures": "Pillow decodes JPEG, PNG and WebP (vision-language models)",
     "export": "Hugging Face conversion and evaluation",
     "infiniband": "RDMA devices with an active port, and the memory limit they need",
 }

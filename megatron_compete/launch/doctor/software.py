@@ -3,7 +3,7 @@
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 
 from packaging.requirements import Requirement
@@ -18,6 +18,9 @@ DISTRIBUTION = "megatron-compete"
 IN_THE_WAY = "fix it, or uninstall it: Megatron imports it wherever it is installed"
 
 OLDEST_PYTHON = (3, 12)
+
+PICTURE_FORMATS = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP"}
+"""Pillow's names of what it is built with, and what that reads."""
 
 EXPORT_PACKAGES = ("transformers", "tokenizers", "safetensors", "sentencepiece")
 
@@ -208,6 +211,25 @@ def export_finding() -> Finding:
     if int(versions["transformers"].split(".")[0]) < 5:
         return Finding("Software", "Hugging Face", "note", value, "exports with expert groups need transformers 5")
     return Finding("Software", "Hugging Face", "ok", value, serves=("export",))
+
+
+def picture_finding(features: Callable[[str], object] | None = None) -> Finding:
+    """Pillow, which decodes the pictures of visual instruction data, with the formats that these have.
+
+    Args:
+        features: whether Pillow was built with one of `PICTURE_FORMATS`; None: ask it.
+    """
+    try:
+        import PIL
+        from PIL import features as built
+    except ImportError as error:
+        return Finding("Software", "Pillow", "missing", str(error), "pip install 'pillow>=11'", ("pictures",))
+    absent = [name for feature, name in PICTURE_FORMATS.items() if not (features or built.check)(feature)]
+    if absent:
+        value = f"{PIL.__version__} without {', '.join(absent)}"
+        return Finding("Software", "Pillow", "missing", value, "install Pillow from its wheel", ("pictures",))
+    reads = ", ".join(PICTURE_FORMATS.values())
+    return Finding("Software", "Pillow", "ok", f"{PIL.__version__}: {reads}", serves=("pictures",))
 
 
 def triton_finding() -> Finding:

@@ -19,6 +19,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import PREFIX, CompeteConfig
 from megatron_compete.resilience.resuming.learning_rate import RateSchedule
 from megatron_compete.resilience.resuming.router import router_changes
+from megatron_compete.vlm.config import dest_of
 
 OVERRIDE = "--override-opt_param-scheduler"
 KEEP = "--use-checkpoint-opt_param-scheduler"
@@ -34,9 +35,21 @@ MODEL = (
     "v_head_dim", "experimental_attention_variant", "attention_output_gate", "softmax_type", "window_size",
     "window_attn_skip_freq", "no_rope_freq", "linear_attention_freq", "linear_conv_kernel_dim", "linear_key_head_dim",
     "linear_value_head_dim", "linear_num_key_heads", "linear_num_value_heads", "mamba_num_heads", "mamba_head_dim",
-    "mamba_state_dim", "mamba_num_groups", "layernorm_zero_centered_gamma",
+    "mamba_state_dim", "mamba_num_groups", "layernorm_zero_centered_gamma", "vision_model_type",
 )  # fmt: skip
 """Arguments that say what the model is; a run goes on with the same. Checkpoints of other versions may lack some."""
+
+VISION = (
+    *(dest_of(name) for name in (
+        "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "layernorm_epsilon",
+        "disable_class_token", "experts_in", "num_experts", "router_topk", "projector_ffn_hidden_size",
+    )),
+    "img_h", "img_w", "patch_dim",
+)  # fmt: skip
+"""The same of tower and projector, where both have them."""
+
+FROZEN = tuple(dest_of(name) for name in ("freeze_language", "freeze_tower", "freeze_projector"))
+"""Parts that are not trained, of which there is no state of the optimizer."""
 
 FLAGS = {
     "add_bias_linear": "add_bias_linear (--disable-bias-linear)",
@@ -110,7 +123,8 @@ def notes_on(saved: SavedRun, now: argparse.Namespace) -> tuple[str, ...]:
 
 def _model(c: Change) -> Iterable[str]:
     """Megatron compares five arguments and trips over the shapes of the rest, or takes them."""
-    for name in MODEL:
+    both_see = c.now.vision_model_type and not c.differs("vision_model_type")
+    for name in (*MODEL, *(VISION if both_see else ())):
         if c.differs(name):
             yield f"{c.told(name)}, and its model is another with it: give the checkpoint's, or start anew"
     if _layers(c.now) != _layers(c.saved) and hasattr(c.saved, "hybrid_layer_pattern"):
@@ -158,6 +172,12 @@ def _optimizer(c: Change) -> Iterable[str]:
             "the checkpoint has no optimizer state (--no-save-optim): give --no-load-optim, which goes on with a new one, "
             "or --finetune, which starts a new run from its weights"
         )
+    for name in FROZEN:
+        if c.differs(name):
+            yield (
+                f"{c.told(name)}, and its optimizer state is of other weights: --no-load-optim goes on with a new one, and "
+                f"{ANEW}"
+            )
     for name in ("optimizer", "params_dtype"):
         if c.differs(name):
             flag = "--optimizer" if name == "optimizer" else "the precision (--bf16, --fp16)"

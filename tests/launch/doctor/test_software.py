@@ -77,6 +77,12 @@ def test_dispatchers_are_what_megatron_found() -> None:
     assert [finding.state for finding in unknown] == ["ok", "ok"], "its own word where Megatron has none"
 
 
+def test_pictures_need_the_formats_that_datasets_have() -> None:
+    here, without = software.picture_finding(), software.picture_finding(lambda feature: feature != "webp")
+    assert (here.state, here.serves) == ("ok", ("pictures",)) and here.value.endswith("JPEG, PNG, WebP")
+    assert (without.state, without.serves) == ("missing", ("pictures",)) and without.value.endswith("without WebP")
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [

@@ -12,7 +12,7 @@ from megatron_compete.layout.rules import BrokenRules
 from megatron_compete.report.scalars import read_scalars
 from megatron_compete.resilience.resuming.changes import SavedRun, broken_changes, check_changes, notes_on
 from megatron_compete.resilience.resuming.saved_run import read_saved_run
-from tests.plan.jobs import job_of
+from tests.plan.jobs import VISION, job_of
 from tests.training.runs import losses, train
 
 COSINE = "--lr-decay-style cosine --lr-warmup-iters 2 --min-lr 1e-4"
@@ -63,8 +63,25 @@ REFUSED = {
     "layers": (f"{COSINE} --num-layers 6", ["--num-layers 6 is 4 in the checkpoint"]),
     "rotation": (f"{COSINE} --rotary-base 500000", ["--rotary-base 500000 is 10000 in the checkpoint"]),
     "sinks": (f"{COSINE} --softmax-type off-by-one", ["--softmax-type off-by-one is vanilla in the checkpoint"]),
+    "a tower": (f"{COSINE} {VISION}", ["--vision-model-type siglip is None in the checkpoint"]),
     "norms": (f"{COSINE} --qk-layernorm", ["--qk-layernorm True is False in the checkpoint"]),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--vision-num-layers 2", "--vision-num-layers 2 is 3 in the checkpoint"),
+        ("--experts-in vision", "--experts-in ('vision',) is"),
+        ("--img-h 32", "--img-h 32 is 16 in the checkpoint"),
+        ("--freeze-ViT", "--freeze-ViT True is False in the checkpoint, and its optimizer state is of other weights"),
+    ],
+)
+def test_another_tower_is_another_model(flags: str, said: str) -> None:
+    before = saved(f"{COSINE} {VISION}")
+    (message,) = broken_changes(before, validated(f"{COSINE} {VISION} {flags}"))
+    assert message.startswith(said.replace("('vision',)", str(validated(f"{VISION} --experts-in vision").experts_in)))
+    assert broken_changes(before, validated(f"{COSINE} {VISION}")) == ()
 
 
 @pytest.mark.parametrize("name", ALLOWED)
