@@ -7,13 +7,14 @@ WORKERS := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # Every shell script: by its ending, and the one without.
 SHELL_SCRIPTS = .ci/run $(shell find . -path './.venv*' -prune -o -path ./runs -prune -o \( -name '*.sh' -o -name '*.sbatch' \) -print)
 
-.PHONY: help setup demo test test-slow test-ci test-mutations test-faults test-slurm test-docker test-bridge test-lmms test-pages test-all benchmark benchmark-gpu benchmark-preprocess lint format clean
+.PHONY: help setup demo demo-vlm test test-slow test-mutations test-faults test-slurm test-docker test-bridge test-lmms test-pages test-all benchmark benchmark-gpu benchmark-preprocess lint format clean
 
 help:
 	@echo "make demo    train, export and check a small competing model on this machine's CPUs (runs/demo)"
+	@echo "make demo-vlm  train, upcycle, export and ask a vision-language model about pictures of digits (runs/demo-vlm)"
 	@echo "make test    what this does, in minutes and without a GPU (PYTEST_ARGS: more for pytest)"
 	@echo "make test-slow  every layout, thousands of draws, 200 steps, 100 MB of text, launchers, stops, killed studies"
-	@echo "make test-ci    test and test-slow in one go"
+	@echo "make    test and test-slow in one go"
 	@echo "make test-mutations  mistakes in routing, layers and schedule, each noticed by its test"
 	@echo "make test-faults  kills, full disks, stuck ranks and damage in real runs, and what becomes of them"
 	@echo "make test-slurm  a job's life on a real Slurm of four nodes on this machine (needs root)"
@@ -35,15 +36,14 @@ setup:
 demo: setup
 	@$(PY) examples/demo.py
 
+demo-vlm: setup
+	@$(PY) examples/demo_vlm.py
+
 test: setup
 	@$(PY) -m pytest -q $(WORKERS) $(PYTEST_ARGS)
 
 test-slow: setup
 	@$(PY) -m pytest -q -m slow --ignore tests/mutations/test_mutations.py $(WORKERS) $(PYTEST_ARGS)
-
-# Many files have tests of both, on runs that are made once for the file.
-test-ci: setup
-	@$(PY) -m pytest -q -m "not faults and not slurm and not docker and not pages" --ignore tests/mutations/test_mutations.py $(WORKERS) $(PYTEST_ARGS)
 
 test-mutations: setup
 	@$(PY) -m pytest -q -m slow tests/mutations -n 2 --dist loadgroup $(PYTEST_ARGS)

@@ -70,6 +70,7 @@ BEHAVIOUR = {
     "report/test_pages.py": "pages in a browser, whoever writes them",
     "study/test_published.py": "published studies reproduce from their logs",
     "upstream/test_hooks.py": "what upstream offers no hook for, whoever replaces it",
+    "training/vlm/test_training.py": "runs of the real entry",
     "training/*.py": "runs of the real entry: promises go across its files",
     "vlm/*.py": "one model, whose promises go across its files",
 }

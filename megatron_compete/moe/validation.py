@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig, flag_of
+from megatron_compete.moe.competition import parts_of
 from megatron_compete.moe.graphs import capture_routers
 from megatron_compete.moe.kernels.choice import check_score_kernel
 from megatron_compete.routing.responses import RESPONSES
@@ -34,6 +36,18 @@ REFUSALS = (
     Refusal("--te-precision-config-file", lambda c: c.quant_recipe is not None, "modules with a precision of their own would score in it"),
     Refusal("--use-transformer-engine-op-fuser", lambda c: c.use_transformer_engine_op_fuser, "it fuses experts into kernels of new GPUs, which the scoring pass was never run with"),
 )  # fmt: skip
+
+
+def check_all_parts(model: Any, compete: CompeteConfig) -> None:
+    """`check_supported` of each part of a model that has experts.
+
+    Args:
+        model: as for `moe.competition.competing_layers`.
+    """
+    transformers = [part.transformer for part in parts_of(model)]
+    with_experts = [transformer for transformer in transformers if transformer.num_moe_experts]
+    for transformer in with_experts or transformers[-1:]:  # without any, the check says what to give
+        check_supported(transformer, compete)
 
 
 def check_supported(config: TransformerConfig, compete: CompeteConfig) -> None:

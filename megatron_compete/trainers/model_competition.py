@@ -11,7 +11,7 @@ from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.competition import Competition, competing_layers, experts_by_layer, parts_of
 from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.metrics import CompetitionMetrics, LayerCounts, LogIntervals, install_metrics
-from megatron_compete.moe.validation import check_supported
+from megatron_compete.moe.validation import check_all_parts
 from megatron_compete.trainers.same_schedule import (
     check_agreement,
     communication_device,
@@ -47,11 +47,7 @@ class ModelCompetition(Competition):
         intervals: LogIntervals | None = None,
     ) -> None:
         self.transformers = [part.transformer for part in parts_of(model)]
-        with_experts = [transformer for transformer in self.transformers if transformer.num_moe_experts]
-        for transformer in (
-            with_experts or self.transformers
-        ):  # without any, the language model's check says what to give
-            check_supported(transformer, config)
+        check_all_parts(model, config)
         layers = competing_layers(model)
         if not layers:
             raise CompeteError("no layer can compete, for the model has none with experts: give --num-experts")

@@ -13,6 +13,8 @@ from megatron.training.argument_utils import ArgumentGroupFactory
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import DEFAULT_PRESET, PREFIX, CompeteConfig, flag_of
+from megatron_compete.data.conversations import config as conversations
+from megatron_compete.data.conversations.config import ConversationConfig
 from megatron_compete.launch import cpu_backend as cpu
 from megatron_compete.moe.baselines import BASELINES, check_flags
 from megatron_compete.moe.baselines.config import PREFIX as BASELINE_PREFIX
@@ -106,6 +108,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         parser, title="baseline routers"
     )
     SettingsGroup(VisionConfig, vision.flag_of, vision.dest_of).build_group(parser, title="vision-language models")
+    SettingsGroup(ConversationConfig, conversations.flag_of, conversations.dest_of).build_group(
+        parser, title="conversations with pictures"
+    )
     _add_reliability_arguments(parser)
     add_probe_arguments(parser)
     escape_help(parser)

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.competition import Competition
 from megatron_compete.upstream import wrap_symbol
 
@@ -45,6 +46,20 @@ def scoring_flops(
     return 3.0 * forward if response_gradients == "all" else forward
 
 
+Scoring = Callable[[argparse.Namespace, float, float], Any]
+"""From the trainer's arguments, and samples and tokens of the global batch, of which the tokens compete that a layer samples,
+to the operations of each layer's competition: one number for all, or an array [competing layers]."""
+
+
+def scoring_of(config: CompeteConfig) -> Scoring:
+    """Of a decoder's layers, which are alike."""
+
+    def scoring(args: argparse.Namespace, samples: float, tokens: float) -> float:
+        return scoring_flops(args, tokens, config.response_gradients, config.kind)
+
+    return scoring
+
+
 class FlopsCount:
     """Around `num_floating_point_operations` and `training_log` of Megatron's trainer.
 
@@ -55,8 +70,9 @@ class FlopsCount:
       it must be their mean over the same steps, or every line would show one step's luck.
     """
 
-    def __init__(self, competition: Competition) -> None:
+    def __init__(self, competition: Competition, scoring: Scoring) -> None:
         self.competition = competition
+        self.scoring = scoring
         self._loss_dict: dict[str, Any] | None = None
 
     def count(
@@ -72,9 +88,9 @@ class FlopsCount:
         tokens = total_real_tokens_in_batch
         if tokens is None:
             tokens = batch_size * args.seq_length
-        config = self.competition.config
-        layer = scoring_flops(args, config.token_fraction * tokens, config.response_gradients, config.kind)
-        return total + self._mean_competing_layers() * layer
+        share = self.competition.config.token_fraction
+        layers = self.scoring(args, share * batch_size, share * tokens)
+        return total + float((self._mean_competitions() * layers).sum())
 
     def log(
         self, upstream: Callable[..., Any], loss_dict: dict[str, Any], total_loss_dict: dict[str, Any], *args: Any, **kwargs: Any
@@ -86,10 +102,11 @@ class FlopsCount:
         finally:
             self._loss_dict = None
 
-    def _mean_competing_layers(self) -> float:
+    def _mean_competitions(self) -> Any:
+        """How often each layer competed at a step: [competing layers]."""
         stop = self.competition.current_step() + 1
         start = max(0, stop - self._steps())
-        return float(self.competition.schedule.table(start, stop).sum()) / (stop - start)
+        return self.competition.schedule.table(start, stop).mean(axis=0)
 
     def _steps(self) -> int:
         """Steps that the count is for, the last one included; `training_log` has counted its own by then."""
@@ -99,12 +116,16 @@ class FlopsCount:
 
 
 @contextlib.contextmanager
-def counted_scoring(competition: Competition) -> Iterator[None]:
-    """Within it, Megatron's trainer counts this competition's scoring passes."""
+def counted_scoring(competition: Competition, scoring: Scoring | None = None) -> Iterator[None]:
+    """Within it, Megatron's trainer counts this competition's scoring passes.
+
+    Args:
+        scoring: their operations; default those of a decoder's layers.
+    """
     if not competition.config.enabled:
         yield
         return
-    ours = FlopsCount(competition)
+    ours = FlopsCount(competition, scoring or scoring_of(competition.config))
     with (
         wrap_symbol("megatron.training.training:num_floating_point_operations", ours.count),
         wrap_symbol("megatron.training.training:training_log", ours.log),

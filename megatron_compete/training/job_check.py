@@ -14,12 +14,12 @@ from megatron_compete.config import CompeteConfig
 from megatron_compete.layout.rules import BrokenRules, broken_rules
 from megatron_compete.moe.baselines import BASELINES, check_baseline
 from megatron_compete.moe.baselines.config import BaselineConfig
-from megatron_compete.moe.competition import Competition, parts_of
-from megatron_compete.moe.validation import check_supported
+from megatron_compete.moe.competition import Competition
+from megatron_compete.moe.validation import check_all_parts
 from megatron_compete.training.arguments import check_arguments
 from megatron_compete.training.megatrons_words import megatrons_words
 from megatron_compete.training.model import stock_config
-from megatron_compete.vlm.exchange import baseline_parts
+from megatron_compete.vlm.exchange import check_parts
 from megatron_compete.vlm.parts import VisionLanguageConfig
 from megatron_compete.vlm.validation import check_competing
 
@@ -65,20 +65,17 @@ def check_model(args: argparse.Namespace) -> CheckedJob:
     with megatrons_words():
         config = stock_config(args)
     vision_language: VisionLanguageConfig | None = getattr(config, "vision_language", None)
-    transformers = [part.transformer for part in parts_of(config)]
-    with_experts = [transformer for transformer in transformers if transformer.num_moe_experts] or transformers
     competition = None
     if args.router == "compete":
         compete = CompeteConfig.from_arguments(args)
-        for transformer in with_experts:
-            check_supported(transformer, compete)
+        check_all_parts(config, compete)
         if vision_language is not None and compete.enabled:
             check_competing(vision_language.settings)
         competition = Competition.of_model(compete, config, lambda: 0)
     elif args.router in BASELINES:
         settings = BaselineConfig.from_arguments(args)
         if vision_language is not None:
-            baseline_parts(vision_language, args.router, settings)
+            check_parts(vision_language, args.router, settings)
         else:
             check_baseline(args.router, config.transformer, settings)
     return CheckedJob(args, config.transformer, competition, vision_language)

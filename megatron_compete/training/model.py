@@ -35,6 +35,8 @@ from megatron_compete.training.megatrons_words import megatrons_words
 from megatron_compete.training.metrics import log_intervals
 from megatron_compete.training.presets import describe_preset
 from megatron_compete.training.spec import trainer_step
+from megatron_compete.training.vlm.model import VisionLanguageModelConfig, vision_language_config
+from megatron_compete.vlm.exchange import baseline_parts, competing_parts
 
 LATENT_YARN = ("original_max_position_embeddings", "beta_fast", "beta_slow")
 """Fields of multi-latent attention's YaRN that Megatron has flags for, `--yarn-...`, and reads them for other attention alone
@@ -73,7 +75,10 @@ def model_and_competition(args: argparse.Namespace) -> tuple[ModelConfig, ModelC
     if args.router in BASELINES:
         return _with_baseline(config, args), None
     competition = ModelCompetition(CompeteConfig.from_arguments(args), config, trainer_step, log_intervals(args))
-    _set_layers(config, compete_layer_spec, compete_hybrid_spec, competition=competition)
+    if isinstance(config, VisionLanguageModelConfig):
+        config.exchanges = competing_parts(config.vision_language, competition)
+    else:
+        _set_layers(config, compete_layer_spec, compete_hybrid_spec, competition=competition)
     config.pre_wrap_hooks.append(competition.check_model)
     return config, competition
 
@@ -84,9 +89,12 @@ def stock_config(args: argparse.Namespace) -> Any:
     Raises:
         CompeteError: Megatron's refusal.
     """
-    of_args = gpt_config_from_args if args.hybrid_layer_pattern is None else hybrid_config_from_args
     with megatrons_words():
-        return of_args(args, transformer_config(args))
+        transformer = transformer_config(args)
+        if args.vision_model_type is not None:
+            return vision_language_config(args, transformer)
+        of_args = gpt_config_from_args if args.hybrid_layer_pattern is None else hybrid_config_from_args
+        return of_args(args, transformer)
 
 
 def _set_layers(config: Any, of_gpt: Callable[..., Any], of_hybrid: Callable[..., Any], **settings: Any) -> None:
@@ -106,8 +114,11 @@ def say_preset(model: list[MegatronModule], args: argparse.Namespace) -> list[Me
 
 def _with_baseline(config: Any, args: argparse.Namespace) -> Any:
     settings = BaselineConfig.from_arguments(args)
-    check_baseline(args.router, config.transformer, settings)
-    _set_layers(config, baseline_layer_spec, baseline_hybrid_spec, router=args.router, settings=settings)
+    if isinstance(config, VisionLanguageModelConfig):
+        config.exchanges = baseline_parts(config.vision_language, args.router, settings)
+    else:
+        check_baseline(args.router, config.transformer, settings)
+        _set_layers(config, baseline_layer_spec, baseline_hybrid_spec, router=args.router, settings=settings)
     expected = len(competing_layers(config))
     config.pre_wrap_hooks.append(functools.partial(check_routers, router=args.router, expected=expected))
     return config

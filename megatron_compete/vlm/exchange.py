@@ -22,9 +22,10 @@ def competing_parts(config: VisionLanguageConfig, competition: Competition) -> E
     """Every layer with experts competes.
 
     Raises:
-        CompeteError: a setting that excludes competition, or experts that are frozen.
+        CompeteError: a setting, or a part, that excludes competition.
     """
-    check_competing(config.settings)
+    if competition.config.enabled:
+        check_competing(config.settings)
     return {part: competing(config.transformer_of(part), competition) for part in config.with_experts}
 
 
@@ -39,9 +40,7 @@ def baseline_parts(config: VisionLanguageConfig, router: str, settings: Baseline
     Raises:
         CompeteError: a setting, or a part, that excludes this router.
     """
-    for part in config.with_experts:
-        check_baseline(router, config.transformer_of(part), settings)
-    _check_parts(config, router)
+    check_parts(config, router, settings)
     # Megatron's schedule ends steps by the language model's settings, with experts or without
     install_router_step(config.transformer, BASELINES[router].router)
     num_layers = len(competing_layers(config))
@@ -52,8 +51,10 @@ def baseline_parts(config: VisionLanguageConfig, router: str, settings: Baseline
     return dict.fromkeys(config.with_experts, exchange)
 
 
-def _check_parts(config: VisionLanguageConfig, router: str) -> None:
-    """What a baseline cannot do in a model of several parts."""
+def check_parts(config: VisionLanguageConfig, router: str, settings: BaselineConfig) -> None:
+    """Raise a `CompeteError` for a setting, or a part of the model, that excludes this baseline."""
+    for part in config.with_experts:
+        check_baseline(router, config.transformer_of(part), settings)
     if BASELINES[router].layer is DefaultMoELayer and "projector" in config.with_experts:
         raise CompeteError(
             f"--router {router} lets experts that were not chosen answer with vectors as wide as the layer's input, and a "

@@ -111,7 +111,7 @@ def model_transformer(language: TransformerConfig, *vision: TransformerConfig) -
 def _transformer(base: TransformerConfig, settings: VisionConfig, part: Part, width: int, **own: Any) -> TransformerConfig:  # fmt: skip
     std = base.init_method_std if settings.init_method_std is None else settings.init_method_std
     values = {name: getattr(base, name) for name in INHERITED}
-    if part in settings.experts_in:
+    if base.num_moe_experts and part in settings.experts_in:
         values |= _experts(base, settings, part, width)
     if settings.recompute:
         values |= _recomputation(base)
@@ -124,8 +124,6 @@ def _transformer(base: TransformerConfig, settings: VisionConfig, part: Part, wi
 def _experts(base: TransformerConfig, settings: VisionConfig, part: Part, width: int) -> dict[str, Any]:
     """Settings of a part with experts, each as wide as the MLP of a dense one."""
     experts, top_k = settings.num_experts or base.num_moe_experts, settings.router_topk or base.moe_router_topk
-    if not experts:
-        raise CompeteError(f"{flag_of('experts_in')} {part} needs a number of experts: give --num-experts")
     size, groups = base.expert_model_parallel_size, base.moe_router_num_groups
     if experts % size:
         raise CompeteError(

@@ -31,10 +31,10 @@ def test_nobody_checks_a_job_by_other_means() -> None:
 
 def test_everything_is_asked_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    for name in ("broken_rules", "check_arguments", "check_supported"):
+    for name in ("broken_rules", "check_arguments", "check_all_parts"):
         upstream = getattr(job_check, name)
         monkeypatch.setattr(
             job_check, name, lambda *given, name=name, upstream=upstream: [asked.append(name), upstream(*given)][1]
         )
     assert job_of().schedule is not None
-    assert asked == ["broken_rules", "check_arguments", "check_supported"]
+    assert asked == ["broken_rules", "check_arguments", "check_all_parts"]

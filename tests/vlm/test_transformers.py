@@ -45,6 +45,10 @@ def test_recomputation_is_the_towers_where_it_is_asked_for() -> None:
     assert configuration(changed(SIGLIP, recompute=True), **full).tower.recompute_method == "uniform"
 
 
+def test_a_model_without_experts_is_dense_in_all_parts() -> None:
+    assert configuration(SIGLIP, num_moe_experts=None, moe_ffn_hidden_size=None).with_experts == ()
+
+
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no recomputation": ({"recompute": True}, {}, "--recompute-vision has no effect without --recompute-granularity"),
     "other modules": (
@@ -59,7 +63,6 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"num_experts": 3}, {"moe_router_num_groups": 2, "moe_router_group_topk": 1}, "--moe-router-num-groups 2",
     ),
     "too many winners": ({"router_topk": 5}, {}, "is more than the 4 experts in vision"),
-    "no experts": ({}, {"num_moe_experts": None, "moe_ffn_hidden_size": None}, "give --num-experts"),
 }  # fmt: skip
 
 

@@ -1,0 +1,119 @@
+"""Answers of an exported vision-language model to held-out questions, through transformers alone."""
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from megatron_compete.data.digit_pictures import DigitPictures
+
+BATCH = 100
+LONGEST = 9
+"""Tokens of the longest answer, a caption of four digits in their colours and the end."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question, what was answered and what should have been."""
+
+    record: dict[str, Any]
+    given: str
+    image: Path | None
+
+    @property
+    def question(self) -> str:
+        return str(self.record["conversations"][0]["value"]).removeprefix("<image>\n")
+
+    @property
+    def expected(self) -> str:
+        return str(self.record["conversations"][1]["value"])
+
+    @property
+    def right(self) -> bool:
+        return self.given.split() == self.expected.split()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All answers of one model."""
+
+    answers: tuple[Answer, ...]
+
+    @property
+    def by_kind(self) -> dict[str, float]:
+        """Share of the answers that are exactly right, by kind of question."""
+        found = defaultdict(list)
+        for answer in self.answers:
+            found[answer.record["kind"]].append(answer.right)
+        return {kind: sum(right) / len(right) for kind, right in sorted(found.items())}
+
+
+def exact_match(model_folder: Path, pictures: DigitPictures) -> Scores:
+    """Greedy answers of the model in a Hugging Face folder to the held-out questions."""
+    processor = AutoProcessor.from_pretrained(model_folder, trust_remote_code=True)
+    processor.tokenizer.padding_side = "left"
+    model = AutoModelForImageTextToText.from_pretrained(model_folder, trust_remote_code=True).eval()
+    records = json.loads(pictures.heldout_path.read_text())
+    answers = []
+    for with_image in (True, False):
+        some = [record for record in records if ("image" in record) == with_image]
+        for start in range(0, len(some), BATCH):
+            answers += _answers(model, processor, some[start : start + BATCH], pictures.image_folder)
+    return Scores(tuple(answers))
+
+
+@torch.no_grad()
+def _answers(model: Any, processor: Any, records: list[dict[str, Any]], images: Path) -> list[Answer]:
+    """Answers to questions that all have a picture, or none of which has one."""
+    paths = [images / record["image"] if "image" in record else None for record in records]
+    prompts = [_prompt(processor, record) for record in records]
+    opened = [Image.open(path) for path in paths if path is not None] or None
+    inputs = processor(images=opened, text=prompts, padding=True, return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)
+    given = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [Answer(record, text.strip(), path) for record, text, path in zip(records, given, paths)]
+
+
+def _prompt(processor: Any, record: dict[str, Any]) -> str:
+    question = record["conversations"][0]["value"].removeprefix("<image>\n")
+    content = [{"type": "image"}] if "image" in record else []
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    return str(processor.apply_chat_template(messages, add_generation_prompt=True))
+
+
+def draw_answers(path: Path, found: dict[str, Scores], count: int = 8) -> Path:
+    """A figure of held-out pictures, with what each model answered; the first questions of each kind that have one."""
+    import matplotlib.pyplot as plt
+
+    final = list(found.values())[-1].answers
+    shown = _of_each_kind([number for number, answer in enumerate(final) if answer.image], final, count)
+    figure, axes = plt.subplots(2, count // 2, figsize=(11, 6.4))
+    for axis, number in zip(axes.flat, shown):
+        answer = final[number]
+        axis.imshow(Image.open(answer.image), interpolation="nearest")
+        axis.set_axis_off()
+        axis.set_title(answer.question, fontsize=10, fontweight="bold")
+        lines = [f"{name}: {_mark(scores.answers[number])}" for name, scores in found.items()]
+        axis.text(0.5, -0.04, "\n".join(lines), transform=axis.transAxes, ha="center", va="top", fontsize=9)
+    figure.tight_layout(h_pad=4.5)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    return path
+
+
+def _of_each_kind(numbers: list[int], answers: tuple[Answer, ...], count: int) -> list[int]:
+    """`count` of the numbers, of every kind of question as many, in turn."""
+    by_kind: dict[str, list[int]] = defaultdict(list)
+    for number in numbers:
+        by_kind[answers[number].record["kind"]].append(number)
+    turns = zip(*(iter(of_kind) for _, of_kind in sorted(by_kind.items())))
+    return [number for turn in turns for number in turn][:count]
+
+
+def _mark(answer: Answer) -> str:
+    return f"{answer.given or 'nothing'} {'✓' if answer.right else '✗'}"

@@ -1,0 +1,123 @@
+"""Conversations with pictures as the trainer's datasets."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron.core import mpu
+from megatron.core.datasets.utils import Split
+from megatron.core.models.vision.clip_vit_model import get_num_image_embeddings
+from megatron.training import get_args, get_tokenizer, print_rank_0
+
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.data.conversations.build import build_conversations, build_reader
+from megatron_compete.data.conversations.checks import prepare_samples
+from megatron_compete.data.conversations.config import ConversationConfig
+from megatron_compete.data.conversations.dataset import ConversationDataset
+from megatron_compete.data.conversations.reader import Reader
+from megatron_compete.resilience.agreement import on_rank_0
+from megatron_compete.training.data_arguments import parse_split, read_sources
+
+SPLITS = (Split.train, Split.valid, Split.test)
+
+Part = tuple[list[str], tuple[float, float]]
+"""Files, and which share of their samples."""
+
+
+def reader_of(args: argparse.Namespace) -> Reader:
+    """How these arguments read a sample.
+
+    Raises:
+        CompeteError: settings, tokenizer, chat template or image processor that cannot be used.
+    """
+    return build_reader(
+        ConversationConfig.from_arguments(args),
+        get_tokenizer(),
+        vision_model_type=args.vision_model_type,
+        img_h=args.img_h,
+        img_w=args.img_w,
+        seq_length=args.seq_length,
+        image_embeddings=get_num_image_embeddings(
+            args.img_h, args.img_w, args.patch_dim, args.vision_model_type, args.disable_vision_class_token,
+            class_token_len=1, pixel_shuffle=False,
+        ),
+        image_token=args.image_token,
+    )  # fmt: skip
+
+
+def parts_of(args: argparse.Namespace) -> list[Part | None]:
+    """Of training, validation and test.
+
+    Raises:
+        CompeteError: none is named, or a file has a weight.
+    """
+    sources = read_sources(args)
+    if not sources.prefixes:
+        raise CompeteError("no training data: give --train-data-path FILE.json, and --valid-data-path")
+    for blend in (sources.blend, *(sources.per_split or ())):
+        if blend is not None and blend[1] is not None:
+            raise CompeteError(
+                f"{blend[0][0]} has a weight, and conversations are read once an epoch: name the files alone"
+            )
+    if sources.per_split is not None:
+        return [None if blend is None else (blend[0], (0.0, 1.0)) for blend in sources.per_split]
+    assert sources.blend is not None
+    return [None if share is None else (sources.blend[0], share) for share in _shares(args.split)]
+
+
+def _shares(split: str) -> list[tuple[float, float] | None]:
+    """Where each part of `--split` begins and ends."""
+    shares = parse_split(split)
+    ends = [sum(shares[: number + 1]) / sum(shares) for number in range(len(shares))]
+    return [(end - share / sum(shares), end) if share else None for share, end in zip(shares, ends)]
+
+
+def check_conversations(args: argparse.Namespace) -> None:
+    """Raise a `CompeteError` for data that cannot be used. Reads every sample the first time: one rank of a job does it."""
+    reader = reader_of(args)
+    for part in parts_of(args):
+        if part is not None:
+            prepare_samples(part[0], reader, args.data_cache_path)
+
+
+def build_datasets(num_samples: Sequence[int | None], vp_stage: int | None = None) -> Any:
+    """Train, validation and test sets (Megatron's dataset provider).
+
+    Every pipeline stage reads tokens, and the first one pictures.
+    """
+    args = get_args()
+    print_rank_0("> building train, validation and test datasets ...")
+    reader, parts = reader_of(args), parts_of(args)
+    lists = on_rank_0(lambda: [None if part is None else str(_listed(part, reader, args)) for part in parts])
+    if parts[1] is None and (args.eval_iters or args.full_validation):
+        print_rank_0("megatron-compete: no validation part, so nothing is evaluated")
+        args.eval_iters, args.full_validation = 0, False
+    return [
+        _dataset(args, reader, part, Path(listed), wanted, split) if part and listed and wanted else None
+        for part, listed, wanted, split in zip(parts, lists, num_samples, SPLITS, strict=True)
+    ]
+
+
+build_datasets.is_distributed = True  # type: ignore[attr-defined]  # every rank calls it
+
+
+def _listed(part: Part, reader: Reader, args: argparse.Namespace) -> Path:
+    """The list of usable samples, which `check_conversations` has made and told of."""
+    return prepare_samples(part[0], reader, args.data_cache_path, report=lambda line: None)
+
+
+def _dataset(
+    args: argparse.Namespace, reader: Reader, part: Part, listed: Path, num_samples: int, split: Split
+) -> ConversationDataset:
+    is_training = split == Split.train
+    return build_conversations(
+        reader,
+        listed,
+        num_samples=num_samples,
+        seed=args.seed,
+        batch_size=args.global_batch_size if is_training else args.eval_global_batch_size,
+        share=part[1],
+        with_images=mpu.is_pipeline_first_stage(),
+        split=split,
+    )
