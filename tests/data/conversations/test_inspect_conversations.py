@@ -43,7 +43,7 @@ def test_what_data_hold(folder: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "positions a sample: 42 to 96, mean 55.4, 27.7% of --seq-length 200\n" in said
     assert re.search(r"packed \(--pack-conversations\): 5 sequences, 77.6% full", said)
     shown = said[said.index("--- sample 1") :]
-    assert shown.startswith("--- sample 1, 61 positions, 0.png (1 tiles), 1.png (1 tiles)\n<|im_start|>system")
+    assert shown.startswith("--- sample 1, 65 positions, 0.png (1 tiles), 1.png (1 tiles)\n<|im_start|>system")
     assert "«nononononononononono<|im_end|>»" not in shown and f"assistant\n«{'no' * 9}<|im_end|>»\n" in shown
     assert "--- sample 13, " in shown and "«word word word word word <|im_end|>»" in shown
 
