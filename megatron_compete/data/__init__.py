@@ -24,5 +24,7 @@
     merge.py, split.py     several to one, one to several                (megatron-compete merge, split)
     blend.py               weights and epochs of several                 (megatron-compete blend)
 
+    conversations/         visual instruction data: LLaVA's JSON, images (megatron-compete conversations)
+
 Nothing here imports torch or Megatron before it has to: `--help` and a wrong path answer at once.
 """

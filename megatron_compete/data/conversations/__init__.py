@@ -14,5 +14,7 @@ reader.py            one path for checks and training
 checks.py            every sample looked at before training; bad_samples.py: what can be wrong
 sample_list.py       the usable ones, written once and read by all ranks
 order.py             which sample is the i-th; packing.py: which share a sequence
-dataset.py           the map-style dataset
+dataset.py           the map-style dataset; energon.py: the same samples out of megatron-energon
+
+    inspect_conversations.py   the command               (megatron-compete conversations)
 """

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -77,14 +77,23 @@ class ImageFolder:
         Raises:
             BadSample: as `size`.
         """
+        return self.decode(self.path(name))
+
+    def decode(self, source: Path | BinaryIO, name: str = "") -> "Image":
+        """An image that lies elsewhere, or the bytes of one, decoded as those of the folder.
+
+        Args:
+            name: of bytes, for errors.
+        Raises:
+            BadSample: damaged_image, huge_image.
+        """
         from PIL import ImageOps
 
-        path = self.path(name)
-        with self._open(path) as image:
+        with self._open(source, name) as image:
             return _as_rgb(ImageOps.exif_transpose(image))
 
     @contextmanager
-    def _open(self, path: Path) -> "Iterator[Image]":
+    def _open(self, source: Path | BinaryIO, name: str = "") -> "Iterator[Image]":
         """Pillow's image; whatever it raises within the block, each decoder another kind, is the image's damage."""
         import PIL.Image
 
@@ -92,21 +101,25 @@ class ImageFolder:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                with PIL.Image.open(path) as image:
+                with PIL.Image.open(source) as image:
                     width, height = image.size
                     if width * height > self.max_pixels:
                         raise PIL.Image.DecompressionBombError(f"it has {width} x {height} pixels")
                     if image.mode == "F":
-                        raise BadSample("damaged_image", f"image {path} has floating-point pixels of unknown range")
+                        raise BadSample(
+                            "damaged_image", f"image {name or source} has floating-point pixels of unknown range"
+                        )
                     yield image
         except BadSample:
             raise
         except PIL.Image.DecompressionBombError as error:
             raise BadSample(
-                "huge_image", f"image {path} is above --max-image-pixels {self.max_pixels}: {error}"
+                "huge_image", f"image {name or source} is above --max-image-pixels {self.max_pixels}: {error}"
             ) from None
         except Exception as error:
-            raise BadSample("damaged_image", f"image {path} cannot be read: {error or type(error).__name__}") from None
+            raise BadSample(
+                "damaged_image", f"image {name or source} cannot be read: {error or type(error).__name__}"
+            ) from None
 
 
 def _orientation(image: "Image", path: Path) -> int:

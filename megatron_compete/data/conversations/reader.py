@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from megatron_compete.data.conversations.conversation import Conversation, read_
 from megatron_compete.data.conversations.image_files import ImageFolder
 from megatron_compete.data.conversations.pixels import Pixels
 from megatron_compete.data.conversations.sample import Sample, make_sample
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,21 @@ class Reader:
         Raises:
             BadSample: it cannot be used (any more), or an image has another size than before.
         """
-        encoded = self._fitted(self.chat.encode(conversation.messages, len(tiles)), tiles)
         images = [self._tiles(name, count) for name, count in zip(conversation.images, tiles)] if with_images else []
-        pixels = torch.cat(images) if images else self.pixels.none()
+        return self._assembled(conversation, tiles, images)
+
+    def sample_of(self, conversation: Conversation, images: "Sequence[Image]") -> Sample:
+        """The sample with images that were decoded already, by `ImageFolder.decode`.
+
+        Raises:
+            BadSample: it cannot be used.
+        """
+        tiles = [self.pixels(image) for image in images]
+        return self._assembled(conversation, [len(part) for part in tiles], tiles)
+
+    def _assembled(self, conversation: Conversation, tiles: Sequence[int], images: Sequence[torch.Tensor]) -> Sample:
+        encoded = self._fitted(self.chat.encode(conversation.messages, len(tiles)), tiles)
+        pixels = torch.cat(list(images)) if images else self.pixels.none()
         lengths = [self.image_embeddings * count for count in tiles]
         sample = make_sample(encoded, self.chat.image_id, lengths, pixels, self.chat.pad_id)
         sample["num_image_tiles"] = torch.tensor(tiles, dtype=torch.int32)

@@ -48,7 +48,8 @@ def reader(
     folder: Path | None, *, seq_length: int = 96, image_embeddings: int = 4, side: int = 16, **config: Any
 ) -> Reader:
     """Reads samples with images of `folder`, at 16 x 16 pixels and 4 embeddings a tile unless said otherwise."""
-    settings = ConversationConfig(image_folder=None if folder is None else str(folder), workers=1, **config)
+    workers = {} if "energon_path" in config else {"workers": 1}
+    settings = ConversationConfig(image_folder=None if folder is None else str(folder), **workers | config)
     return build_reader(
         settings,
         tokenizer(),
