@@ -172,9 +172,13 @@ def forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Callable
     from megatron.core import parallel_state
     from megatron.core.utils import get_attr_wrapped_model
 
+    from megatron_compete.moe.loss_tokens import set_loss_tokens
+
     batch = next(batches)
-    output, mask = model(**batch.on_stage(parallel_state.is_pipeline_first_stage()))
     config = get_attr_wrapped_model(model, "config")
+    if config.calculate_per_token_loss:
+        set_loss_tokens(batch.loss_mask.sum())
+    output, mask = model(**batch.on_stage(parallel_state.is_pipeline_first_stage()))
 
     def loss(output: Tensor) -> tuple[Any, ...]:
         total, count = (output * mask).sum(), mask.sum()

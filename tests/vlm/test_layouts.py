@@ -1,5 +1,6 @@
 """The model in other layouts, other numbers of microbatches and with recomputation: the same losses and gradients."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,6 +96,38 @@ def test_microbatches_do_not_multiply_losses_of_routers(settings: Any) -> None:
     once = run_rank(step_of, settings, ALL_COMPETE, [[batch]], balance, 1, 1)
     four = run_rank(step_of, settings, ALL_COMPETE, [[batch] * 4], balance, 1, 1)
     assert_same((once[0], four[1]), once, 1e-6)
+
+
+HEAVY = changed(ALL_COMPETE, distill_coeff=20.0, diversity_coeff=10.0, response_balance_coeff=10.0, balance_loss="top1")
+WITHOUT = changed(HEAVY, distill_coeff=0.0, diversity_coeff=0.0, response_balance_coeff=1e-30)
+BALANCE = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": 10.0, "moe_z_loss_coeff": 1.0}
+
+
+def of_losses_of_layers(batches: Sequence[Batch], pp: int, overrides: dict[str, Any]) -> dict[str, Tensor]:
+    """What the layers' own losses add to the gradients, those of competition and Megatron's."""
+    settings = changed(EVERYWHERE, recompute="recompute_granularity" in overrides)
+    heavy = merged(run_ranks(pp, step_of, settings, HEAVY, [batches], BALANCE | overrides, pp, 1))[1]
+    plain = merged(run_ranks(pp, step_of, settings, WITHOUT, [batches], overrides, pp, 1))[1]
+    return {name: grad - plain[name] for name, grad in heavy.items() if "router" in name}
+
+
+@pytest.mark.parametrize("pp, recompute", [(1, {}), (2, SELECTIVE)], ids=["", "pp2-recomputed"])
+def test_answers_of_unequal_length_do_not_change_what_losses_of_layers_weigh(
+    pp: int, recompute: dict[str, Any]
+) -> None:
+    """Under per-token loss, of the same images and texts four times; patches outnumber the tokens that count."""
+    batch = Batch.random([[1], [2]])
+    four = []
+    for kept in (1, 4, 2, 3):
+        mask = batch.loss_mask.clone()
+        mask[:, :-kept] = 0
+        four.append(dataclasses.replace(batch, loss_mask=mask))
+    assert len({float(one.loss_mask.sum()) for one in four}) == 4
+    settings = {"calculate_per_token_loss": True} | recompute
+    once, found = of_losses_of_layers([batch], 1, {}), of_losses_of_layers(four, pp, settings)
+    assert len(once) == 5 and found.keys() == once.keys()
+    off = {name: relative(found[name], grad) for name, grad in once.items()}
+    assert max(off.values()) < 1e-5, off
 
 
 @pytest.mark.parametrize("kind", KINDS)
