@@ -17,6 +17,7 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from megatron_compete.moe.biased_experts import OwnedRowLinear
 from megatron_compete.moe.expert_group import ExpertGroups
 from megatron_compete.moe.expert_weights import await_parameters, expert_parameters
 from megatron_compete.moe.kernels.coverage import NotCovered, check_gate
@@ -80,7 +81,7 @@ def covers(config: TransformerConfig, experts: Any) -> bool:
         return False
     return all(
         type(mlp.linear_fc1) is ColumnParallelLinear
-        and type(mlp.linear_fc2) is RowParallelLinear
+        and type(mlp.linear_fc2) in (RowParallelLinear, OwnedRowLinear)
         and all(
             type(values) in (Tensor, nn.Parameter) and values.dtype == config.params_dtype
             for linear in (mlp.linear_fc1, mlp.linear_fc2)

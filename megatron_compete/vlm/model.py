@@ -15,6 +15,7 @@ from megatron.core.enums import ModelType
 from megatron.core.models.multimodal.llava_model import LLaVAModel, _load_state_dict_hook_ignore_extra_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from torch import Tensor
 
@@ -50,7 +51,7 @@ class VisionLanguageModel(LLaVAModel):
         self,
         config: VisionLanguageConfig,
         exchanges: Exchanges,
-        language_spec: TransformerBlockSubmodules,
+        language_spec: ModuleSpec | TransformerBlockSubmodules,
         pre_process: bool,
         post_process: bool,
         groups: ProcessGroupCollection,
@@ -128,6 +129,8 @@ class VisionLanguageModel(LLaVAModel):
             args, keywords: LLaVAModel's; `num_image_tiles` must be given, one number for each image of the microbatch.
         """
         self._unseen = self._padding_mask = None
+        if self.add_encoder and images is not None:
+            images = images.to(self.vision_model.conv1.weight.dtype)  # Float16Module converts unnamed arguments alone
         if keywords.get("inference_context") is None:
             if self.add_encoder and images is not None and images.shape[0] == 0:
                 self._unseen = self._embed_padding(images)
@@ -199,7 +202,7 @@ def build_model(
     share_embeddings_and_output_weights: bool = False,
     fp16_lm_cross_entropy: bool = False,
     parallel_output: bool = True,
-    language_spec: TransformerBlockSubmodules | None = None,
+    language_spec: ModuleSpec | TransformerBlockSubmodules | None = None,
     pre_process: bool = True,
     post_process: bool = True,
     groups: ProcessGroupCollection | None = None,

@@ -24,11 +24,19 @@ POSITION_STD = 0.02
 """Of initial position embeddings and class token, as CLIP has it. Megatron's are of 1, beside which a patch is not seen."""
 
 
+IN_CHECKPOINTS = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+OF_DENSE_LAYERS = IN_CHECKPOINTS | {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
+"""Names in checkpoints of local modules' norms: Transformer Engine's, which has them within linear layers, so that either
+loads the other's. Upstream has this for the language model alone."""
+
+
 def tower_layer_spec(config: TransformerConfig, exchange: Exchange | None) -> ModuleSpec:
     """Megatron's spec of a tower's layer, which sees all patches; its MLP is what `exchange` makes of a `MoELayer` where the
     tower has experts; None for one without."""
     by_te = uses_transformer_engine(config)
     spec = get_vit_layer_with_transformer_engine_spec() if by_te else get_vit_layer_with_local_spec()
+    if not by_te:
+        spec.submodules.sharded_state_dict_keys_map = IN_CHECKPOINTS if config.num_moe_experts else OF_DENSE_LAYERS
     if config.num_moe_experts:
         assert exchange is not None
         spec.submodules.mlp = exchange(moe_builder(config))

@@ -43,9 +43,13 @@ def check_model(base: TransformerConfig, settings: VisionConfig) -> None:
             raise CompeteError(
                 f"{refusal.flag} does not work with a vision-language model: {refusal.reason}. Leave it out"
             )
-    with_experts = [part for part in settings.experts_in if part != "language"]
-    size = base.expert_model_parallel_size
-    if "vision" in with_experts and size > 1 and base.moe_token_dispatcher_type == "allgather":
+    size, shards = base.expert_model_parallel_size, base.expert_tensor_parallel_size
+    if shards > 1 and {"vision", "projector"} & set(settings.experts_in):
+        raise CompeteError(
+            f"--expert-tensor-parallel-size {shards} splits an expert, whose bias every part would add, and experts of tower "
+            "and projector have biases: leave it out"
+        )
+    if "vision" in settings.experts_in and size > 1 and base.moe_token_dispatcher_type == "allgather":
         raise CompeteError(
             f"--moe-token-dispatcher-type allgather with --expert-model-parallel-size {size} takes as many tokens from every "
             "rank, and ranks have as many patches as their samples have images: use alltoall"

@@ -49,9 +49,12 @@ OTHER: dict[str, tuple[Any, tuple[int, int], tuple[int, int]]] = {
     "dense": (changed(SIGLIP, experts_in=("language",)), (2, 1), (1, 1)),
 }
 """Settings; pipeline and expert parallel size when it is saved, and when it is loaded."""
+SLOW = ("same", "dense", "experts together")
 
 
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in OTHER]
+)
 def test_another_layout_has_the_same_weights(name: str, tmp_path: Path) -> None:
     settings, (pp, ep), (pp_then, ep_then) = OTHER[name]
     written, read = {}, {}
@@ -68,5 +71,13 @@ def test_keys_are_llavas_and_megatrons_experts(tmp_path: Path) -> None:
     experts = {f"experts.experts.linear_{fc}.{kind}" for fc in ("fc1", "fc2") for kind in ("weight", "bias")}
     assert {f"vision_projection.encoder.{name}" for name in experts | {"router.weight"}} <= keys
     assert {f"vision_model.decoder.layers.mlp.{name}" for name in experts | {"router.weight"}} <= keys
+    norms = {"self_attention.linear_qkv.layer_norm_weight", "pre_mlp_layernorm.bias"}  # Transformer Engine's names
+    assert {f"vision_model.decoder.layers.{name}" for name in norms} <= keys
     assert {"vision_model.conv1.bias", "vision_model.position_embeddings.weight"} <= keys
-    assert not [key for key in keys if "router.bias" in key or "ln_post" in key]
+    assert not [key for key in keys if "router.bias" in key or "ln_post" in key or "input_layernorm" in key]
+
+
+def test_norms_of_dense_towers_have_transformer_engines_names(tmp_path: Path) -> None:
+    _, keys = run_rank(saved, changed(SIGLIP, experts_in=("projector",)), str(tmp_path), 1, 1)
+    assert "vision_model.decoder.layers.mlp.linear_fc1.layer_norm_weight" in keys
+    assert not [key for key in keys if "vision_model" in key and "layernorm" in key]

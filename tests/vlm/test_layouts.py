@@ -130,6 +130,26 @@ def test_answers_of_unequal_length_do_not_change_what_losses_of_layers_weigh(
     assert max(off.values()) < 1e-5, off
 
 
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_per_token_loss_is_the_mean_where_microbatches_count_as_many(microbatches: int) -> None:
+    """Patches are four times the loss's tokens: weighed by them, losses of routers would count as much more."""
+    balance = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": 0.1, "moe_z_loss_coeff": 0.1}
+    batch = Batch.random([[1], [2], [], [1, 1]])
+    mean = run_rank(step_of, EVERYWHERE, ALL_COMPETE, [[batch]], balance, 1, 1)
+    per_token = {"calculate_per_token_loss": True} | balance
+    summed = run_rank(step_of, EVERYWHERE, ALL_COMPETE, [[batch] * microbatches], per_token, 1, 1)
+    assert_same((mean[0], summed[1]), mean, 1e-6)
+
+
+def test_per_token_loss_on_ranks_of_text_and_of_images() -> None:
+    batches = [[Batch.random(tiles, seed=10 * rank + index) for index, tiles in enumerate(of_rank)]
+               for rank, of_rank in enumerate(UNEVEN)]  # fmt: skip
+    per_token = {"calculate_per_token_loss": True}
+    apart = run_ranks(2, step_of, EVERYWHERE, ALL_COMPETE, batches, per_token, 1, 2)
+    together = run_rank(step_of, EVERYWHERE, ALL_COMPETE, [[*batches[0], *batches[1]]], per_token, 1, 1)
+    assert_same((together[0], merged(apart)[1]), together, 1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("recompute", [FULL, SELECTIVE], ids=["full", "selective"])
 def test_recomputation_changes_no_bit(recompute: dict[str, Any], kind: str) -> None:

@@ -121,6 +121,30 @@ def test_evaluation_never_competes() -> None:
     assert all(torch.equal(*pair) for pair in zip(evaluated, evaluated_0, strict=True))
 
 
+def step_in_bf16() -> tuple[list[str], list[float], bool]:
+    """Dtypes of tower and projector, losses, and whether all gradients are numbers and those of routers are there."""
+    from megatron.core.transformer.module import Float16Module
+
+    initialize()
+    config = configuration(CLIP, bf16=True, params_dtype=torch.bfloat16, moe_router_dtype="fp32")
+    wrapped = Float16Module(config.transformer, competing_model(config))
+    losses = []
+    for tiles in (MIXED, [[], []]):
+        output, mask = wrapped(**Batch.random(tiles).on_stage(first=True))
+        loss = (output * mask).sum() / mask.sum()
+        loss.backward()
+        losses.append(float(loss))
+    grads = {name: p.grad for name, p in wrapped.module.named_parameters() if p.grad is not None}
+    good = all(torch.isfinite(grad).all() for grad in grads.values())
+    dtypes = {str(p.dtype) for name, p in wrapped.named_parameters() if "vision" in name}
+    return sorted(dtypes), losses, good and sum(".router." in name for name in grads) == 3
+
+
+def test_bf16() -> None:
+    dtypes, losses, good = run_rank(step_in_bf16)
+    assert dtypes == ["torch.bfloat16"] and good and all(2 < loss < 10 for loss in losses)
+
+
 def trainable(settings: Any) -> dict[str, bool]:
     """Parts whose parameters have gradients after a step with images and one of text, by name."""
     initialize()

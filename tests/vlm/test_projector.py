@@ -101,3 +101,24 @@ def differences(part: str, settings: Any, kind: str, padded: int) -> dict[str, f
 def test_a_layer_equals_the_dense_reference(part: str, settings: Any, kind: str) -> None:
     found = run_rank(differences, part, settings, kind, 5)
     assert {name: off for name, off in found.items() if not off <= EXACT} == {}
+
+
+def scorers(part: str) -> tuple[str, float]:
+    """The scorer of `auto`, and the largest difference of its scores to those of Megatron's modules."""
+    from megatron_compete.moe.scoring import choose_scorer, score_tokens
+    from megatron_compete.routing.responses import softplus_response
+
+    initialize()
+    layer = layer_of(part, SIGLIP, ALL_COMPETE)
+    tokens = torch.randn(9, 128, generator=torch.Generator().manual_seed(2))
+    chosen = [
+        choose_scorer(choice, layer.config, layer.experts, softplus_response, layer.groups, tokens)
+        for choice in ("auto", "plain")
+    ]
+    ours, modules = (score_tokens(tokens, scorer, layer.groups, 4) for scorer in chosen)
+    return type(chosen[0]).__name__, float((ours - modules).abs().max())
+
+
+@pytest.mark.parametrize("part", ["vision", "projector"])
+def test_experts_with_biases_are_scored_by_their_weights_bit_for_bit(part: str) -> None:
+    assert run_rank(scorers, part) == ("DirectScorer", 0.0)

@@ -13,6 +13,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "virtual pipeline stages": {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 1},
     "--mtp-num-layers": {"mtp_num_layers": 1},
     "--hybrid-layer-pattern": {"is_hybrid_model": True},
+    "--expert-tensor-parallel-size 2": {"expert_tensor_parallel_size": 2},
     "--moe-token-dispatcher-type allgather": {"moe_token_dispatcher_type": "allgather", "expert_model_parallel_size": 2},
 }  # fmt: skip
 
