@@ -22,6 +22,10 @@ from megatron_compete.moe.gradients import AlsoReaching, Weighed
 from megatron_compete.moe.graphs import is_capturing
 from megatron_compete.upstream import Replacement, wrap_symbol
 
+IN_FLIGHT = 4096
+"""More first passes of a router than any schedule has in flight. Of layers that are frozen with all that comes before them no
+pass comes back, and their counts must not pile up."""
+
 
 class _Passes:
     """The counts of one router's passes.
@@ -32,7 +36,7 @@ class _Passes:
 
     def __init__(self) -> None:
         self.latest: Tensor | None = None
-        self._first: deque[Tensor] = deque()
+        self._first: deque[Tensor] = deque(maxlen=IN_FLIGHT)
 
     def begin(self, count: Tensor) -> None:
         """A pass begins while `count` is the current microbatch's."""
