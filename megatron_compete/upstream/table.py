@@ -93,6 +93,7 @@ AROUND_THE_LOOP = (
     Row("builtins", ("print",), "Megatron prints why it exits, and raises a SystemExit without a word", "tests/resilience/stopping/test_exits.py::test_upstream_still_says_why_by_print_alone"),
     Row("megatron.core.rerun_state_machine:RerunStateMachine", ("_save_state", "_restore_state"), "it winds back random state and data, and no buffers of the model", "tests/resilience/test_rerun.py::test_upstream_still_winds_back_no_buffers"),
     Row("megatron.core.transformer.moe.router:TopKRouter", ("gating",), "a router's forward pass returns no logits, from which the probe takes its statistics", "tests/training/test_probe.py::test_upstream_routers_still_return_no_logits"),
+    Row("megatron.core.transformer.moe.router:TopKRouter", ("_apply_expert_bias",), "it lays a mask of tokens over experts", "tests/vlm/test_padding.py::test_upstream_still_lays_the_mask_over_experts"),
     Row("megatron.core.transformer.moe.router:TopKRouter", ("forward", "attach_and_log_load_balancing_loss", "apply_z_loss"), "under --calculate-per-token-loss it multiplies its losses by the layer's tokens, where gradients are divided by those that the loss counts", LOSS_TOKENS),
     Row("megatron.core.datasets.gpt_dataset", ("numpy", "safe_numpy_load"), "it writes cache files in place, and a kill leaves half a file", INDEX_CACHE),
     Row("megatron.core.datasets.blended_dataset", ("numpy", "safe_numpy_load"), "as for gpt_dataset", INDEX_CACHE),

@@ -26,7 +26,7 @@ from megatron_compete.moe.layer import CompeteMoELayer
 from megatron_compete.moe.specs import decoder_layer_spec, with_moe
 from megatron_compete.vlm.config import Part
 from megatron_compete.vlm.exchange import Exchanges
-from megatron_compete.vlm.padding import padded_positions, spare_padding
+from megatron_compete.vlm.padding import bias_counts_tokens_alone, padded_positions, spare_padding
 from megatron_compete.vlm.parts import VisionLanguageConfig
 from megatron_compete.vlm.projector import ExpertProjector, build_projector
 from megatron_compete.vlm.tower import VisionTower, tower_layer_spec
@@ -76,6 +76,7 @@ class VisionLanguageModel(LLaVAModel):
         )
         self.config = model_transformer(config.transformer, config.tower, config.projector)
         self.model_type = ModelType.encoder_or_decoder
+        bias_counts_tokens_alone()
         self._unseen: Tensor | None = None
         self._padding_mask: Tensor | None = None
         if config.transformer.num_moe_experts:
@@ -86,6 +87,10 @@ class VisionLanguageModel(LLaVAModel):
         self._settle_layers(config)
         settings = config.settings
         self.freeze(settings.freeze_language, settings.freeze_tower, settings.freeze_projector)
+        for layer in moe_layers(self):
+            layer.router.frozen_expert_bias = (
+                not layer.router.weight.requires_grad
+            )  # no parameter, so `freeze` passes it by
 
     def _add_encoder(self, config: VisionLanguageConfig, exchanges: Exchanges) -> None:
         """Tower and projector, as LLaVAModel would add Megatron's."""

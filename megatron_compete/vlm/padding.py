@@ -3,11 +3,16 @@
 B samples, S tokens of text, P positions of the language model's sequence.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
+
+from megatron_compete.upstream import Replacement, wrap_symbol
 
 
 def spare_padding(layer: MoELayer) -> None:
@@ -28,6 +33,19 @@ def spare_padding(layer: MoELayer) -> None:
 
     layer.router.register_forward_pre_hook(before, with_kwargs=True)
     layer.router.register_forward_hook(after, always_call=True)
+
+
+@functools.cache
+def bias_counts_tokens_alone() -> Replacement:
+    """From here on an expert bias's routers count by a mask of tokens: upstream lays it over experts, which fails, or where
+    there are as many tokens as experts hides the wrong ones."""
+
+    def count(
+        upstream: Callable[..., None], self: TopKRouter, routing_map: Tensor, padding_mask: Tensor | None = None
+    ) -> None:
+        upstream(self, routing_map, None if padding_mask is None else padding_mask.unsqueeze(-1))
+
+    return wrap_symbol("megatron.core.transformer.moe.router:TopKRouter._apply_expert_bias", count)
 
 
 def padded_positions(

@@ -10,7 +10,7 @@ from tests.vlm.models import SIGLIP, Batch, build, changed, configuration, initi
 
 SETTINGS = changed(SIGLIP, experts_in=("vision", "projector", "language"), num_experts=2, router_topk=1)
 BALANCED = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": 0.1, "moe_router_pre_softmax": True}
-STEP = [Batch.random([[1], [1, 3]], seed=1), Batch.random([[1], [3, 1]], seed=3)]
+STEP = [Batch.random([[1], [1, 3]], seed=1), Batch.random([[1], [3, 1]], seed=3), Batch.random([[], []], seed=4)]
 
 
 def reported(
@@ -49,14 +49,15 @@ def test_every_layer_reports_under_its_number(pp: int) -> None:
     for layer in (1, 2, 3):  # 10 tiles of 4 patches
         assert scalars[f"competition/tokens/layer-{layer}"] == 40
         assert 1 <= scalars[f"moe/load-max/layer-{layer}"] <= 2 and scalars[f"moe/dead-experts/layer-{layer}"] <= 1
-    for layer in (4, 5):  # two samples of 11 positions and two of 22
-        assert scalars[f"competition/tokens/layer-{layer}"] == 66
+    for layer in (4, 5):  # two samples each of 11, 22 and 8 positions
+        assert scalars[f"competition/tokens/layer-{layer}"] == 82
+    assert all(value == value for value in scalars.values())  # none is no number
     balance = [scalars[f"moe/load_balancing_loss_layer_{layer}"] for layer in range(5)]
     assert scalars["load_balancing_loss"] == pytest.approx(sum(balance) / 5)
 
 
 def test_layers_compete_as_the_one_schedule_says() -> None:
     compete = CompeteConfig(rate=0.4, max_active_layers=2, policy="shifted")
-    (found,) = run_ranks(1, reported, compete, STEP[:1], 1, 5)
+    (found,) = run_ranks(1, reported, compete, STEP[::2], 1, 5)
     assert [layers_with("competition/agreement", scalars) for scalars, _ in found] == [active for _, active in found]
     assert sum(len(active) for _, active in found) > 5

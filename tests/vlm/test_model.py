@@ -145,20 +145,16 @@ def test_bf16() -> None:
     assert dtypes == ["torch.bfloat16"] and good and all(2 < loss < 10 for loss in losses)
 
 
-def trainable(settings: Any) -> dict[str, bool]:
-    """Parts whose parameters have gradients after a step with images and one of text, by name."""
-    initialize()
-    model = build_frozen(settings)
-    train_step(model, [Batch.random(MIXED), Batch.random([[]], seed=1)])
-    parts = ("vision_model", "vision_projection", "language_model")
-    return {part: any(p.requires_grad for p in getattr(model, part).parameters()) for part in parts}
-
-
-def build_frozen(settings: Any) -> Any:
+def trained_parts(settings: Any) -> tuple[set[str], set[str]]:
+    """Parts whose parameters have gradients after a step with images and one of text, and those whose expert biases move."""
     from megatron_compete.vlm.exchange import stock_parts
 
-    config = configuration(settings)
-    return build(config, stock_parts(config))
+    initialize()
+    config = configuration(settings, moe_router_enable_expert_bias=True, moe_router_score_function="sigmoid")
+    model = build(config, stock_parts(config))
+    train_step(model, [Batch.random(MIXED), Batch.random([[]], seed=1)])
+    learn = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad and p.main_grad.any()}
+    return learn, {name.partition(".")[0] for name, b in model.named_buffers() if "expert_bias" in name and b.any()}
 
 
 @pytest.mark.parametrize("frozen", ["freeze_tower", "freeze_projector", "freeze_language"])
@@ -168,5 +164,5 @@ def test_frozen_parts_have_no_gradient(frozen: str) -> None:
         "freeze_projector": "vision_projection",
         "freeze_language": "language_model",
     }
-    found = run_rank(trainable, changed(SIGLIP, **{frozen: True}))
-    assert [part for part, trains in found.items() if not trains] == [names[frozen]]
+    learn, biased = run_rank(trained_parts, changed(SIGLIP, **EVERYWHERE, **{frozen: True}))
+    assert learn == biased == set(names.values()) - {names[frozen]}

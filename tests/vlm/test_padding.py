@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from tests.ranks import run_rank, run_ranks
-from tests.vlm.models import SIGLIP, Batch, changed, competing_model, configuration, initialize, relative, train_step
+from tests.vlm.models import (
+    SIGLIP,
+    WINNERS,
+    Batch,
+    changed,
+    competing_model,
+    configuration,
+    initialize,
+    relative,
+    train_step,
+)
 
 
 def router_gradient(spared: bool, padded: int) -> torch.Tensor:
@@ -41,6 +51,34 @@ def test_padding_alone_is_spared_and_nothing_else() -> None:
     assert not run_rank(router_gradient, True, 4).any()
     assert torch.equal(run_rank(router_gradient, True, 2), run_rank(router_gradient, False, 2))
     assert run_rank(router_gradient, True, 2).any()
+
+
+def tokens_counted(ours: bool) -> list[float] | str:
+    """Choices that a router with an expert bias counts of eight tokens, five of them padding: all, and of the busiest expert."""
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.transformer.moe.router import TopKRouter
+
+    from megatron_compete.vlm.padding import bias_counts_tokens_alone
+
+    initialize()
+    if ours:
+        bias_counts_tokens_alone()
+    tower = configuration(SIGLIP, moe_router_enable_expert_bias=True, moe_router_score_function="sigmoid").tower
+    router = TopKRouter(tower, ProcessGroupCollection.use_mpu_process_groups()).train()
+    try:
+        router(torch.randn(8, 1, 16), padding_mask=torch.arange(8).view(8, 1) >= 3)
+    except RuntimeError as error:
+        return str(error)
+    return [float(router.local_tokens_per_expert.sum()), float(router.local_tokens_per_expert.max())]
+
+
+def test_upstream_still_lays_the_mask_over_experts() -> None:
+    assert "must match the size" in run_rank(tokens_counted, False)
+
+
+def test_an_expert_bias_counts_tokens_alone() -> None:
+    total, most = run_rank(tokens_counted, True)
+    assert total == 3 * WINNERS and most <= 3
 
 
 def test_positions_after_the_last_token_are_padding() -> None:

@@ -39,6 +39,18 @@ def test_refused_on_a_device(name: str) -> None:
         check(base)
 
 
+@pytest.mark.parametrize("balance", [
+    {"moe_router_enable_expert_bias": True, "moe_router_score_function": "sigmoid"},
+    {"moe_router_load_balancing_type": "quantile_balancing"},
+])  # fmt: skip
+def test_biases_of_unequal_numbers_of_experts(balance: dict[str, Any]) -> None:
+    everywhere = changed(SIGLIP, experts_in=("vision", "language"))
+    check(base_transformer(**balance), everywhere)
+    check(base_transformer(**balance), changed(SIGLIP, num_experts=2))
+    with pytest.raises(CompeteError, match="experts are 4 in the language model and 2 elsewhere"):
+        check(base_transformer(**balance), changed(everywhere, num_experts=2))
+
+
 def test_frozen_experts_do_not_compete() -> None:
     from megatron_compete.vlm.validation import check_competing
 
