@@ -26,10 +26,18 @@ class Progress:
         total_bytes: size of the input on disk; 0 if it is not known.
         log_interval: documents between two plain lines, in place of a minute.
         done_bytes: bytes on disk that an earlier run has done.
+        unit: what is counted.
     """
 
-    def __init__(self, title: str, total_bytes: int, log_interval: int | None = None, done_bytes: int = 0) -> None:
-        self.title = title
+    def __init__(
+        self,
+        title: str,
+        total_bytes: int,
+        log_interval: int | None = None,
+        done_bytes: int = 0,
+        unit: str = "documents",
+    ) -> None:
+        self.title, self.unit = title, unit
         self.total_bytes = total_bytes
         self.log_interval = log_interval
         self.done_bytes = done_bytes
@@ -68,11 +76,13 @@ class Progress:
                 self._bar.update(self._bar.task_ids[0], completed=self._bytes_done, rates=self.rates(), refresh=True)
         elif self._is_due(now):
             self._shown, self._shown_documents = now, self.documents
-            print(f"{self.title}: {self.documents} documents ({self.rates()}{self._remaining()})", flush=True)
+            print(f"{self.title}: {self.documents} {self.unit} ({self.rates()}{self._remaining()})", flush=True)
 
     def rates(self) -> str:
         """`120 documents/s, 3.1 MB/s, 900000 tokens/s`, of this pass so far."""
-        rates = f"{self.documents / self.seconds:.0f} documents/s, {self.text_bytes / MEGABYTE / self.seconds:.1f} MB/s"
+        rates = (
+            f"{self.documents / self.seconds:.0f} {self.unit}/s, {self.text_bytes / MEGABYTE / self.seconds:.1f} MB/s"
+        )
         return rates + (f", {self.tokens / self.seconds:.0f} tokens/s" if self.tokens else "")
 
     @property

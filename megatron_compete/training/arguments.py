@@ -15,6 +15,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import DEFAULT_PRESET, PREFIX, CompeteConfig, flag_of
 from megatron_compete.data.conversations import config as conversations
 from megatron_compete.data.conversations.config import ConversationConfig
+from megatron_compete.data.conversations.job_rules import check_conversation_arguments
 from megatron_compete.launch import cpu_backend as cpu
 from megatron_compete.moe.baselines import BASELINES, check_flags
 from megatron_compete.moe.baselines.config import PREFIX as BASELINE_PREFIX
@@ -160,6 +161,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise CompeteError(f"--stuck-timeout {args.stuck_timeout:g} is below 0: give seconds, or 0 to switch it off")
     check_refused(args)
     check_data_arguments(args)
+    check_conversation_arguments(args)
     check_probe_arguments(args)
     if cpu.is_needed():
         _check_on_cpu(args)

@@ -1,6 +1,6 @@
 """Visual instruction data: LLaVA's JSON and a folder of images as samples for `LLaVAModel`.
 
-config.py            the settings, and their flags
+config.py            the settings, and their flags; job_rules.py: what else a job must be like
 build.py             from settings to datasets: begin here
 
 json_index.py        where samples lie in a JSON array or JSON Lines, without parsing all of it
@@ -16,5 +16,5 @@ sample_list.py       the usable ones, written once and read by all ranks
 order.py             which sample is the i-th; packing.py: which share a sequence
 dataset.py           the map-style dataset; energon.py: the same samples out of megatron-energon
 
-    inspect_conversations.py   the command               (megatron-compete conversations)
+inspect_conversations.py   the command                                     (megatron-compete conversations)
 """

@@ -1,12 +1,10 @@
 """From settings to datasets."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.conversations.chat import Chat, hugging_face_tokenizer
 from megatron_compete.data.conversations.config import ConversationConfig
 from megatron_compete.data.conversations.conversation import IMAGE
@@ -15,22 +13,6 @@ from megatron_compete.data.conversations.order import split as split_numbers
 from megatron_compete.data.conversations.pixels import Pixels
 from megatron_compete.data.conversations.reader import Reader
 from megatron_compete.data.conversations.sample_list import SampleList
-
-
-def conversation_files(flag: str, words: Sequence[str]) -> tuple[str, ...]:
-    """The files of --train-data-path and its kin.
-
-    Raises:
-        CompeteError: none, or a weight among them.
-    """
-    for word in words:
-        if word.replace(".", "", 1).isdigit():
-            raise CompeteError(
-                f"{flag} {word}: conversations have no weights: all samples are seen once an epoch; name a file twice for twice"
-            )
-    if not words:
-        raise CompeteError(f"{flag} names no file: give JSON arrays or JSON Lines of conversations")
-    return tuple(words)
 
 
 def build_reader(
@@ -63,7 +45,7 @@ def build_conversations(
     reader: Reader,
     samples: Path | str | SampleList,
     *,
-    num_samples: int,
+    num_samples: int | None,
     seed: int,
     batch_size: int,
     share: tuple[float, float] = (0.0, 1.0),
@@ -74,7 +56,7 @@ def build_conversations(
 
     Args:
         samples: the list that `prepare_samples` made, or its file.
-        num_samples: length; more than there are samples are several epochs.
+        num_samples: length; more than there are samples are several epochs; None is one.
         batch_size: the global one.
         share: part of the samples, for --split: (0.0, 0.95) for training, (0.95, 1.0) for validation.
         with_images: False on pipeline stages that do not read pixels.

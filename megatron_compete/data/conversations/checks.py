@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +20,7 @@ from megatron_compete.data.conversations.conversation import id_of
 from megatron_compete.data.conversations.json_index import JsonIndex, index_json
 from megatron_compete.data.conversations.reader import Checked, Reader
 from megatron_compete.data.conversations.sample_list import SampleList, join_lists, summary_lines
+from megatron_compete.data.preprocessing.workers import become_worker
 
 VERSION = 1
 """Of the list's form and of what is checked: another one makes lists anew."""
@@ -61,7 +63,7 @@ def list_samples(files: Sequence[str], reader: Reader) -> SampleList:
     if not chunks:
         raise CompeteError(f"no sample in {', '.join(names)}: give files with some")
     total = sum(int(index.sizes.sum()) for index in indexes)
-    with Progress("checking conversations", total) as progress:
+    with Progress("checking conversations", total, unit="samples") as progress:
         parts = []
         for chunk, part in zip(chunks, _checked(chunks, reader)):
             parts.append(part)
@@ -76,7 +78,7 @@ def _checked(chunks: Sequence[_Chunk], reader: Reader) -> Iterator[SampleList]:
         yield from (check_chunk(chunk, reader) for chunk in chunks)
         return
     # Forked, as the corpus tools' workers: they share tokenizer and processor, and touch no device.
-    with ProcessPoolExecutor(workers, get_context("fork"), _remember, (reader,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("fork"), _remember, (reader, os.getpid())) as pool:
         try:
             yield from pool.map(_check_remembered, chunks)
         except BrokenProcessPool as error:
@@ -89,9 +91,10 @@ def _checked(chunks: Sequence[_Chunk], reader: Reader) -> Iterator[SampleList]:
 _reader: Reader | None = None
 
 
-def _remember(reader: Reader) -> None:
+def _remember(reader: Reader, parent: int) -> None:
     global _reader
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    become_worker(parent)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which the pool ends the others where one has died
     _reader = reader
 
 

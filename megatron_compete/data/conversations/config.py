@@ -70,6 +70,9 @@ class ConversationConfig:
     energon_path: str | None = None
     """Dataset of megatron-energon to read in place of JSON, with --dataloader-type external."""
 
+    dataloader_save: str | None = None
+    """Folder for the place of an external loader at each checkpoint, by data-parallel rank; resuming reads it there."""
+
     def __post_init__(self) -> None:
         check_fields(self, flag_of)
         for name in ("max_num_tiles", "max_image_pixels", "workers"):

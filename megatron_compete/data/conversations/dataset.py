@@ -24,7 +24,7 @@ class ConversationDataset(Dataset[Sample]):
         samples: all usable ones.
         numbers: those of this part.
         reader: how they are read; must be the one that listed them.
-        num_samples: length, epochs in a row.
+        num_samples: length, epochs in a row; None is one.
         seed: of the order, and of packing.
         batch_size: the global one, for --group-by-modality.
         with_images: whether pixels are wanted; all else is the same without.
@@ -39,7 +39,7 @@ class ConversationDataset(Dataset[Sample]):
         numbers: NDArray[np.int64],
         reader: Reader,
         *,
-        num_samples: int,
+        num_samples: int | None,
         seed: int,
         batch_size: int,
         with_images: bool = True,
@@ -50,13 +50,14 @@ class ConversationDataset(Dataset[Sample]):
                 f"--split leaves a part without any of the {len(samples)} samples: give it a larger share"
             )
         self.samples, self.numbers, self.reader = samples, numbers, reader
-        self.num_samples, self.with_images, self.split = num_samples, with_images, split
+        self.with_images, self.split = with_images, split
         has_images, groups = samples.has_images[numbers], reader.config.group_by_modality
         self.packs: Packs | None = None
         if reader.config.pack:
             lengths = samples.length[numbers]
             self.packs = pack(lengths, reader.seq_length, seed, has_images if groups else None)
             has_images = np.logical_or.reduceat(has_images[self.packs.samples], self.packs.bounds[:-1])
+        self.num_samples = len(has_images) if num_samples is None else num_samples
         self.order: Order = Grouped(has_images, seed, batch_size) if groups else Shuffled(len(has_images), seed)
 
     def __len__(self) -> int:

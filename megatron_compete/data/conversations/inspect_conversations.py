@@ -29,7 +29,7 @@ BAD_EXIT_CODE = 1
 PACKING_SEED = 1234
 """Megatron's default of --seed; others pack about as tightly."""
 
-OF_TRAINING = ("group_by_modality", "skip_bad", "energon_path")
+OF_TRAINING = ("group_by_modality", "skip_bad", "energon_path", "dataloader_save")
 """Settings that say nothing about samples."""
 
 

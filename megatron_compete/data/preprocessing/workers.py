@@ -219,14 +219,19 @@ class WorkerPool:
             process.join()
 
 
-def _work(connection: Connection, others: Sequence[Connection], settings: WorkerSettings, parent: int) -> None:
-    """A worker process."""
+def become_worker(parent: int) -> None:
+    """What a forked process does first: it leaves signals to its parent, and does not outlive it."""
     for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signal_number, signal.SIG_IGN)  # the parent says when to stop
     _die_with(parent)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _work(connection: Connection, others: Sequence[Connection], settings: WorkerSettings, parent: int) -> None:
+    """A worker process."""
+    become_worker(parent)
     for other in others:  # so that the parent's death closes the pipe
         other.close()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     runner = _TaskRunner(settings)
     with contextlib.closing(runner), contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         for task in _tasks(connection):

@@ -18,6 +18,7 @@ from megatron_compete.data.conversations.dataset import ConversationDataset
 from megatron_compete.data.conversations.reader import Reader
 from megatron_compete.resilience.agreement import on_rank_0
 from megatron_compete.training.data_arguments import parse_split, read_sources
+from megatron_compete.training.vlm.external import build_external
 
 SPLITS = (Split.train, Split.valid, Split.test)
 
@@ -76,6 +77,8 @@ def _shares(split: str) -> list[tuple[float, float] | None]:
 def check_conversations(args: argparse.Namespace) -> None:
     """Raise a `CompeteError` for data that cannot be used. Reads every sample the first time: one rank of a job does it."""
     reader = reader_of(args)
+    if args.energon_path is not None:  # which has its own files, and is read as it comes
+        return
     for part in parts_of(args):
         if part is not None:
             prepare_samples(part[0], reader, args.data_cache_path)
@@ -88,13 +91,16 @@ def build_datasets(num_samples: Sequence[int | None], vp_stage: int | None = Non
     """
     args = get_args()
     print_rank_0("> building train, validation and test datasets ...")
-    reader, parts = reader_of(args), parts_of(args)
+    reader = reader_of(args)
+    if args.energon_path is not None:
+        return build_external(args, reader)
+    parts = parts_of(args)
     lists = on_rank_0(lambda: [None if part is None else str(_listed(part, reader, args)) for part in parts])
     if parts[1] is None and (args.eval_iters or args.full_validation):
         print_rank_0("megatron-compete: no validation part, so nothing is evaluated")
         args.eval_iters, args.full_validation = 0, False
     return [
-        _dataset(args, reader, part, Path(listed), wanted, split) if part and listed and wanted else None
+        _dataset(args, reader, part, Path(listed), wanted, split) if part and listed and wanted != 0 else None
         for part, listed, wanted, split in zip(parts, lists, num_samples, SPLITS, strict=True)
     ]
 
@@ -108,7 +114,7 @@ def _listed(part: Part, reader: Reader, args: argparse.Namespace) -> Path:
 
 
 def _dataset(
-    args: argparse.Namespace, reader: Reader, part: Part, listed: Path, num_samples: int, split: Split
+    args: argparse.Namespace, reader: Reader, part: Part, listed: Path, num_samples: int | None, split: Split
 ) -> ConversationDataset:
     is_training = split == Split.train
     return build_conversations(

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,20 @@ def test_several_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.Mon
         lists.append(list_samples([file, other], own))
     one, several = ({name: _plain(value) for name, value in vars(found).items()} for found in lists)
     assert one == several and len(lists[0]) > len(KINDS)
+
+
+def test_a_process_that_is_killed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, images = mixed_dataset(tmp_path)
+    own = reader(images)
+    object.__setattr__(own.config, "workers", 2)
+    monkeypatch.setattr(checks, "CHUNK", 3)
+
+    def die_or_wait(chunk: Any, own: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL) if chunk.start == 0 else time.sleep(60)
+
+    monkeypatch.setattr(checks, "check_chunk", die_or_wait)
+    with pytest.raises(CompeteError, match=r"was killed, .* try fewer --conversation-workers than 2"):
+        list_samples([file], own)
 
 
 def _plain(value: Any) -> Any:

@@ -1,9 +1,7 @@
 """Samples through megatron-energon, where it is installed, are those of the map-style dataset."""
 
-import io
 import json
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +12,11 @@ from torch import Tensor
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.conversations.reader import Reader
 from megatron_compete.data.conversations.sample import collate
+from tests.data.conversations.shards import write_shards
 from tests.data.conversations.tiny import mixed_dataset, reader, sample
-
-SHARDS = 2
 
 DRAWN = 120
 """Of 14 samples, so that each is among them: energon's buffer of samples reaches over epochs."""
-
-
-def write_shards(folder: Path, records: list[dict[str, Any]], images: Path) -> Path:
-    """A WebDataset of two shards with energon's description of it, made by its own tool."""
-    from megatron.energon.epathlib import EPath
-    from megatron.energon.flavors.webdataset import BaseWebdatasetFactory
-
-    folder.mkdir()
-    for shard in range(SHARDS):
-        with tarfile.open(folder / f"shard{shard}.tar", "w") as tar:
-            for number, record in list(enumerate(records))[shard::SHARDS]:
-                names = record.get("image", [])
-                parts = {"json": json.dumps(record).encode()}
-                for place, name in enumerate([names] if isinstance(names, str) else names):
-                    parts[f"{place}.png"] = (images / name).read_bytes()
-                for name, content in parts.items():
-                    entry = tarfile.TarInfo(f"{number:04}.{name}")
-                    entry.size = len(content)
-                    tar.addfile(entry, io.BytesIO(content))
-    names = [f"shard{shard}.tar" for shard in range(SHARDS)]
-    BaseWebdatasetFactory.prepare_dataset(EPath(folder), names, split_parts_ratio=[("train", 1.0)], workers=1)
-    (folder / ".nv-meta" / "dataset.yaml").write_text("__module__: megatron.energon\n__class__: CrudeWebdataset\n")
-    return folder
 
 
 @pytest.fixture
