@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from megatron_compete.audit.layers import MoeLayer, find_layers
 from megatron_compete.audit.parts import Ranks
-from megatron_compete.checkpoint.hf_model import load_hf_model, load_hf_tokenizer, model_from_config
+from megatron_compete.checkpoint.families.vision import is_vision_language
+from megatron_compete.checkpoint.hf_model import load_hf_model, load_hf_tokenizer, model_from_config, takes_pictures
 from megatron_compete.common.comparison import check_finite
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.routing.precision import at_least_fp32
+
+PICTURES = "{} is a vision-language model, and audits read text alone: they are of language models"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ def hugging_face_folder(source: Source, scratch: Path, ranks: Ranks) -> Path:
         CompeteError: no checkpoint, a dense one, or one that no Hugging Face family can represent.
     """
     if (source.checkpoint / "config.json").is_file():
+        if takes_pictures(source.checkpoint):
+            raise CompeteError(PICTURES.format(source.checkpoint))
         return source.checkpoint
     from megatron_compete.checkpoint.export import run
     from megatron_compete.checkpoint.location import find_checkpoint
@@ -77,6 +82,8 @@ def hugging_face_folder(source: Source, scratch: Path, ranks: Ranks) -> Path:
 
     found = find_checkpoint(source.checkpoint, source.iteration)
     arguments = TorchDistCheckpoint(found).arguments
+    if is_vision_language(arguments):
+        raise CompeteError(PICTURES.format(source.checkpoint))
     if not arguments.get("num_experts"):
         raise CompeteError(f"{source.checkpoint} is a dense model: it has no experts, so there is nothing to audit")
     tokenizer = source.tokenizer_model

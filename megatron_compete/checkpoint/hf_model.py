@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 from megatron_compete.checkpoint.custom_code import is_own_code
+from megatron_compete.checkpoint.families.llava import is_llava_config
+from megatron_compete.checkpoint.hf_reader import CONFIG, read_json
 from megatron_compete.common.errors import CompeteError
 
 
@@ -19,10 +21,19 @@ def load_hf_model(folder: Path, flag: str, dtype: str = "auto", trust_remote_cod
     Raises:
         CompeteError: it cannot be loaded.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    kind = AutoModelForImageTextToText if takes_pictures(folder) else AutoModelForCausalLM
     wanted = dtype if dtype == "auto" else getattr(torch, dtype)
-    return _loaded(AutoModelForCausalLM, folder, flag, trust_remote_code or is_own_code(folder), dtype=wanted).eval()
+    return _loaded(kind, folder, flag, trust_remote_code or is_own_code(folder), dtype=wanted).eval()
+
+
+def takes_pictures(folder: Path) -> bool:
+    """Whether the folder's model is a vision-language model that is converted here."""
+    try:
+        return is_llava_config(read_json(folder / CONFIG))
+    except CompeteError:  # whoever loads the folder says what is wrong
+        return False
 
 
 def load_hf_tokenizer(folder: Path, flag: str, trust_remote_code: bool = False) -> Any:

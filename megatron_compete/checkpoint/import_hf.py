@@ -62,12 +62,12 @@ class Imported:
         lines += [f"note: {note}" for note in self.notes]
         if self.upcycling:
             lines.append(_says(self.upcycling))
-        if self.has_experts:
+        if self.has_experts or self.takes_pictures:
             lines.append(
                 "a first look, 100 steps; --train-iters, --lr, --global-batch-size and all else override the recipe:"
             )
             lines.append(training_command(self.output, self.takes_pictures))
-        else:
+        if not self.has_experts:
             lines.append("a dense model: make a mixture of experts of it with --upcycle-experts")
         return "\n".join(lines)
 

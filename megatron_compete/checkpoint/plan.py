@@ -14,7 +14,7 @@ from megatron_compete.common.errors import CompeteError
 MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.", "encoder.", "mtp.")
 """Keys of the model's own tensors; the rest is optimizer and trainer state."""
 
-TRAINING_ONLY = re.compile(r"\.mlp\.centering\.")
+TRAINING_ONLY = re.compile(r"(?:\.mlp\.|^)centering\.")
 """The model's own tensors that only training uses: statistics of competition's responses (`moe/centering.py`)."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

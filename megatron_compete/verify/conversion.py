@@ -2,7 +2,7 @@
 Megatron and Hugging Face on the same text."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_compete.checkpoint.hf_model import load_hf_model, load_hf_tokenizer
+from megatron_compete.checkpoint.families.vision import is_vision_language
+from megatron_compete.checkpoint.hf_model import load_hf_model, load_hf_tokenizer, takes_pictures
 from megatron_compete.common.comparison import check_finite, largest_difference
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.files import write_whole
 from megatron_compete.verify.command import VerifyOptions
+from megatron_compete.verify.vision import VisionComparison, compare_vision, rows
 
 
 @dataclass(frozen=True)
@@ -154,18 +156,36 @@ def compare_and_judge(options: VerifyOptions, checkpoint: Path, hf: Path, texts:
         cpu.activate()
     if options.json:
         options.json.unlink(missing_ok=True)  # an earlier comparison's numbers are not this one's
-    found = compare(
-        checkpoint, hf, texts, options.windows, options.tokenizer_model, options.length, options.trust_remote_code
-    )
-    for name, value in _rows(found):
+    found, shown = _compare(options, checkpoint, hf, texts)
+    for name, value in shown:
         print(f"{name:<26}{value}")
     if options.json:
         write_whole(options.json, json.dumps(asdict(found), indent=2) + "\n")
     _judge(found, options.tolerance, hf)
 
 
-def _judge(found: Comparison, tolerance: float, hf: Path) -> None:
+def _compare(
+    options: VerifyOptions, checkpoint: Path, hf: Path, texts: list[str]
+) -> tuple[Comparison | VisionComparison, Iterable[tuple[str, str]]]:
+    """What was found, and the lines that say it."""
+    from megatron_compete.checkpoint.location import find_checkpoint
+    from megatron_compete.checkpoint.reader import TorchDistCheckpoint
+
+    opened = TorchDistCheckpoint(find_checkpoint(checkpoint))
+    limit, length, trust = options.windows, options.length, options.trust_remote_code
+    if is_vision_language(opened.arguments):
+        if not takes_pictures(hf):
+            raise CompeteError(f"--hf {hf} is a language model, and --checkpoint {checkpoint} takes pictures")
+        seen = compare_vision(opened, hf, texts, limit, length, options.tokenizer_model, trust)
+        return seen, rows(seen)
+    read = compare(checkpoint, hf, texts, limit, options.tokenizer_model, length, trust)
+    return read, _rows(read)
+
+
+def _judge(found: Comparison | VisionComparison, tolerance: float, hf: Path) -> None:
     if not found.same_ids:
         raise CompeteError(f"--hf {hf}: its tokenizer gives other ids than the training tokenizer")
     if not found.max_logit_difference <= tolerance:
         raise CompeteError(f"--hf {hf}: logits differ by {found.max_logit_difference:.2e}, more than --tolerance {tolerance:g}")  # fmt: skip
+    if isinstance(found, VisionComparison) and not found.same_generation:
+        raise CompeteError(f"--hf {hf}: it generates other tokens than Megatron's model from the same picture")

@@ -5,9 +5,11 @@ import torch
 
 from megatron_compete.audit.model import Source, choose_device, hugging_face_folder, open_model, open_tokenizer
 from megatron_compete.audit.parts import Ranks
+from megatron_compete.checkpoint.import_hf import Import, import_checkpoint
 from megatron_compete.common.errors import CompeteError
 from tests.audit.models import text
 from tests.checkpoint import gpt, hf_models
+from tests.checkpoint.vlm import llava_models
 from tests.ranks import run_rank
 
 
@@ -36,6 +38,14 @@ def test_dense_models_are_refused_before_their_weights_are_read(tmp_path: Path) 
     with pytest.raises(CompeteError, match=r"llama is a dense model: it has no experts, so there is nothing to audit"):
         hugging_face_folder(Source(tmp_path / "megatron" / "llama"), tmp_path / "out", Ranks())
     assert not (tmp_path / "out").exists()
+
+
+def test_vision_language_models_are_named(tmp_path: Path) -> None:
+    source = llava_models.save(tmp_path / "hf", "siglip", "mixtral")
+    import_checkpoint(Import(source, tmp_path / "megatron"))
+    for folder in (source, tmp_path / "megatron"):
+        with pytest.raises(CompeteError, match=f"{folder} is a vision-language model, and audits read text alone"):
+            hugging_face_folder(Source(folder), tmp_path / "out", Ranks())
 
 
 def test_an_export_is_made_once_for_each_checkpoint(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def _source(
     target = output.absolute() / TOKENIZER
     made = arguments | tokenizer_arguments(words, target, ids)
     made |= {"image_token": token.text, "image_processor": str(target)}
+    if not arguments.get("num_experts"):
+        made["router"] = "topk"  # a dense model is trained, too: its projector, before it is upcycled
     write = partial(_write_files, words, pictures, ids, token, made)
     return Source(words, made, chunks, tuple(notes), write)
 

@@ -66,6 +66,7 @@ def upcycle_parts(arguments: Mapping[str, Any], chunks: Sequence[Chunk], how: Up
     _check(arguments, parts)
     made: list[Chunk] = []
     result = dict(arguments) | routing_arguments(arguments)
+    result.pop("router", None)  # that of a dense model, which has none
     for part in PARTS:
         of_this = of_part(chunks, part)
         if part == "language" and part in parts:

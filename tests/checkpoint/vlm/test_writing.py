@@ -19,6 +19,8 @@ from megatron_compete.checkpoint.options import Upcycling
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.checkpoint.vlm.writing import POST_NORM
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.data.conversations.config import ConversationConfig
+from megatron_compete.data.conversations.pixels import Pixels
 from tests.checkpoint.vlm import llava_models
 from tests.checkpoint.vlm.llava_models import PATCHES
 
@@ -124,17 +126,21 @@ def changed(folder: Path, tmp_path: Path, **changes: Any) -> Path:
     return tmp_path / "changed"
 
 
-def test_pictures_are_padded_as_in_training(tmp_path: Path) -> None:
-    source = llava_models.save(tmp_path / "source")
+@pytest.mark.parametrize("kind", ["siglip", "clip"])
+@pytest.mark.parametrize("ratio", [None, "pad", "resize"])
+def test_pictures_are_made_as_in_training(kind: str, ratio: Any, tmp_path: Path) -> None:
+    """The border that training makes where nothing else is said, and none where it made none."""
+    source = llava_models.save(tmp_path / "source", kind)
     import_checkpoint(Import(source, tmp_path / "megatron"))
-    run = changed(tmp_path / "megatron", tmp_path, image_aspect_ratio=None, use_tiling=False)
+    beside = TorchDistCheckpoint(find_checkpoint(tmp_path / "megatron")).arguments["image_processor"]
+    run = changed(tmp_path / "megatron", tmp_path, image_aspect_ratio=ratio, use_tiling=False)
     export_to_hf(Export(run, tmp_path / "hf"))
+    values = torch.randint(0, 256, (21, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(values.numpy())
+    wanted = Pixels(ConversationConfig(image_processor=beside, image_aspect_ratio=ratio), kind, 16, 16)(picture)
     processor = AutoProcessor.from_pretrained(tmp_path / "hf")
-    pixels = processor(text="<image>", images=Image.new("RGB", (32, 16), "white"), return_tensors="pt")["pixel_values"][
-        0
-    ]
-    assert pixels[:, 8].min() > 0.9  # the picture
-    assert pixels[:, 0].abs().max() < 0.1 and pixels[:, -1].abs().max() < 0.1  # a border of the mean colour
+    found = processor(text="<image>", images=picture, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
