@@ -23,6 +23,7 @@ LATENT = "moe/test_latent.py::test_layer_equals_dense_reference[world1-tp1-cp1-e
 DIGESTS = "schedule/test_table.py::test_digests_tell_another_way_of_drawing"
 EVERY_SETTING = "schedule/test_table.py::test_every_setting_of_a_job_reaches_the_schedule"
 SAVED_SCHEDULE = "trainers/test_same_schedule.py::test_a_saved_schedule_is_followed_refused_or_overridden"
+TEXT_ALONE = "vlm/test_model.py::test_a_microbatch_of_text_leaves_tower_and_projector_alone"
 
 ROUTING = (
     Mutation("routing/losses.py", "return token_mean(pairs_T, valid_T)", "return token_mean(pairs_T)", VALID),
@@ -106,4 +107,20 @@ TRAINERS = (
     Mutation("trainers/model_competition.py", "1.0 / num_microbatches", "1.0", "trainers/test_model_competition.py::test_metrics_are_those_of_the_step_on_every_rank[1-2]"),
 )  # fmt: skip
 
-MUTATIONS = ROUTING + LAYERS + SCHEDULE + TRAINERS
+VISION = (
+    Mutation("vlm/transformers.py", "config.num_moe_experts = max(part.num_moe_experts for part in with_experts)", "pass", "vlm/test_layouts.py::test_microbatches_do_not_multiply_losses_of_routers[dense]"),
+    Mutation("vlm/model.py", "padding_mask=padding).transpose(0, 1)", "padding_mask=None).transpose(0, 1)", f"{TEXT_ALONE}[competes]"),
+    Mutation("vlm/model.py", "spare_padding(layer)", "pass", f"{TEXT_ALONE}[normal]"),
+    Mutation("vlm/model.py", "self._unseen = self._embed_padding(images)", "pass", "vlm/test_layouts.py::test_a_rank_of_text_gives_every_parameter_a_gradient"),
+    Mutation("vlm/model.py", "layer.set_layer_number(before + layer.layer_number)", "pass", "vlm/test_model.py::test_layers_are_numbered_through_the_model"),
+    Mutation("vlm/model.py", "layer.router.bias = None", "layer.router.bias = layer.router.bias", "vlm/test_model.py::test_layers_are_numbered_through_the_model"),
+    Mutation("vlm/model.py", 'keywords | {"padding_mask": self._padding_mask}', "keywords", "vlm/test_padding.py::test_fillers_are_no_tokens_to_routers_of_the_language_model"),
+    Mutation("vlm/padding.py", "follows[:, 0] = True", "pass", "vlm/test_padding.py::test_positions_after_the_last_token_are_padding"),
+    Mutation("vlm/tower.py", "        self.ln_post = None", "        pass", "vlm/test_tower.py::test_the_states_before_the_last_layer_are_transformers[siglip]"),
+    Mutation("vlm/tower.py", "IN_CHECKPOINTS if config.num_moe_experts else OF_DENSE_LAYERS", "IN_CHECKPOINTS", "vlm/test_checkpoint.py::test_norms_of_dense_towers_have_transformer_engines_names"),
+    Mutation("vlm/projector.py", "(dispatcher.hidden_shape_before_permute[0], width)", "dispatcher.hidden_shape_before_permute", "vlm/test_projector.py::test_a_layer_equals_the_dense_reference[projector-normal]"),
+    Mutation("moe/biased_experts.py", "output.clone()", "output", "vlm/test_projector.py::test_a_layer_equals_the_dense_reference[siglip-normal]"),
+    Mutation("moe/metrics.py", "layer_number, self.counts.slots if self.counts else num_layers", "layer_number, num_layers", "vlm/test_metrics.py::test_every_layer_reports_under_its_number[1]"),
+)  # fmt: skip
+
+MUTATIONS = ROUTING + LAYERS + SCHEDULE + TRAINERS + VISION

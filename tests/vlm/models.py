@@ -44,7 +44,7 @@ def base_transformer(**overrides: Any) -> Any:
         moe_token_dispatcher_type="alltoall", add_bias_linear=False, gated_linear_unit=True, activation_func=F.silu,
         normalization="RMSNorm", hidden_dropout=0.0, attention_dropout=0.0, bias_activation_fusion=False,
         use_cpu_initialization=True, gradient_accumulation_fusion=False, transformer_impl="local",
-        init_method_std=0.1, pipeline_dtype=torch.float32,
+        init_method_std=0.1, pipeline_dtype=torch.float32, deallocate_pipeline_outputs=True,
     )  # fmt: skip
     return TransformerConfig(**(settings | overrides))
 

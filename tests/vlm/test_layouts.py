@@ -78,6 +78,20 @@ def test_ranks_of_text_beside_ranks_of_images_are_one_rank(kind: str) -> None:
     assert_same((together[0], merged(apart)[1]), together, 1e-5)
 
 
+def parameters_without_gradient() -> list[str]:
+    """Of a rank of text alone: under --overlap-grad-reduce the others would wait for it."""
+    initialize()
+    model = competing_model(configuration(SIGLIP))
+    output, mask = model(**Batch.random([[], []]).on_stage(first=True))
+    (output * mask).sum().backward()
+    return [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+def test_a_rank_of_text_gives_every_parameter_a_gradient() -> None:
+    unused = run_rank(parameters_without_gradient)
+    assert [name for name in unused if ".local_experts." not in name] == []
+
+
 PIPELINED = [Batch.random([[1], [1, 3]], seed=1), Batch.random([[], []], seed=2), Batch.random([[2], [3]], seed=3)]
 """The longest sample of each has as many positions as the pipeline's sequences, where it has images."""
 
