@@ -42,12 +42,12 @@ SHUFFLE_BUFFER = 1000
 Batch = dict[str, Tensor]
 
 
-@stateless  # type: ignore[misc]
+@stateless
 def _as_it_is(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-class ConversationEncoder(DefaultTaskEncoder):  # type: ignore[misc]
+class ConversationEncoder(DefaultTaskEncoder):
     """Records and images to samples, and samples to microbatches.
 
     Args:
@@ -61,7 +61,7 @@ class ConversationEncoder(DefaultTaskEncoder):  # type: ignore[misc]
         super().__init__()
         self.reader = reader
 
-    @stateless  # type: ignore[misc]
+    @stateless
     def encode_sample(self, sample: dict[str, Any]) -> Sample:
         """One sample.
 

@@ -1,6 +1,7 @@
 """Ids against transformers' `apply_chat_template`, and what is learned against its `{% generation %}` mask."""
 
 import copy
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from megatron_compete.data.conversations.bad_samples import BadSample
 from megatron_compete.data.conversations.chat import Chat, hugging_face_tokenizer
 from megatron_compete.data.conversations.conversation import Message
 from megatron_compete.data.conversations.templates import CHATML, TEMPLATES, VICUNA_V1
-from tests.data.conversations.tiny import SYSTEM_FIRST, tokenizer
+from tests.data.conversations.tiny import SYSTEM_FIRST, pieces_tokenizer, tokenizer
 
 QWEN2 = SYSTEM_FIRST + CHATML
 LLAMA2 = (
@@ -66,19 +67,22 @@ def dialogues(draw: st.DrawFn) -> list[Message]:
     return draw(st.sampled_from([[], [{"role": "system", "content": "Be brief."}]])) + said
 
 
-def with_template(template: str) -> Any:
-    own = copy.copy(tokenizer())
+def with_template(template: str, made: Any = None) -> Any:
+    own = copy.copy(made or tokenizer())
     own.chat_template = template
     return own
 
 
+@pytest.mark.parametrize("make", [tokenizer, pieces_tokenizer])
 @pytest.mark.parametrize("template", MARKED, ids=["qwen2", "vicuna_v1", "llama2"])
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(messages=dialogues())
-def test_ids_and_learned_tokens_are_those_of_transformers(template: str, messages: list[Message]) -> None:
+def test_ids_and_learned_tokens_are_those_of_transformers(
+    template: str, make: Callable[[], Any], messages: list[Message]
+) -> None:
     if template == LLAMA2 and messages[0]["role"] == "system":
         messages = messages[1:]
-    chat = Chat(with_template(template))
+    chat = Chat(with_template(template, make()))
     images = sum(one["content"].count("<image>") for one in messages)
     encoded = chat.encode(messages, images)
     applied = chat.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]

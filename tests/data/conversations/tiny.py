@@ -28,7 +28,7 @@ SYSTEM_FIRST = "{% if messages[0].role != 'system' %}<|im_start|>system\nYou hel
 @cache
 def tokenizer(template: str | None = SYSTEM_FIRST + CHATML) -> Any:
     """Byte-level, as Llama 3's and Qwen2's; every text has ids."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -37,6 +37,32 @@ def tokenizer(template: str | None = SYSTEM_FIRST + CHATML) -> Any:
     made.train_from_iterator(
         TEXTS * 3, trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, show_progress=False)
     )
+    return _as_fast(made, template)
+
+
+@cache
+def pieces_tokenizer(template: str | None = None) -> Any:
+    """Pieces with a mark for a space, and bytes for other characters, as Llama 2's and Vicuna's."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    made.train_from_iterator(
+        TEXTS * 3, trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>"], show_progress=False)
+    )
+    state = json.loads(made.to_str())
+    vocabulary = state["model"]["vocab"]
+    vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
+    made = Tokenizer.from_str(json.dumps(state))
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return _as_fast(made, template)
+
+
+def _as_fast(made: Any, template: str | None) -> Any:
+    from tokenizers import AddedToken
+
     made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
     fast = PreTrainedTokenizerFast(tokenizer_object=made, **names)
