@@ -7,6 +7,7 @@ prints samples, images, turns and lengths, and every kind of fault. It exits wit
 
 import argparse
 import logging
+import warnings
 from collections import Counter
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -143,7 +144,9 @@ def run(namespace: argparse.Namespace) -> None:
 
 def _reader(options: InspectOptions, config: ConversationConfig) -> "Reader":
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # of CUDA, which checks do not need
-    from megatron.core.models.vision.clip_vit_model import get_num_image_embeddings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from megatron.core.models.vision.clip_vit_model import get_num_image_embeddings
     from transformers import AutoTokenizer
 
     from megatron_compete.data.conversations.build import build_reader

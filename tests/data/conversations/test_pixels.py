@@ -15,7 +15,7 @@ from megatron_compete.data.conversations.config import ConversationConfig
 from megatron_compete.data.conversations.pixels import PROCESSOR_FILE, Pixels
 from tests.data.conversations.tiny import picture
 
-SIZES = [(40, 40), (57, 33), (20, 90), (28, 28)]
+SIZES = [(40, 40), (57, 32), (20, 91), (28, 28)]
 CLIP_SIZES: dict[str, Any] = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
 
 
