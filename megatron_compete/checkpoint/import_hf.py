@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_compete.checkpoint.chunks import hf_chunks, is_mtp, megatron_chunks, mtp_layers
 from megatron_compete.checkpoint.families import read_config
-from megatron_compete.checkpoint.families.llava import is_llava_config
+from megatron_compete.checkpoint.families.llava import choose_llava, is_llava_config
 from megatron_compete.checkpoint.families.registry import unread_fields
 from megatron_compete.checkpoint.families.tensors import MTP
 from megatron_compete.checkpoint.families.vision import is_vision_language
@@ -105,9 +105,8 @@ def import_checkpoint(what: Import) -> Imported:
     experts = bool(arguments.get("num_experts"))
     seconds = time.monotonic() - start
     pictures = is_vision_language(arguments)
-    return Imported(
-        what.output, source.folder, weights, files, seconds, what.upcycling, experts, pictures, source.notes
-    )
+    notes = (*source.notes, *(_without_export(arguments) if pictures else ()))
+    return Imported(what.output, source.folder, weights, files, seconds, what.upcycling, experts, pictures, notes)
 
 
 def _upcycled(source: Source, how: Upcycling) -> tuple[dict[str, Any], list[Chunk]]:
@@ -118,6 +117,14 @@ def _upcycled(source: Source, how: Upcycling) -> tuple[dict[str, Any], list[Chun
             f"--experts-in {' '.join(how.experts_in)} is of vision-language models, and this is none: leave it out"
         )
     return upcycle(source.arguments, source.chunks, how)
+
+
+def _without_export(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Said before a model is trained that no Hugging Face class takes."""
+    try:
+        choose_llava(arguments)
+    except CompeteError as error:
+        yield f"it trains, and cannot be exported: {error}"
 
 
 def _made_from(what: Import) -> str:

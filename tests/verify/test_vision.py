@@ -159,6 +159,8 @@ def test_a_trained_checkpoint_is_exported_and_verified(world: int, flags: str, t
     )
     exported = export_to_hf(Export(tmp_path / "run", tmp_path / "hf"))
     assert exported.architecture == "CompeteLlavaForConditionalGeneration"
+    processor = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
+    assert processor["image_processor_type"] == "LlavaImageProcessor" and processor["do_pad"]  # as the run padded
     words = json.loads(next(tmp_path.glob("pictures/*.json")).read_text())
     text = " ".join(turn["value"].replace("<image>", "") for one in words for turn in one["conversations"])
     (tmp_path / "text.txt").write_text(text)

@@ -100,3 +100,12 @@ def test_all_parts_at_once(tmp_path: Path) -> None:
         CompeteError, match="has experts in vision already; upcycle all parts of the dense model at once"
     ):
         import_checkpoint(again)
+
+
+def test_what_will_not_be_exported_is_said_before_it_is_trained(tmp_path: Path) -> None:
+    """Biases of queries beside experts have no class of transformers' without shared experts."""
+    source = llava_models.save(tmp_path / "source", "siglip", "qwen2")
+    for part, said in (("language", True), ("vision", False)):
+        how = Upcycling(4, experts_in=(part,))  # type: ignore[arg-type]
+        notes = import_checkpoint(Import(source, tmp_path / part, upcycling=how)).notes
+        assert any("it trains, and cannot be exported: the language model is none of" in note for note in notes) is said

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from megatron_compete.checkpoint.export import Export, export_to_hf
 from megatron_compete.checkpoint.import_hf import Import, import_checkpoint
@@ -101,6 +101,22 @@ def test_experts_load_with_both_auto_classes_in_a_fresh_process(tmp_path: Path) 
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert said[::2] == ["AutoModel", "AutoModelForImageTextToText"]
     assert all(float(one) < 1e-5 * wanted.abs().max() for one in said[1::2])
+
+
+@pytest.mark.parametrize("how", [None, Upcycling(4)], ids=["dense", "experts"])
+@pytest.mark.parametrize(
+    ("family", "text"), [("mixtral", {}), ("qwen2", {"tie_word_embeddings": True})], ids=["experts-behind", "tied"]
+)
+def test_decoders_behind_either_class(family: str, text: dict[str, Any], how: Upcycling | None, tmp_path: Path) -> None:
+    """Names of fused experts, and a head that is the embedding, are transformers' to sort out under both classes."""
+    source = llava_models.save(tmp_path / "source", "siglip", family, text=text)
+    import_checkpoint(Import(source, tmp_path / "megatron", upcycling=how))
+    arguments = TorchDistCheckpoint(find_checkpoint(tmp_path / "megatron")).arguments
+    assert arguments["untie_embeddings_and_output_weights"] is not bool(text)
+    export_to_hf(Export(tmp_path / "megatron", tmp_path / "hf"))
+    wanted = llava_models.logits(source)
+    found = llava_models.logits(tmp_path / "hf", AutoModelForImageTextToText, trust_remote_code=True)
+    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("kind", ["siglip", "clip"])
