@@ -59,6 +59,10 @@ def test_a_tower_gives_the_states_that_llava_takes(kind: str, tmp_path: Path) ->
         ("siglip", "llama", {}),
         ("clip", "qwen2", {}),
         ("clip", "mixtral", {"vision_feature_select_strategy": "full", "vision_feature_layer": -1}),
+        *(
+            pytest.param("siglip", family, {}, marks=pytest.mark.slow)
+            for family in ("deepseek_v3", "gpt_oss", "qwen3_next")
+        ),
     ],
 )
 def test_megatron_computes_the_same(kind: str, family: str, changes: dict[str, Any], tmp_path: Path) -> None:

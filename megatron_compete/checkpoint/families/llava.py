@@ -13,6 +13,7 @@ from megatron_compete.checkpoint.families.clip_vision import CLIP_VISION
 from megatron_compete.checkpoint.families.config_fields import check_fields, complete
 from megatron_compete.checkpoint.families.dimensions import Dimensions
 from megatron_compete.checkpoint.families.family import Family
+from megatron_compete.checkpoint.families.nemotron_h import NEMOTRON_H
 from megatron_compete.checkpoint.families.projector import EXPERT_PROJECTOR, PROJECTOR
 from megatron_compete.checkpoint.families.registry import FAMILIES, choose_family, read_config
 from megatron_compete.checkpoint.families.siglip_vision import SIGLIP_VISION
@@ -196,6 +197,7 @@ def read_llava(config: Mapping[str, Any]) -> tuple[Llava, dict[str, Any]]:
         raise CompeteError(
             f"config.json has model_type {kind}: {NO_EQUAL[str(kind)]}; LLaVA's models (llava) are converted"
         )
+    check_decoder((config.get("text_config") or {}).get("model_type"))
     given = _complete(config)
     language, arguments = _in("text_config", read_config, given["text_config"])
     arguments |= read_tower(given["vision_config"], given["vision_feature_layer"])
@@ -213,6 +215,15 @@ def read_llava(config: Mapping[str, Any]) -> tuple[Llava, dict[str, Any]]:
     assert settings.model_type
     projector = EXPERT_PROJECTOR if experts_of(arguments, "projector")[0] else PROJECTOR
     return Llava(language, TOWERS[settings.model_type], projector), arguments
+
+
+def check_decoder(model_type: Any) -> None:
+    """Raise a `CompeteError` for a language model that Megatron has none of behind a tower (upstream: `LLaVAModel`)."""
+    if model_type == NEMOTRON_H.name:
+        raise CompeteError(
+            f"the language model has model_type {model_type}, a hybrid: behind a tower Megatron has decoders of attention and "
+            "MLP layers alone; take one of these"
+        )
 
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:

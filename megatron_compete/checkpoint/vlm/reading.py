@@ -10,6 +10,7 @@ from megatron_compete.checkpoint.chunks import hf_chunks, part_chunks
 from megatron_compete.checkpoint.families import read_config
 from megatron_compete.checkpoint.families.llava import (
     TOWERS,
+    check_decoder,
     is_llava_config,
     language_arguments,
     part_dimensions,
@@ -76,6 +77,7 @@ def _compose(what: Import, tower: Path) -> Source:
             f"--checkpoint {what.checkpoint} has a tower already: leave --vision-tower out, or give a language model"
         )
     family, arguments = read_config(folder.config)
+    check_decoder(family.name)
     layer = FEATURE_LAYER if what.vision_feature_layer is None else what.vision_feature_layer
     arguments |= read_tower(HfFolder.config_of(tower, "--vision-tower"), layer)
     kind = arguments["vision_model_type"]

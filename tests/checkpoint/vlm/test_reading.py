@@ -226,6 +226,7 @@ LONG_ROPE = {
     [
         ("text_config", {"rope_parameters": LONG_ROPE}, "text_config of config.json has rope_parameters .*longrope.*without the scaling"),
         ("text_config", {"model_type": "phi3"}, "text_config of config.json has model_type phi3: .*LongRoPE"),
+        ("text_config", {"model_type": "nemotron_h"}, "the language model has model_type nemotron_h, a hybrid"),
         ("text_config", {"attention_bias": True}, "text_config of config.json has attention_bias True"),
         ("vision_config", {"hidden_act": "gelu"}, "vision_config of config.json has hidden_act gelu"),
         ("vision_config", {"patch_size": 5}, "image_size 16, which is no multiple of its patch_size 5"),
@@ -282,6 +283,8 @@ def test_flags_that_have_no_effect(tmp_path: Path) -> None:
         words, "--experts-in vision is of vision-language models", "--upcycle-experts", "4", "--experts-in", "vision"
     )
     refused(words, "--experts-in says how to upcycle: it goes with --upcycle-experts", "--experts-in", "vision")
+    hybrid = hf_models.save(tmp_path / "hybrid", "nemotron_h")
+    refused(hybrid, "model_type nemotron_h, a hybrid", "--vision-tower", str(words))
     refused(words, f"--vision-tower {tmp_path}/none: no such folder", "--vision-tower", str(tmp_path / "none"))
     refused(words, r"supported are siglip_vision_model", "--vision-tower", str(words))
     llava, tower = llava_models.save(tmp_path / "llava"), llava_models.save_tower(tmp_path / "tower", "siglip")
