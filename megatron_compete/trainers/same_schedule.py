@@ -21,7 +21,7 @@ from megatron_compete.schedule import CompetitionSchedule
 OVERRIDE = "--compete-override-schedule"
 
 FLAGS = {
-    "num_layers": "layers that compete (--num-layers, --moe-layer-freq)",
+    "num_layers": "layers that compete (--num-layers, --moe-layer-freq, --experts-in)",
     "rate": flag_of("rate"),
     "max_active": flag_of("max_active_layers"),
     "policy": flag_of("policy"),

@@ -6,7 +6,7 @@ where it has one. Sizes of images are Megatron's own --img-h, --img-w and --patc
 
 import argparse
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from megatron_compete.common.config_fields import check_fields
 from megatron_compete.common.errors import CompeteError
@@ -136,7 +136,7 @@ class VisionConfig:
         Raises:
             CompeteError: a setting that is missing, has no effect or is out of range.
         """
-        given = {field.name: getattr(args, dest_of(field.name), field.default) for field in fields(cls)}
+        given: dict[str, Any] = {field.name: getattr(args, dest_of(field.name), field.default) for field in fields(cls)}
         return cls(**given)
 
     @property
