@@ -8,7 +8,7 @@ from megatron_compete.launch.recipe import MODULE, Recipe
 from tests.plan.jobs import recipe_of
 from tests.ranks import run_ranks
 
-RUN = "--mock-data --num-workers 0 --eval-iters 0 --log-interval 1"
+RUN = "--num-workers 0 --eval-iters 0 --log-interval 1"
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,17 @@ def built(recipe: Recipe) -> tuple[int, list[list[int]]]:
     from megatron_compete.training.datasets import embedding_ranks
     from megatron_compete.training.model import model_config
     from megatron_compete.training.parse import parse_arguments
+    from megatron_compete.training.vlm.model import VisionLanguageModelBuilder, VisionLanguageModelConfig
 
-    recipe.override(RUN.split())
+    recipe.override(_run_of(recipe))
     sys.argv = _command_line(recipe)
     args = parse_arguments()
     initialize_megatron(allow_no_cuda=True, get_embedding_ranks=embedding_ranks)
     config = model_config(args)
-    builder = (GPTModelBuilder if isinstance(config, GPTModelConfig) else HybridModelBuilder)(config)
+    builder: Any = (GPTModelBuilder if isinstance(config, GPTModelConfig) else HybridModelBuilder)(config)
+    if isinstance(config, VisionLanguageModelConfig):
+        config.image_token_id = 5  # the null tokenizer knows no <image>
+        builder = VisionLanguageModelBuilder(config)
     groups = ProcessGroupCollection.use_mpu_process_groups()
     virtual = args.virtual_pipeline_model_parallel_size
     chunks = []
@@ -57,6 +61,11 @@ def built(recipe: Recipe) -> tuple[int, list[list[int]]]:
         model = builder.build_model(groups, pre_process=first, post_process=last, vp_stage=vp_stage)
         chunks.append(sorted(parameter.numel() for parameter in model.parameters()))
     return mpu.get_pipeline_model_parallel_rank(), chunks
+
+
+def _run_of(recipe: Recipe) -> list[str]:
+    """Further flags of a short run; there are no synthetic pictures."""
+    return [*RUN.split(), *([] if "vision-model-type" in recipe.arguments else ["--mock-data"])]
 
 
 def _command_line(recipe: Recipe) -> list[str]:
@@ -94,7 +103,7 @@ def trained(recipe: Recipe, steps: int = 2) -> Held:
 
     training.setup_model_and_optimizer, training.train_step = build_and_keep, step_and_count
     torch.distributed.destroy_process_group = count_and_destroy
-    recipe.override([*RUN.split(), "--train-iters", str(steps)])
+    recipe.override([*_run_of(recipe), "--train-iters", str(steps)])
     sys.argv = _command_line(recipe)
     pretrain.main()
     return held[0]

@@ -12,8 +12,9 @@ from megatron_compete.plan.activations import (
     layer_activations,
     output_activations,
     scoring_memory,
+    vision_activations,
 )
-from tests.plan.jobs import DENSE_LAYER, MOE_LAYER, job_of
+from tests.plan.jobs import DENSE, DENSE_LAYER, MOE_LAYER, VISION, job_of
 from tests.ranks import run_rank
 
 GPT = (
@@ -53,6 +54,23 @@ def test_experts_by_hand() -> None:
     assert layer_activations(job_of("--bf16"), MOE_LAYER).mlp == expected
     sharded = job_of("--bf16 --tensor-model-parallel-size 2 --sequence-parallel", 2)  # both ranks' rows, half of F
     assert layer_activations(sharded, MOE_LAYER).mlp == expected - 64 * 8 * 13 / 2 - rows * (2 * 24 + 24)
+
+
+def test_a_tower_keeps_its_layers_and_pictures_and_a_projector_what_it_gets() -> None:
+    """24 patches of 12 a tile, H = 24 and F = 40, then F = 28 to the decoder; bf16 and fused attention of 2 heads."""
+    tower, projector, _ = job_of(f"{VISION} {DENSE} --bf16").parts
+    pictures, layer = 24 * 3 * 4 * 4 * 2, 24 * (4 * 24 * 2 + 3 * 24 * 2 + 24 * 2 + 2 * 4 + 2 * 40 * 2)
+    assert vision_activations(tower).per_microbatch == pictures + 3 * layer
+    assert vision_activations(projector).per_microbatch == 24 * (24 + 2 * 28) * 2
+
+
+def test_a_frozen_tower_keeps_nothing_and_a_recomputed_one_its_inputs() -> None:
+    recompute = "--recompute-granularity full --recompute-method uniform --recompute-num-layers 1"
+    once, again = (job_of(f"{VISION} {DENSE} --bf16 {recompute} {flag}").parts for flag in ("", "--recompute-vision"))
+    frozen = job_of(f"{VISION} {DENSE} --bf16 --freeze-ViT").parts
+    kept = [vision_activations(parts[0]).per_microbatch for parts in (once, again, frozen)]
+    assert kept[0] > kept[1] == 24 * 3 * 4 * 4 * 2 + 3 * 24 * 24 * 2 and kept[2] == 0
+    assert len({vision_activations(parts[1]).per_microbatch for parts in (once, again, frozen)}) == 1
 
 
 def test_logits_of_the_last_stage() -> None:

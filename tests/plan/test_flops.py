@@ -6,11 +6,13 @@ from megatron_compete.plan.flops import (
     layer_flops,
     mtp_flops,
     output_flops,
+    patches_flops,
     scoring_pass_flops,
     step_flops,
 )
 from megatron_compete.training.flops import scoring_flops
-from tests.plan.jobs import job_of
+from tests.plan.jobs import DENSE, VISION, job_of
+from tests.ranks import run_rank
 
 MLA = (
     "--multi-latent-attention --kv-lora-rank 16 --qk-head-dim 8 --qk-pos-emb-head-dim 4 --v-head-dim 8 --q-lora-rank 12"
@@ -73,3 +75,60 @@ def test_a_step_with_competition() -> None:
     assert sample.competing_layer == 0.5 * step.competing_layer and sample.normal == step.normal
     without = step_flops(job_of("--router topk"))
     assert without.normal == without.mean == without.competing == step.normal
+
+
+def counted_by_torch() -> tuple[int, int]:
+    """FLOPs that torch counts in a dense tower's and a projector's forward pass of two pictures."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from megatron_compete.vlm.exchange import stock_parts
+    from tests.vlm.models import SIGLIP, build, changed, configuration, initialize
+
+    initialize()
+    config = configuration(changed(SIGLIP, experts_in=()))
+    model = build(config, stock_parts(config))
+    with FlopCounterMode(display=False) as tower:
+        states = model.vision_model(torch.randn(2, 3, 16, 16))
+    with FlopCounterMode(display=False) as projector:
+        model.vision_projection(states.transpose(0, 1).contiguous())
+    return tower.get_total_flops(), projector.get_total_flops()
+
+
+def test_tower_and_projector_are_what_torch_counts() -> None:
+    """Patches see each other, so attention is twice a causal one's; a projector is as wide as the tower on one side."""
+    shape = (
+        "--vision-num-layers 2 --vision-hidden-size 16 --vision-ffn-hidden-size 24 --projector-ffn-hidden-size 32 --img-w 16 "
+        "--patch-dim 8"
+    )
+    tower, projector, _ = job_of(f"{VISION} {DENSE} {shape}").parts
+    planned = [
+        patches_flops(part) + sum(layer_flops(part, kind).total for kind in part.layers.decoder_PV[0][0])
+        for part in (tower, projector)
+    ]
+    assert run_rank(counted_by_torch) == tuple(planned)
+
+
+def test_what_is_frozen_has_fewer_products() -> None:
+    """Of three, a frozen decoder has the forward pass and its inputs' gradients, a projector behind a frozen tower the forward
+    pass and its weights' gradients, the tower the forward pass alone."""
+    whole, text = step_flops(job_of(f"{VISION} {DENSE}")), step_flops(job_of(DENSE))
+    frozen = step_flops(job_of(f"{VISION} {DENSE} --freeze-LM --freeze-ViT"))
+    job = job_of(f"{VISION} {DENSE}")
+    tower, projector = (
+        4 * (patches_flops(part) + sum(layer_flops(part, kind).total for kind in part.layers.decoder_PV[0][0]))
+        for part in job.parts[:-1]
+    )
+    assert job.microbatches == 4
+    assert whole.normal == pytest.approx(text.normal + 3 * tower + 3 * projector)
+    assert frozen.normal == pytest.approx(2 / 3 * text.normal + tower + 2 * projector)
+
+
+def test_competing_layers_of_parts_have_their_own() -> None:
+    """2 layers at most compete, of three in a tower and a projector; the mean is over all at the rate."""
+    step = step_flops(job_of(f"{VISION} --compete-rate 0.25"))
+    tower, projector = step.competing_of_part["vision"], step.competing_of_part["projector"]
+    assert tower == 2 * 8 * 2 * 4 * 2 * 12 * 8 / 8 * (24 + 24) * 40 / 2
+    assert projector / tower == pytest.approx((24 + 32) * 28 / ((24 + 24) * 40))
+    assert step.competing == step.normal + max(2 * tower, tower + projector)
+    assert step.mean == pytest.approx(step.normal + 0.25 * (3 * tower + projector))

@@ -25,6 +25,7 @@ from tests.plan.jobs import (
     job_of,
     recipe_of,
 )
+from tests.plan.pictures import SEEING, seeing_ranks
 from tests.ranks import run_ranks
 from tests.shared import Shared
 
@@ -46,6 +47,20 @@ RUNS = {
 def test_state_is_what_the_trainer_holds(name: str, shared: Shared) -> None:
     ranks, flags = RUNS[name]
     compare(read_job(recipe_of(f"{WIDER} {flags}"), ranks), shared(ranks_of, f"{WIDER} {flags}", ranks))
+
+
+SEEN = {
+    "tower": (1, ""),
+    "tower, stages, experts, distributed": (4, f"{STAGES} {EXPERTS} {DISTRIBUTED} --vision-num-experts 4"),
+    "frozen tower and decoder": (1, "--freeze-ViT --freeze-LM --experts-in projector"),
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_state_of_a_vision_language_model_is_what_the_trainer_holds(name: str, shared: Shared) -> None:
+    """Tower and projector are on the first stage; of what is frozen there is no gradient and no state."""
+    ranks, flags = SEEN[name]
+    compare(read_job(recipe_of(f"{SEEING} {flags}"), ranks), shared(seeing_ranks, flags, ranks))
 
 
 def test_state_of_the_demo() -> None:

@@ -5,7 +5,7 @@ import pytest
 from megatron_compete.plan.job import read_job
 from megatron_compete.plan.parameters import MTP, count_parameters
 from tests.plan.built import built
-from tests.plan.jobs import DENSE, example, job_of, public, recipe_of
+from tests.plan.jobs import DENSE, VISION, example, job_of, public, recipe_of
 from tests.plan.test_flops import GDN, MLA
 from tests.ranks import run_ranks
 
@@ -52,6 +52,10 @@ MODELS = {
     "hybrid": (1, f"{HYBRID} --hybrid-layer-pattern M*-EGE"),
     "hybrid, split": (2, f"{HYBRID} --hybrid-layer-pattern M*-EGE {TENSOR}"),
     "hybrid, stages, multi-token prediction": (2, f"{HYBRID} --hybrid-layer-pattern M*-E|GEME/*E/*E --pipeline-model-parallel-size 2"),
+    "siglip, experts before the decoder": (1, VISION),
+    "siglip, dense, frozen tower": (1, f"{VISION} {DENSE} --freeze-ViT"),
+    "clip, experts in the tower alone, positions": (1, f"{VISION} --vision-model-type clip --experts-in vision --position-embedding-type learned_absolute --max-position-embeddings 64"),
+    "tower, stages, experts": (4, f"{VISION} --vision-num-experts 4 --experts-in vision projector language --pipeline-model-parallel-size 2 --expert-model-parallel-size 2"),
     "layout": (2, f"{OLD_STYLE} --pipeline-model-parallel-size 2 --pipeline-model-parallel-layout Et|tt|t|L"),
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from megatron_compete.plan.flops import layer_flops, step_flops
 from megatron_compete.plan.hardware import Hardware, preset
 from megatron_compete.plan.parameters import count_parameters
 from megatron_compete.plan.times import PipelineTimes, pipeline_times
-from tests.plan.jobs import DENSE, DENSE_LAYER, MOE_LAYER, example, job_of
+from tests.plan.jobs import DENSE, DENSE_LAYER, MOE_LAYER, VISION, example, job_of
 
 COMPUTE_ONLY = replace(
     preset("h100"),
@@ -111,3 +111,27 @@ def test_small_layers_are_bound_by_kernels() -> None:
     job = job_of("--bf16")
     times = pipeline_times(job, preset("h100"), count_parameters(job))
     assert times.forward_PV[0, 0] >= 4 * 60 * preset("h100").kernel_seconds
+
+
+def test_the_first_stage_has_tower_and_projector() -> None:
+    """Their layers compete there too, each part at its own price."""
+    stages = "--pipeline-model-parallel-size 2 --global-batch-size 16 --bf16"
+    seeing, text = job_of(f"{VISION} {stages}", 2), job_of(f"{DENSE} {stages}", 2)
+    times, without = (pipeline_times(job, preset("h100"), count_parameters(job)) for job in (seeing, text))
+    assert (times.forward_PV[0] > without.forward_PV[0]).all() and (times.backward_PV[0] > without.backward_PV[0]).all()
+    assert (times.forward_PV[1] == without.forward_PV[1]).all()
+    assert times.stage_chunks == ((0, 0),) * 4
+    added_L = times.competing_forward_L
+    assert (added_L[:3] == added_L[0]).all() and added_L[3] != added_L[0] and added_L.all()
+
+
+def test_a_frozen_tower_has_no_backward_pass() -> None:
+    frozen, trained = (
+        pipeline_times(job, preset("h100"), count_parameters(job))
+        for job in (job_of(f"{VISION} {DENSE} {flag}") for flag in ("--freeze-ViT", ""))
+    )
+    (of_text,) = (pipeline_times(job, preset("h100"), count_parameters(job)) for job in (job_of(DENSE),))
+    assert frozen.forward_PV == trained.forward_PV
+    tower = trained.backward_PV - frozen.backward_PV
+    assert (tower >= 3 * 2 * 60 * preset("h100").kernel_seconds).all()
+    assert (frozen.backward_PV > of_text.backward_PV).all()

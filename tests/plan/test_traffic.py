@@ -7,7 +7,8 @@ from megatron_compete.plan.layer_traffic import LayerTraffic
 from megatron_compete.plan.parameters import count_parameters
 from megatron_compete.plan.traffic import PURPOSES, StepTraffic
 from tests.plan.built import ranks_of
-from tests.plan.jobs import DENSE, DISTRIBUTED, EXPERTS, STAGES, TENSOR, TIED, WIDER, job_of
+from tests.plan.jobs import DENSE, DISTRIBUTED, EXPERTS, STAGES, TENSOR, TIED, VISION, WIDER, job_of
+from tests.plan.pictures import SEEING, seeing_ranks
 from tests.ranks import run_ranks
 from tests.shared import Shared
 
@@ -42,6 +43,23 @@ def test_a_step_sends_what_is_planned(name: str, shared: Shared) -> None:
     for held in shared(ranks_of, f"{WIDER} {flags}", 2):
         sent = sum(kind.sent_P[held.pipeline_rank] for kind in planned)
         assert sent == pytest.approx(held.sent_bytes, rel=tolerance)
+
+
+SEEN = {
+    "experts in tower and projector": EXPERTS,
+    "projector behind a frozen tower": f"{EXPERTS} --experts-in projector --freeze-ViT --projector-ffn-hidden-size 16",
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_a_vision_language_models_step_sends_what_is_planned(name: str, shared: Shared) -> None:
+    """Rows as wide as the tower go to the projector's experts, rows as wide as the decoder come back; gradients of the
+    first do not travel where nothing before them is trained."""
+    job = job_of(f"{SEEING} {SEEN[name]}", 2)
+    planned = StepTraffic(job, count_parameters(job)).all()
+    assert tuple(kind.purpose for kind in planned) == ("ep", "dp-cp")
+    sent = [held.sent_bytes for held in shared(seeing_ranks, SEEN[name], 2)]
+    assert sum(float(kind.sent_P[0]) for kind in planned) == pytest.approx(sum(sent) / 2, rel=0.02)
 
 
 def scored(flags: str, expert: int) -> int:
@@ -85,6 +103,29 @@ def test_a_scoring_pass_sends_what_is_planned(flags: str, expert: int) -> None:
     planned = sum(LayerTraffic(job).competing().total.values())
     counters = 8 * (2 if "all" in flags else 1)
     assert run_ranks(2, scored, flags, expert) == [planned + counters] * 2
+
+
+def scored_projection() -> int:
+    """Bytes that a rank sends for the scoring pass of a projector's 24 tokens, from 128 wide to 96."""
+    from benchmarks.traffic import SentBytes
+    from megatron_compete.moe.scoring import PlainScorer, score_tokens
+    from tests.vlm.models import ALL_COMPETE, SIGLIP, initialize
+    from tests.vlm.test_projector import layer_of
+
+    initialize(ep=2)
+    layer = layer_of("projector", SIGLIP, ALL_COMPETE)
+    with SentBytes() as sent:
+        score_tokens(torch.randn(24, 128), PlainScorer(layer.experts, layer.response, layer.groups), layer.groups, 16)
+    return sent.total
+
+
+def test_a_projectors_scoring_pass_sends_what_is_planned() -> None:
+    """To the byte, but for the counter of tokens: tokens are as wide as the tower, answers stay where they are."""
+    job = job_of(f"{VISION} {EXPERTS} --vision-hidden-size 128 --hidden-size 96 --num-experts 4", 2)
+    projector = job.parts[1]
+    assert (projector.competing_tokens, projector.expert_width, projector.expert_output) == (24, 128, 96)
+    planned = sum(LayerTraffic(projector).competing().total.values())
+    assert run_ranks(2, scored_projection) == [planned + 8] * 2
 
 
 def test_competition_counts_at_its_rate() -> None:
