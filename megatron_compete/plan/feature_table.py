@@ -29,6 +29,9 @@ RECOMPUTED = f"{TRAINING}test_pretrain.py::test_recompute_changes_no_bit"
 PUBLIC = "tests/recipes/test_public.py::test_competes_by_response"
 FP8 = f"{MOE}test_fp8.py::test_winners_are_those_of_bf16_and_gradients_are_close"
 GRAPHS = f"{MOE}test_graphs.py::test_training_is_the_same_with_graphs"
+SEEING, CONVERSATIONS = "tests/vlm/", "tests/data/conversations/"
+STATES = f"{SEEING}test_tower.py::test_the_states_before_the_last_layer_are_transformers"
+BIASED_EXPERTS = f"{SEEING}test_projector.py::test_a_layer_equals_the_dense_reference"
 PLANNED = "tests/plan/test_job.py::test_public_recipes_are_priced"
 
 Applies = Callable[[argparse.Namespace], object]
@@ -74,6 +77,10 @@ def _backend(name: str, in_fp8: bool = False) -> Applies:
 
 def _fp8(recipe: str) -> Applies:
     return lambda a: a.fp8 and a.fp8_recipe == recipe
+
+
+def _experts_in(part: str) -> Applies:
+    return lambda a: a.vision_model_type and a.num_experts and part in a.experts_in
 
 
 def _recomputes(*modules: str) -> Applies:
@@ -221,12 +228,42 @@ MODEL = (
 )  # fmt: skip
 """What the layers are."""
 
+TOWER = (
+    "--vision-model-type siglip --vision-num-layers 2 --vision-hidden-size 24 --vision-num-attention-heads 2 --img-h 16 "
+    "--img-w 16 --patch-dim 8"
+)
+
+VISION = (
+    Feature("SigLIP tower", TOWER, lambda a: a.vision_model_type == "siglip", "tested", STATES),
+    Feature("CLIP tower", TOWER.replace("siglip", "clip"), lambda a: a.vision_model_type == "clip", "tested", STATES),
+    Feature("experts in the tower", f"{TOWER} --experts-in vision", _experts_in("vision"), "tested", BIASED_EXPERTS),
+    Feature("experts in the projector", f"{TOWER} --experts-in projector", _experts_in("projector"), "tested", BIASED_EXPERTS),
+    Feature("experts in the decoder of a vision-language model", f"{TOWER} --experts-in vision projector language",
+            _experts_in("language"), "tested", f"{SEEING}test_layouts.py::test_ranks_of_text_beside_ranks_of_images_are_one_rank"),
+    Feature("other experts in tower and projector", f"{TOWER} --experts-in vision projector language --vision-num-experts 4",
+            lambda a: a.vision_model_type and (a.vision_num_experts or a.vision_router_topk), "tested",
+            f"{SEEING}test_parts.py::test_parts_may_have_their_own_number_of_experts"),
+    Feature("frozen parts", f"{TOWER} --experts-in projector --freeze-ViT --freeze-LM",
+            lambda a: a.freeze_LM or a.freeze_ViT or a.freeze_projector, "tested", f"{SEEING}test_model.py::test_frozen_parts_have_no_gradient"),
+    Feature("recomputed tower", f"{TOWER} --recompute-vision {SELECTIVE} moe", lambda a: a.recompute_vision, "tested",
+            f"{SEEING}test_layouts.py::test_recomputation_changes_no_bit"),
+    Feature("several tiles of a picture", f"{TOWER} --use-tiling --max-num-tiles 2", lambda a: a.use_tiling, "tested",
+            f"{CONVERSATIONS}test_pixels.py::test_tiles_are_processed_as_images"),
+    Feature("batches by modality", f"{TOWER} --group-by-modality", lambda a: a.group_by_modality, "tested",
+            f"{CONVERSATIONS}test_dataset.py::test_grouped_batches_have_images_or_none"),
+    Feature("packed conversations", f"{TOWER} --bf16 --pack-conversations --micro-batch-size 1", lambda a: a.pack_conversations, "kernels untested",
+            f"{CONVERSATIONS}test_sample.py::test_a_pack_is_its_conversations_side_by_side"),
+)  # fmt: skip
+"""What stands before a decoder, and what it sees. Tensor, context and virtual pipeline parallelism are refused before
+Megatron validates such a job (`layout/vision_rules.py`)."""
+
 SECTIONS: dict[str, tuple[Feature, ...]] = {
     "Router": ROUTER,
     "Experts": EXPERTS,
     "Dispatch and schedule": SCHEDULES,
     "Precision, optimizer and data parallelism": PRECISION,
     "Model": MODEL,
+    "Vision-language models": VISION,
 }
 FEATURES = tuple(feature for section in SECTIONS.values() for feature in section)
 """All rows."""

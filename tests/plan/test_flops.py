@@ -11,6 +11,7 @@ from megatron_compete.plan.flops import (
     step_flops,
 )
 from megatron_compete.training.flops import scoring_flops
+from megatron_compete.training.vlm.flops import vision_flops
 from tests.plan.jobs import DENSE, VISION, job_of
 from tests.ranks import run_rank
 
@@ -115,6 +116,8 @@ def test_what_is_frozen_has_fewer_products() -> None:
     whole, text = step_flops(job_of(f"{VISION} {DENSE}")), step_flops(job_of(DENSE))
     frozen = step_flops(job_of(f"{VISION} {DENSE} --freeze-LM --freeze-ViT"))
     job = job_of(f"{VISION} {DENSE}")
+    assert job.vision is not None
+    assert whole.normal == pytest.approx(text.normal + 8 * vision_flops(job.vision.config)), "as the trainer counts"
     tower, projector = (
         4 * (patches_flops(part) + sum(layer_flops(part, kind).total for kind in part.layers.decoder_PV[0][0]))
         for part in job.parts[:-1]

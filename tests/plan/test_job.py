@@ -14,11 +14,20 @@ from megatron_compete.launch.recipe import read_recipe
 from megatron_compete.plan.hardware import PRESETS, preset
 from megatron_compete.plan.job import read_job
 from megatron_compete.plan.job_plan import plan_job
+from megatron_compete.plan.parameters import count_parameters
 from megatron_compete.plan.pretend import pretended_gpu
 from megatron_compete.training import presets
-from tests.plan.jobs import EXAMPLES, PUBLIC, example, example_recipe, job_of, public, recipe_of
+from tests.plan.jobs import EXAMPLES, PUBLIC, VISION, example, example_recipe, job_of, public, recipe_of
 
-FULL_SIZE = ("competesmoe_679m", "moe_30b_a3b", "moe_235b_a22b", "moe_80b_a3b", "moe_671b_a37b", "hybrid_30b_a3b")
+FULL_SIZE = (
+    "competesmoe_679m",
+    "moe_30b_a3b",
+    "moe_235b_a22b",
+    "moe_80b_a3b",
+    "moe_671b_a37b",
+    "hybrid_30b_a3b",
+    "vlm_siglip_qwen2_1.5b",
+)
 
 
 def test_this_host_does_not_change_the_job() -> None:
@@ -63,6 +72,11 @@ def test_gpus_come_from_the_recipe_or_the_caller() -> None:
 def test_no_named_file_is_needed() -> None:
     files = "--data-path /nowhere/data --tokenizer-type SentencePieceTokenizer --tokenizer-model /nowhere/tokenizer"
     assert job_of(files).args.padded_vocab_size == 128
+
+
+def test_nor_a_named_folder_of_pictures() -> None:
+    files = "--train-data-path /no/train.json --image-folder /no/pictures --image-processor /no/processor"
+    assert job_of(f"{VISION} {files}").vision is not None
 
 
 def test_a_vocabulary_that_is_not_said_is_assumed() -> None:
@@ -153,11 +167,34 @@ def test_recipes_fit_80_gigabytes(name: str) -> None:
 
 def test_every_recipe_is_tried() -> None:
     recipes = {path.stem for path in Path(EXAMPLES).glob("*.yaml") if not path.stem.startswith("chain_")}
-    assert recipes == {*FULL_SIZE, "demo", "competesmoe_154m", "byte_level", "hybrid_byte_level"}
+    smaller = {"demo", "competesmoe_154m", "byte_level", "hybrid_byte_level", "vlm_digits"}
+    assert recipes == {*FULL_SIZE, *smaller, "vlm_siglip_qwen2_1.5b_projector"}
 
 
 def test_the_authors_model_has_its_published_size() -> None:
     assert plan_job(example("competesmoe_679m"), preset("h100")).parameters.total == pytest.approx(679e6, rel=0.002)
+
+
+def test_tower_and_decoder_of_the_papers_tuning_have_their_published_sizes() -> None:
+    """Qwen2-1.5B's 1,543,714,304 parameters; SigLIP-SO400M's 428,225,600 without what LLaVA leaves out: the last layer, the
+    norm after it and the pooling head."""
+    kinds = count_parameters(example("vlm_siglip_qwen2_1.5b_projector")).by_kind
+    sizes = {
+        part: sum(size for kind, size in kinds.items() if kind.startswith(part)) for part in ("tower", "projector")
+    }
+    layer, head, norm = 15_239_504, 15_238_352, 2 * 1152
+    assert sizes["tower"] == 428_225_600 - layer - head - norm
+    assert sizes["projector"] == 1152 * 1536 + 1536 + 1536 * 1536 + 1536
+    assert sum(kinds.values()) - sum(sizes.values()) == 1_543_714_304
+
+
+def test_the_papers_tuning_is_a_job_whose_27_layers_compete() -> None:
+    job, before = example("vlm_siglip_qwen2_1.5b"), example("vlm_siglip_qwen2_1.5b_projector")
+    assert [part.part for part in job.competing_parts] == 26 * ["vision"] + ["projector"]
+    assert job.args.compete_preset == "paper-vlm" and job.args.group_by_modality
+    assert [part.trains for part in before.parts] == [False, True, False] and before.compete is None
+    same = ("hidden_size", "num_layers", "vision_num_layers", "projector_ffn_hidden_size", "img_h", "rotary_base")
+    assert all(getattr(job.args, name) == getattr(before.args, name) for name in same)
 
 
 def test_utilization_is_operations_over_the_peak() -> None:

@@ -33,8 +33,9 @@ def build_reader(
         seq_length: positions of a sequence, image embeddings included.
         image_embeddings: of a tile: `megatron.core.models.vision.clip_vit_model.get_num_image_embeddings`.
     Raises:
-        CompeteError: tokenizer, template or image processor cannot be used.
+        CompeteError: a folder is not there; tokenizer, template or image processor cannot be used.
     """
+    config.check_folders()
     own = tokenizer if hasattr(tokenizer, "apply_chat_template") and hasattr(tokenizer, "is_fast") else None
     chat = Chat(own or hugging_face_tokenizer(tokenizer), config.template, image_token)
     pixels = Pixels(config, vision_model_type, img_h, img_w)

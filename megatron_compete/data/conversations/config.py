@@ -79,12 +79,15 @@ class ConversationConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise CompeteError(f"{flag_of(name)} {value} is out of range: give 1 or more")
-        for flag, path in (("--image-folder", self.image_folder), ("--image-processor", self.image_processor)):
-            if path is not None and not os.path.isdir(path):
-                raise CompeteError(f"{flag} {path}: no such folder")
         self._check_tiling()
         if self.energon_path is not None:
             self._check_energon()
+
+    def check_folders(self) -> None:
+        """Raise a `CompeteError` for a folder that is not there. A plan or a dry run may be made where none is."""
+        for flag, path in (("--image-folder", self.image_folder), ("--image-processor", self.image_processor)):
+            if path is not None and not os.path.isdir(path):
+                raise CompeteError(f"{flag} {path}: no such folder")
 
     def _check_tiling(self) -> None:
         if not self.use_tiling:

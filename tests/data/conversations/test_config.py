@@ -14,8 +14,6 @@ from megatron_compete.data.conversations.config import PIL_MAX_PIXELS, Conversat
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"image_folder": "none"}, "--image-folder none: no such folder"),
-        ({"image_processor": "none"}, "--image-processor none: no such folder"),
         ({"template": "vicuna"}, "--conversation-template vicuna is out of range: choose from tokenizer, vicuna_v1"),
         ({"max_num_tiles": 0}, "--max-num-tiles 0 is out of range: give 1 or more"),
         ({"max_num_tiles": 6}, "--max-num-tiles 6 has no effect without --use-tiling"),
@@ -31,6 +29,15 @@ def test_what_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(CompeteError) as error:
         ConversationConfig(**given)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["image_folder", "image_processor"])
+def test_folders_are_looked_for_where_they_are_read(name: str, tmp_path: Path) -> None:
+    """A plan is made on a workstation that has none of them."""
+    ConversationConfig(**{name: str(tmp_path)}).check_folders()
+    missing = ConversationConfig(**{name: "none"})
+    with pytest.raises(CompeteError, match=f"--{name.replace('_', '-')} none: no such folder"):
+        missing.check_folders()
 
 
 def test_arguments(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ REFUSED = {
         ("--vision-num-layers 2", "--vision-num-layers 2 is 3 in the checkpoint"),
         ("--experts-in vision", "--experts-in ('vision',) is"),
         ("--img-h 32", "--img-h 32 is 16 in the checkpoint"),
-        ("--freeze-ViT", "--freeze-ViT True is False in the checkpoint, and its optimizer state is of other weights"),
+        ("--freeze-LM", "--freeze-LM True is False in the checkpoint, and its optimizer state is of other weights"),
     ],
 )
 def test_another_tower_is_another_model(flags: str, said: str) -> None:
