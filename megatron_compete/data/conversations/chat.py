@@ -126,7 +126,8 @@ class Chat:
             answer = message["content"].strip()
             if message["role"] != "assistant" or not answer:
                 continue
-            before, through = self.render(messages[:number], prompt=True), self.render(messages[: number + 1])
+            before = self.render(messages[:number], prompt=True)
+            through = text if number == len(messages) - 1 else self.render(messages[: number + 1])
             said = through[len(before) :].lstrip()
             if not through.startswith(before) or not text.startswith(through) or not said.startswith(answer):
                 raise BadSample("refused_by_template", f"the chat template rewrites the answer of turn {number}")
