@@ -64,10 +64,12 @@ BALANCED = {
 """Megatron's own losses of routers."""
 
 
-@pytest.mark.parametrize("kind", ["competes", "utility", "normal"])
+@pytest.mark.parametrize("kind", ["competes", "sampled", "vision half", "utility", "normal"])
 def test_a_microbatch_of_text_leaves_tower_and_projector_alone(kind: str) -> None:
     compete = {
         "competes": ALL_COMPETE,
+        "sampled": changed(ALL_COMPETE, token_fraction=0.5, response_centering="ema", response_gradients="all"),
+        "vision half": changed(ALL_COMPETE, balance_loss="top1", layer_reduction="mean", router_z_loss_coeff=0.1),
         "utility": CompeteConfig(rate=1.0, max_active_layers=6, kind="utility"),
         "normal": CompeteConfig(rate=1e-3, warmup_steps=1),
     }[kind]
