@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from megatron_compete.data.digit_answers import exact_match, is_right
 from megatron_compete.data.digit_pictures import DigitPictures
 
 BATCH = 100
@@ -35,7 +36,7 @@ class Answer:
 
     @property
     def right(self) -> bool:
-        return self.given.split() == self.expected.split()
+        return is_right(self.given, self.expected)
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,11 @@ class Scores:
 
     @property
     def by_kind(self) -> dict[str, float]:
-        """Share of the answers that are exactly right, by kind of question."""
-        found = defaultdict(list)
-        for answer in self.answers:
-            found[answer.record["kind"]].append(answer.right)
-        return {kind: sum(right) / len(right) for kind, right in sorted(found.items())}
+        """Share of the answers that are exactly right, by kind of question and of all."""
+        return exact_match((answer.record["kind"], answer.given, answer.expected) for answer in self.answers)
 
 
-def exact_match(model_folder: Path, pictures: DigitPictures) -> Scores:
+def ask(model_folder: Path, pictures: DigitPictures) -> Scores:
     """Greedy answers of the model in a Hugging Face folder to the held-out questions."""
     processor = AutoProcessor.from_pretrained(model_folder, trust_remote_code=True)
     processor.tokenizer.padding_side = "left"
