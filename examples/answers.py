@@ -1,6 +1,7 @@
 """Answers of an exported vision-language model to held-out questions, through transformers alone."""
 
 import json
+import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,16 +91,20 @@ def draw_answers(path: Path, found: dict[str, Scores], count: int = 8) -> Path:
 
     final = list(found.values())[-1].answers
     shown = _of_each_kind([number for number, answer in enumerate(final) if answer.image], final, count)
-    figure, axes = plt.subplots(2, count // 2, figsize=(11, 6.4))
+    figure, axes = plt.subplots(2, count // 2, figsize=(14, 7.4))
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.94, bottom=0.16, hspace=0.75, wspace=0.05)
     for axis, number in zip(axes.flat, shown):
         answer = final[number]
+        assert answer.image is not None
         axis.imshow(Image.open(answer.image), interpolation="nearest")
         axis.set_axis_off()
-        axis.set_title(answer.question, fontsize=10, fontweight="bold")
-        lines = [f"{name}: {_mark(scores.answers[number])}" for name, scores in found.items()]
-        axis.text(0.5, -0.04, "\n".join(lines), transform=axis.transAxes, ha="center", va="top", fontsize=9)
-    figure.tight_layout(h_pad=4.5)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+        axis.set_title(answer.question, fontsize=12, fontweight="bold")
+        for line, (name, scores) in enumerate(found.items()):
+            given = scores.answers[number]
+            colour = "#0072b2" if given.right else "#d55e00"  # apart for colour-blind readers too
+            text = f"{name}: {_short(given.given)} {'✓' if given.right else '✗'}"
+            axis.text(0.5, -0.1 - 0.14 * line, text, transform=axis.transAxes, ha="center", fontsize=9.5, color=colour)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
     return path
 
@@ -113,5 +118,6 @@ def _of_each_kind(numbers: list[int], answers: tuple[Answer, ...], count: int) -
     return [number for turn in turns for number in turn][:count]
 
 
-def _mark(answer: Answer) -> str:
-    return f"{answer.given or 'nothing'} {'✓' if answer.right else '✗'}"
+def _short(text: str) -> str:
+    """What an untrained model says goes on and on."""
+    return textwrap.shorten(text, 44, placeholder=" ...") or "nothing"

@@ -36,8 +36,8 @@ DENSE = (
     "--compete-preset=false",
     "--compete-rate=false",
 )
-TRAIN, HELDOUT = 20_000, 1_000
-DENSE_STEPS, STEPS, A_MAX = 600, 600, 3
+TRAIN, HELDOUT = 16_000, 1_000
+DENSE_STEPS, STEPS, A_MAX = 450, 400, 3
 PROMISED = {"digit": 0.8, "colour": 0.95}
 """Exact match on held-out pictures, by kind of question."""
 
