@@ -69,6 +69,7 @@ def prepare(demo: Run) -> DigitPictures:
     """Pictures, tokenizer, and the two models that are put together."""
     pictures = write_digit_pictures(demo.pictures, train=TRAIN, heldout=HELDOUT)
     write_digit_processor(demo.processor)
+    _write_texts(pictures, demo.pictures / "heldout.txt")
     console.print(f"[bold]pictures[/bold]  {TRAIN:,} with questions, {HELDOUT:,} held out, of other people's digits")
     write_text_model(demo.text, demo.processor)
     learned = write_tower(demo.tower, pictures, demo.processor)
@@ -79,6 +80,14 @@ def prepare(demo: Run) -> DigitPictures:
         "--to", "megatron", "--checkpoint", str(demo.text), "--vision-tower", str(demo.tower), "--output", str(demo.untrained),
     ])  # fmt: skip
     return pictures
+
+
+def _write_texts(pictures: DigitPictures, path: Path) -> None:
+    """Questions and answers as plain text, on which an export is compared with Megatron's model."""
+    turns = [
+        turn["value"] for record in json.loads(pictures.heldout_path.read_text()) for turn in record["conversations"]
+    ]
+    path.write_text(" ".join(turns).replace("<image>\n", ""))
 
 
 def convert(title: str, demo: Run, log: str, flags: list[str]) -> None:
@@ -102,8 +111,9 @@ def pretrain(
 def answers_of(demo: Run, pictures: DigitPictures, checkpoint: Path, log: str) -> Scores:
     """What the checkpoint answers to held-out questions, exported and loaded by transformers alone."""
     folder = demo.hf / checkpoint.name
+    verify = ["--verify", str(demo.pictures / "heldout.txt")] if checkpoint == demo.experts else []
     convert(f"export {checkpoint.name}", demo, log, [
-        "--to", "hf", "--checkpoint", str(checkpoint), "--output", str(folder),
+        "--to", "hf", "--checkpoint", str(checkpoint), "--output", str(folder), *verify,
     ])  # fmt: skip
     return ask(folder, pictures)
 
