@@ -11,34 +11,20 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table
-from steps import console, run
+from steps import ROOT, Run, console, run
 
 from megatron_compete.common.errors import CompeteError, run_command
 from megatron_compete.data.stdlib_corpus import write_stdlib_corpus
 from megatron_compete.report.scalars import Scalars, read_scalars
 
-ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("corpus", "tokenizer", "data", "checkpoints", "tensorboard", "hf", "logs")
 RECIPE = ROOT / "examples" / "demo.yaml"
 ACTIVE, AGREEMENT = "competition/active-layers", "competition/agreement"
 VOCAB_SIZE, STEPS, A_MAX = 2048, 240, 2
 MIDDLE = STEPS // 2
 PROMPT = "def __init__(self, name"
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where everything of a run lies."""
-
-    folder: Path
-
-    def __getattr__(self, name: str) -> Path:
-        if name in ("corpus", "tokenizer", "data", "checkpoints", "tensorboard", "hf", "logs"):
-            return self.folder / name
-        raise AttributeError(name)
 
 
 def prepare_data(demo: Run) -> None:
@@ -161,7 +147,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     began = time.monotonic()
-    demo = Run(ROOT / "runs" / "demo")
+    demo = Run(ROOT / "runs" / "demo", FOLDERS)
     shutil.rmtree(demo.folder, ignore_errors=True)
     for folder in (demo.corpus, demo.tokenizer, demo.data, demo.logs):
         folder.mkdir(parents=True)

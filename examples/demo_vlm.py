@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,14 @@ import torch
 from answers import Scores, ask, draw_answers
 from digit_tower import write_text_model, write_tower
 from rich.table import Table
-from steps import ROOT, console, run
+from steps import ROOT, Run, console, run
 
 from megatron_compete.common.errors import CompeteError, run_command
 from megatron_compete.data.digit_pictures import DigitPictures, write_digit_pictures
 from megatron_compete.data.digit_processor import write_digit_processor
 from megatron_compete.report.scalars import read_scalars
 
+FOLDERS = ("pictures", "processor", "tower", "text", "untrained", "dense", "upcycled", "experts", "hf", "logs")
 RECIPE = ROOT / "examples" / "vlm_digits.yaml"
 DENSE = (
     "--num-experts=false",
@@ -40,29 +40,6 @@ TRAIN, HELDOUT = 16_000, 1_000
 DENSE_STEPS, STEPS, A_MAX = 450, 400, 3
 PROMISED = {"digit": 0.8, "colour": 0.95}
 """Exact match on held-out pictures, by kind of question."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """Where everything of a run lies."""
-
-    folder: Path
-
-    def __getattr__(self, name: str) -> Path:
-        if name in (
-            "pictures",
-            "processor",
-            "tower",
-            "text",
-            "untrained",
-            "dense",
-            "upcycled",
-            "experts",
-            "hf",
-            "logs",
-        ):
-            return self.folder / name
-        raise AttributeError(name)
 
 
 def prepare(demo: Run) -> DigitPictures:
@@ -158,7 +135,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     torch.set_num_threads(1)  # it was imported before the variable was set
     began = time.monotonic()
-    demo = Run(ROOT / "runs" / "demo-vlm")
+    demo = Run(ROOT / "runs" / "demo-vlm", FOLDERS)
     shutil.rmtree(demo.folder, ignore_errors=True)
     demo.logs.mkdir(parents=True)
     pictures = prepare(demo)

@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRESS = re.compile(r"iteration\s+(\d+)/\s*(\d+) .*?lm loss: (\S+)")
 
 console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where everything of a demo lies: `run.hf` is the folder of that name in it, of those that it has."""
+
+    folder: Path
+    names: tuple[str, ...]
+
+    def __getattr__(self, name: str) -> Path:
+        if name in self.names:
+            return self.folder / name
+        raise AttributeError(name)
 
 
 def run(title: str, command: list[str], log: Path) -> None:
