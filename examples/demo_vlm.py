@@ -28,7 +28,9 @@ from megatron_compete.report.scalars import read_scalars
 
 FOLDERS = ("pictures", "processor", "tower", "text", "untrained", "dense", "upcycled", "experts", "hf", "logs")
 RECIPE = ROOT / "examples" / "vlm_digits.yaml"
-DENSE = "--num-experts=false --router topk --experts-in=false --compete-preset=false --compete-rate=false --lr 2e-3".split()
+DENSE = (
+    "--num-experts=false --router topk --experts-in=false --compete-preset=false --compete-rate=false --lr 2e-3".split()
+)
 TRAIN, HELDOUT = 16_000, 1_000
 DENSE_STEPS, STEPS, A_MAX = 450, 400, 3
 PROMISED = {"digit": 0.8, "colour": 0.95}

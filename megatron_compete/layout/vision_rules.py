@@ -31,19 +31,16 @@ def _image(f: Facts) -> Iterable[str]:
 
 
 def _excluded(f: Facts) -> Iterable[str]:
-    """Megatron's MoE layers need sequence parallelism under tensor parallelism, which its vision code has not; its
-    `LLaVAModel` was never split into virtual stages, and knows no multi-token prediction."""
+    """Megatron's MoE layers need sequence parallelism under tensor parallelism, which its vision code has not, and its
+    `LLaVAModel` was never split into virtual stages. What its settings say is in `vlm/validation.py`."""
     excluded = (
         (f.tp > 1, f"--tensor-model-parallel-size {f.tp}", "Megatron's vision tower knows no sequence parallelism, without which its MoE layers refuse to be split"),
         (f.cp > 1, f"--context-parallel-size {f.cp}", "a picture's patches are not split over ranks"),
         ((f.vp or 1) > 1 or f.args.pipeline_model_parallel_layout is not None, "virtual pipeline stages", "the tower lies on the first stage whole, and Megatron's LLaVAModel has one chunk a stage"),
-        (bool(f.args.mtp_num_layers), f"--mtp-num-layers {f.args.mtp_num_layers}", "Megatron's LLaVAModel predicts one token"),
-        (f.is_hybrid, "--hybrid-layer-pattern", "the decoder is a GPT"),
         (f.args.decoder_seq_length is not None, "--decoder-seq-length", "--seq-length is the decoder's, image embeddings included"),
         (f.args.sft, "--sft", "conversations are read from JSON already"),
         (f.args.mock_data, "--mock-data", "there are no synthetic pictures: give --train-data-path"),
         (f.args.fim_data, "--fim-data", "it is for text alone"),
-        (f.args.overlap_moe_expert_parallel_comm, "--overlap-moe-expert-parallel-comm", "Megatron's plan of overlapped parts is a GPT's"),
     )  # fmt: skip
     for applies, flag, reason in excluded:
         if applies:

@@ -18,7 +18,6 @@ BROKEN = {
     "tensor parallel": ("--tensor-model-parallel-size 2 --sequence-parallel", 2, "excludes --tensor-model-parallel-size 2: "),
     "context parallel": ("--context-parallel-size 2", 2, "--vision-model-type siglip excludes --context-parallel-size 2: "),
     "virtual stages": ("--pipeline-model-parallel-size 2 --num-virtual-stages-per-pipeline-rank 2", 2, "excludes virtual pipeline stages: "),
-    "prediction": ("--mtp-num-layers 1", 1, "excludes --mtp-num-layers 1: "),
     "decoder's length": ("--decoder-seq-length 64", 1, "excludes --decoder-seq-length: "),
     "no experts": ("--num-experts=false --router topk --experts-in vision", 1, "need --num-experts: add it"),
     "experts of a patch": ("--vision-num-experts 2 --vision-router-topk 3", 1, "--vision-router-topk 3 is more than --vision-num-experts 2"),
