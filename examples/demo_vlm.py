@@ -28,9 +28,7 @@ from megatron_compete.report.scalars import read_scalars
 
 FOLDERS = ("pictures", "processor", "tower", "text", "untrained", "dense", "upcycled", "experts", "hf", "logs")
 RECIPE = ROOT / "examples" / "vlm_digits.yaml"
-DENSE = (
-    "--num-experts=false --router topk --experts-in=false --compete-preset=false --compete-rate=false --lr 2e-3".split()
-)
+DENSE = "--num-experts=false --router topk --experts-in=false --compete-preset=false --compete-rate=false --lr 2e-3"
 TRAIN, HELDOUT = 16_000, 1_000
 DENSE_STEPS, STEPS, A_MAX = 450, 400, 3
 PROMISED = {"digit": 0.8, "colour": 0.95}
@@ -135,7 +133,7 @@ def main() -> None:
     demo.logs.mkdir(parents=True)
     pictures = prepare(demo)
     found = {"untrained": answers_of(demo, pictures, demo.untrained, "2-export-untrained")}
-    pretrain("train the dense model", demo, pictures, "3-dense", demo.untrained, demo.dense, [*DENSE, "--train-iters", str(DENSE_STEPS)])  # fmt: skip
+    pretrain("train the dense model", demo, pictures, "3-dense", demo.untrained, demo.dense, [*DENSE.split(), "--train-iters", str(DENSE_STEPS)])  # fmt: skip
     found["dense"] = answers_of(demo, pictures, demo.dense, "4-export-dense")
     convert("upcycle tower and projector to 4 experts", demo, "5-upcycle", [
         "--to", "megatron", "--from", "megatron", "--checkpoint", str(demo.dense), "--output", str(demo.upcycled),
