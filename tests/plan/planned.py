@@ -9,6 +9,7 @@ from megatron_compete.plan.job import read_job
 from megatron_compete.plan.job_plan import JobPlan, plan_job
 from megatron_compete.plan.overhead import Overhead, simulate_policies
 from megatron_compete.plan.stage_program import PipelineShape
+from tests.plan.jobs import VISION, job_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -27,6 +28,15 @@ def planned(*overrides: str) -> tuple[JobPlan, Overhead]:
     plan = plan_job(job, preset("h100"))
     shape = PipelineShape.of(job.transformer, job.microbatches)
     return plan, simulate_policies(job.schedule, plan.times, shape, most_steps=300)
+
+
+@functools.cache
+def planned_with_tower() -> tuple[JobPlan, Overhead]:
+    """A tower of three layers and a projector with experts before a dense decoder on two stages, and some steps of it."""
+    job = job_of(f"{VISION} --pipeline-model-parallel-size 2 --global-batch-size 16 --bf16", 2)
+    plan = plan_job(job, preset("h100"))
+    shape = PipelineShape.of(job.transformer, job.microbatches)
+    return plan, simulate_policies(job.schedule, plan.times, shape, most_steps=100)
 
 
 DENSE = ("--router", "topk", "--num-experts=false", "--moe-ffn-hidden-size=false", "--expert-model-parallel-size", "1")

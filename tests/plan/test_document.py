@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from megatron_compete.plan.document import plan_document
-from tests.plan.planned import DENSE, planned
+from tests.plan.planned import DENSE, planned, planned_with_tower
 
 
 def document(*overrides: str) -> Any:
@@ -77,3 +77,19 @@ def test_a_dense_model_has_no_experts_and_no_competition() -> None:
     assert content["competition"]["outcomes"] == [] and content["step"]["overhead_percent"] == 0.0
     said = json.dumps([content["assumptions"]["notes"], content["memory"]["not_counted"]])
     assert "routing" not in said and "scoring" not in said and "launch gaps" in said
+
+
+def test_layers_of_parts_have_numbers_of_their_own() -> None:
+    """Where all layers that compete are a decoder's, its numbers are the mean."""
+    plan, overhead = planned_with_tower()
+    content = json.loads(json.dumps(plan_document(plan, overhead, "tower.yaml"), allow_nan=False))
+    flops, times = content["flops_per_step"], content["times"]
+    added = flops["competing_layer_flop_by_part"]
+    assert set(added) == set(times["competing_layer_seconds_by_part"]) == {"tower", "projector"}
+    assert flops["competing_layer_flop"] == pytest.approx((3 * added["tower"] + added["projector"]) / 4)
+    assert content["memory"]["megatron_estimate"] is None
+    seconds = times["competing_layer_seconds_by_part"]
+    mean = (3 * seconds["tower"]["forward"] + seconds["projector"]["forward"]) / 4
+    assert times["competing_layer_forward_seconds"] == pytest.approx(mean)
+    of_decoder = document()["flops_per_step"]
+    assert of_decoder["competing_layer_flop_by_part"] == {"decoder": of_decoder["competing_layer_flop"]}

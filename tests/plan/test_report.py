@@ -7,7 +7,7 @@ import pytest
 
 from megatron_compete.plan import report
 from megatron_compete.plan.report import WIDTH, print_plan
-from tests.plan.planned import DENSE, planned
+from tests.plan.planned import DENSE, planned, planned_with_tower
 
 
 def lines(*overrides: str) -> list[str]:
@@ -83,3 +83,14 @@ def test_a_dense_model_is_not_described_as_a_mixture() -> None:
     whole = "\n".join(text)
     assert "active for a token" not in whole and "routing" not in whole and "EDP" not in whole
     assert "scoring pass" not in whole and "dp-cp" in whole
+
+
+def test_a_tower_and_what_its_layers_cost() -> None:
+    file = io.StringIO()
+    print_plan(*planned_with_tower(), "tower.yaml", file)
+    text = " ".join(file.getvalue().split())
+    assert "pictures 1 tile a sequence of 16 x 12 pixels: 12 tokens in the tower, 12 in the decoder" in text
+    assert re.search(r"each competing layer adds tower [\d.]+, projector [\d.]+ with A_max", text)
+    assert "tower experts" in text and "projector router" in text
+    assert "every sample has pictures of one tile" in text and "Megatron's own estimate" not in text
+    assert max(map(len, file.getvalue().splitlines())) <= WIDTH
