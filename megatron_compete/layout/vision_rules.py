@@ -22,10 +22,10 @@ def vision(f: Facts) -> Iterable[str]:
 
 
 def _image(f: Facts) -> Iterable[str]:
-    """`CLIPViTModel.__init__`: patches tile the picture."""
+    """A picture has a patch at least; what is left beside whole ones is not looked at (`vlm/tower.py`)."""
     for flag, size in (("--img-h", f.args.img_h), ("--img-w", f.args.img_w)):
-        if size % f.args.patch_dim:
-            yield f"{flag} {size} is no multiple of --patch-dim {f.args.patch_dim}: change one"
+        if size < f.args.patch_dim:
+            yield f"{flag} {size} is below --patch-dim {f.args.patch_dim}: change one"
     if f.args.num_channels != 3:
         yield f"--num-channels {f.args.num_channels}: Megatron's towers take pictures of 3 channels, leave it out"
 

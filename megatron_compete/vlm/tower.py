@@ -76,7 +76,8 @@ class VisionTower(CLIPViTModel):
     Args:
         config: with `vision_model_type`.
         spec: of a layer.
-        img_h, img_w: of a tile, in pixels.
+        img_h, img_w: of a tile, in pixels. What is left of a row or column of whole patches at the right and below is not
+            looked at, as in transformers' towers: 6 of SigLIP-SO400M's 384 pixels with patches of 14.
         patch_dim: side of a patch, in pixels.
         groups: the model's.
     """
@@ -93,9 +94,10 @@ class VisionTower(CLIPViTModel):
         kind, norm = config.vision_model_type, norm_of(config)
         super().__init__(
             config, spec, ln_pre_impl=norm, ln_post_impl=norm, add_class_token=kind == "clip",
-            class_token_len=1 if kind == "clip" else 0, patch_dim=patch_dim, img_h=img_h, img_w=img_w,
-            model_subtype=kind, pg_collection=groups,
+            class_token_len=1 if kind == "clip" else 0, patch_dim=patch_dim, img_h=img_h - img_h % patch_dim,
+            img_w=img_w - img_w % patch_dim, model_subtype=kind, pg_collection=groups,
         )  # fmt: skip
+        self.img_h, self.img_w = img_h, img_w
         self.ln_post = None
         self._padding_mask: Tensor | None = None
         self.decoder.register_forward_pre_hook(self._with_padding, with_kwargs=True)

@@ -13,7 +13,7 @@ TOWER = (
 
 BROKEN = {
     "no layers": ("--vision-num-layers=false", 1, "--vision-model-type siglip needs --vision-num-layers"),
-    "patches": ("--patch-dim 5", 1, "--img-h 16 is no multiple of --patch-dim 5"),
+    "patches": ("--patch-dim 17", 1, "--img-h 16 is below --patch-dim 17"),
     "channels": ("--num-channels 1", 1, "--num-channels 1: Megatron's towers take pictures of 3 channels"),
     "tensor parallel": ("--tensor-model-parallel-size 2 --sequence-parallel", 2, "excludes --tensor-model-parallel-size 2: "),
     "context parallel": ("--context-parallel-size 2", 2, "--vision-model-type siglip excludes --context-parallel-size 2: "),

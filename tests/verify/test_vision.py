@@ -187,7 +187,7 @@ def test_an_upcycled_model_goes_on_training_by_its_recipe(tmp_path: Path) -> Non
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (tmp_path / "processor" / name).exists():
             (words / name).write_bytes((tmp_path / "processor" / name).read_bytes())
-    tower = llava_models.save_tower(tmp_path / "tower", "siglip")
+    tower = llava_models.save_tower(tmp_path / "tower", "siglip", image_size=16)
     losses = []
     for name, how in (("dense", None), ("moe", Upcycling(4))):
         import_checkpoint(Import(words, tmp_path / name, vision_tower=tower, upcycling=how))

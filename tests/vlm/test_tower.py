@@ -12,14 +12,14 @@ from tests.vlm.models import CLIP, PATCH, PATCHES, SIDE, SIGLIP, changed, config
 EXACT = 1e-5
 
 
-def hugging_face_tower(settings: Any) -> Any:
+def hugging_face_tower(settings: Any, side: int) -> Any:
     """A random tower with one layer more than is taken."""
     import transformers
 
     kinds = {"siglip": "Siglip", "clip": "CLIP"}
     kind = kinds[settings.model_type]
     config = getattr(transformers, f"{kind}VisionConfig")(
-        hidden_size=settings.hidden_size, intermediate_size=settings.ffn_hidden_size, image_size=SIDE, patch_size=PATCH,
+        hidden_size=settings.hidden_size, intermediate_size=settings.ffn_hidden_size, image_size=side, patch_size=PATCH,
         num_hidden_layers=settings.num_layers + 1, num_attention_heads=settings.num_attention_heads,
     )  # fmt: skip
     torch.manual_seed(5)
@@ -51,7 +51,7 @@ def megatron_weights(tower: Any, settings: Any) -> dict[str, Tensor]:
     return ours
 
 
-def largest_difference(settings: Any) -> tuple[float, float, tuple[int, ...]]:
+def largest_difference(settings: Any, side: int) -> tuple[float, float, tuple[int, ...]]:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     from megatron_compete.vlm.tower import VisionTower, tower_layer_spec
@@ -59,23 +59,25 @@ def largest_difference(settings: Any) -> tuple[float, float, tuple[int, ...]]:
     initialize()
     config = configuration(settings)
     tower = VisionTower(
-        config.tower, tower_layer_spec(config.tower, None), SIDE, SIDE, PATCH,
+        config.tower, tower_layer_spec(config.tower, None), side, side, PATCH,
         ProcessGroupCollection.use_mpu_process_groups(),
     )  # fmt: skip
-    theirs = hugging_face_tower(settings)
+    theirs = hugging_face_tower(settings, side)
     missing, unexpected = tower.load_state_dict(megatron_weights(theirs, settings), strict=False)
     assert [name for name in missing if "_extra_state" not in name] == [] and unexpected == []
-    pixels = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = theirs(pixels, output_hidden_states=True).hidden_states[-2]
         actual = tower.eval()(pixels)
     return float((actual - expected).abs().max()), float(expected.abs().max()), tuple(actual.shape)
 
 
+@pytest.mark.parametrize("side", [SIDE, SIDE + 5])
 @pytest.mark.parametrize("settings", [SIGLIP, CLIP], ids=["siglip", "clip"])
-def test_the_states_before_the_last_layer_are_transformers(settings: Any) -> None:
+def test_the_states_before_the_last_layer_are_transformers(settings: Any, side: int) -> None:
+    """Also where whole patches do not fill a picture, as SigLIP's of 14 pixels do not fill 384."""
     dense = changed(settings, experts_in=("projector",))
-    difference, scale, shape = run_rank(largest_difference, dense)
+    difference, scale, shape = run_rank(largest_difference, dense, side)
     assert shape == (3, PATCHES + (settings.model_type == "clip"), 16)
     assert difference <= EXACT * scale and scale > 1
 

@@ -99,17 +99,8 @@ def tower_config(d: Dimensions, arguments: Mapping[str, Any], activation: str) -
 
 
 def tower_arguments(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-    """Megatron's arguments for a tower; `num_hidden_layers` is what LLaVA takes of it.
-
-    Raises:
-        CompeteError: pictures that patches do not fill.
-    """
+    """Megatron's arguments for a tower; `num_hidden_layers` is what LLaVA takes of it."""
     size, patch = config["image_size"], config["patch_size"]
-    if size % patch:
-        raise CompeteError(
-            f"the tower has image_size {size}, which is no multiple of its patch_size {patch}: Megatron cuts pictures into "
-            f"whole patches. Take one that is, such as siglip-so400m-patch14-224"
-        )
     return {
         "vision_model_type": model_type,
         "vision_num_layers": config["num_hidden_layers"],

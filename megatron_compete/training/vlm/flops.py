@@ -47,7 +47,7 @@ def vision_flops(config: VisionLanguageConfig) -> float:
     hidden = tower.hidden_size
     attention = 8.0 * patches * hidden**2 + 4.0 * patches**2 * hidden
     layers = tower.num_layers * (attention + _chosen(tower) * _expert(tower, hidden, hidden, patches))
-    embedding = 2.0 * 3 * config.img_h * config.img_w * hidden
+    embedding = 2.0 * _patches(config) * 3 * config.patch_dim**2 * hidden
     projected = _chosen(projector) * _expert(projector, hidden, config.transformer.hidden_size, config.image_embeddings)
     passes = 1 if config.settings.freeze_tower else 1 + BACKWARD
     return passes * (layers + embedding) + (1 + BACKWARD) * projected
@@ -76,8 +76,11 @@ def vision_scoring(config: VisionLanguageConfig, compete: CompeteConfig) -> Scor
 
 def tower_tokens(config: VisionLanguageConfig) -> int:
     """Tokens of a tile in the tower: its patches, and a clip tower's class token."""
-    patches = config.img_h // config.patch_dim * (config.img_w // config.patch_dim)
-    return patches + (config.settings.model_type == "clip")
+    return _patches(config) + (config.settings.model_type == "clip")
+
+
+def _patches(config: VisionLanguageConfig) -> int:
+    return config.img_h // config.patch_dim * (config.img_w // config.patch_dim)
 
 
 def _chosen(config: TransformerConfig) -> int:

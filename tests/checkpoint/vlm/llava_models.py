@@ -18,10 +18,10 @@ from transformers import (
 from tests.checkpoint.hf_models import CONFIGS, VOCAB
 
 TOWER: dict[str, Any] = {
-    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 16,
+    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 3, "image_size": 18,
     "patch_size": 4,
 }  # fmt: skip
-"""Widths that are easily mixed up differ from each other and from those of the language models."""
+"""Patches that do not fill the picture; widths that are easily mixed up differ from each other and from those of the language models."""
 
 KINDS = {"siglip": ("siglip_vision_model", SiglipVisionModel), "clip": ("clip_vision_model", CLIPVisionModel)}
 PATCHES = 16
@@ -87,8 +87,8 @@ def change_config(folder: Path, section: str | None = None, **changes: Any) -> P
 
 
 def pictures(count: int = 2) -> torch.Tensor:
-    """[count, 3, 16, 16]."""
-    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(7))
+    """[count, 3, 18, 18]."""
+    return torch.randn(count, 3, 18, 18, generator=torch.Generator().manual_seed(7))
 
 
 def tokens() -> torch.Tensor:

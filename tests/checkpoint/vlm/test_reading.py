@@ -81,14 +81,14 @@ def test_the_recipe_and_the_files_beside_the_weights(tmp_path: Path) -> None:
     wanted = {
         "vision-model-type": "clip", "vision-num-layers": 2, "vision-hidden-size": 24, "vision-ffn-hidden-size": 40,
         "vision-num-attention-heads": 3, "vision-layernorm-epsilon": 1e-5, "disable-vision-class-token": True,
-        "projector-ffn-hidden-size": 32, "img-h": 16, "img-w": 16, "patch-dim": 4, "image-token": IMAGE_TOKEN,
+        "projector-ffn-hidden-size": 32, "img-h": 18, "img-w": 18, "patch-dim": 4, "image-token": IMAGE_TOKEN,
         "image-processor": str(beside), "tokenizer-model": str(beside), "padded-vocab-size": 256,
     }  # fmt: skip
     arguments = read_recipe(tmp_path / "megatron" / "recipe.yaml").arguments
     assert {name: arguments.get(name) for name in wanted} == wanted
     assert "num-experts" not in arguments and "experts-in" not in arguments
     assert (beside / "chat_template.jinja").read_text() == "{{ messages }}"
-    assert json.loads((beside / IMAGE_PROCESSOR).read_text())["crop_size"] == {"height": 16, "width": 16}
+    assert json.loads((beside / IMAGE_PROCESSOR).read_text())["crop_size"] == {"height": 18, "width": 18}
 
 
 def test_the_command_upcycles_the_parts_that_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +229,6 @@ LONG_ROPE = {
         ("text_config", {"model_type": "nemotron_h"}, "the language model has model_type nemotron_h, a hybrid"),
         ("text_config", {"attention_bias": True}, "text_config of config.json has attention_bias True"),
         ("vision_config", {"hidden_act": "gelu"}, "vision_config of config.json has hidden_act gelu"),
-        ("vision_config", {"patch_size": 5}, "image_size 16, which is no multiple of its patch_size 5"),
         ("vision_config", {"model_type": "dinov2"}, "model_type dinov2: supported are siglip_vision_model, clip_vision_model"),
         ("vision_config", {"intermediate_size": 48}, r"vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight has shape \(40, 24\)"),
     ],
@@ -268,7 +267,7 @@ def test_an_image_processor_of_another_size(tmp_path: Path) -> None:
     (source / IMAGE_PROCESSOR).write_text(
         json.dumps({"image_processor_type": "SiglipImageProcessor", "size": {"height": 32, "width": 32}})
     )
-    refused(source, "makes pictures of 3 x 32 x 32, and its tower takes 3 x 16 x 16: set its size")
+    refused(source, "makes pictures of 3 x 32 x 32, and its tower takes 3 x 18 x 18: set its size")
 
 
 def test_flags_that_have_no_effect(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_the_processor_makes_what_the_model_takes(kind: str, tmp_path: Path) -> 
     processor = AutoProcessor.from_pretrained(tmp_path / "hf")
     made = processor(text="w5 <image> w6", images=Image.new("RGB", (30, 20)), return_tensors="pt")
     assert made["input_ids"].tolist() == [[5, *[llava_models.IMAGE] * PATCHES, 6]]
-    assert made["pixel_values"].shape == (1, 3, 16, 16)
+    assert made["pixel_values"].shape == (1, 3, 18, 18)
     assert processor.chat_template == processor.tokenizer.chat_template != None  # noqa: E711
 
 
@@ -153,7 +153,7 @@ def test_pictures_are_made_as_in_training(kind: str, ratio: Any, tmp_path: Path)
     export_to_hf(Export(run, tmp_path / "hf"))
     values = torch.randint(0, 256, (21, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     picture = Image.fromarray(values.numpy())
-    wanted = Pixels(ConversationConfig(image_processor=beside, image_aspect_ratio=ratio), kind, 16, 16)(picture)
+    wanted = Pixels(ConversationConfig(image_processor=beside, image_aspect_ratio=ratio), kind, 18, 18)(picture)
     processor = AutoProcessor.from_pretrained(tmp_path / "hf")
     found = processor(text="<image>", images=picture, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
