@@ -38,7 +38,8 @@ def counted_vision(config: VisionLanguageConfig) -> Iterator[None]:
 
 
 def vision_flops(config: VisionLanguageConfig) -> float:
-    """Operations of tower and projector for one picture, forward and backward; of a frozen tower forward alone.
+    """Operations of tower and projector for one picture, forward and backward: what is frozen has no gradients of weights, and
+    none of its inputs where all before it is frozen too.
 
     A layer of width H with patches S costs 8 S H^2 for its four projections and 4 S^2 H for attention over all patches,
     besides its MLP; multiply and add are two operations. Norms and activations are left out, as in Megatron's count.
@@ -49,8 +50,8 @@ def vision_flops(config: VisionLanguageConfig) -> float:
     layers = tower.num_layers * (attention + _chosen(tower) * _expert(tower, hidden, hidden, patches))
     embedding = 2.0 * _patches(config) * 3 * config.patch_dim**2 * hidden
     projected = _chosen(projector) * _expert(projector, hidden, config.transformer.hidden_size, config.image_embeddings)
-    passes = 1 if config.settings.freeze_tower else 1 + BACKWARD
-    return passes * (layers + embedding) + (1 + BACKWARD) * projected
+    trains_tower, trains_projector = not config.settings.freeze_tower, not config.settings.freeze_projector
+    return (1 + 2 * trains_tower) * (layers + embedding) + (1 + trains_projector + trains_tower) * projected
 
 
 def vision_scoring(config: VisionLanguageConfig, compete: CompeteConfig) -> Scoring:

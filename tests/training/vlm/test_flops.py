@@ -66,6 +66,19 @@ def test_a_step_has_its_decoders_operations_and_a_picture_a_sample() -> None:
         )
 
 
+def test_frozen_parts_have_fewer_products() -> None:
+    """None for gradients of its weights, and none for those of its inputs where all before it is frozen."""
+
+    def passes(**frozen: bool) -> float:
+        return vision_flops(configuration(changed(SIGLIP, **frozen)))
+
+    whole = passes()
+    once = passes(freeze_tower=True, freeze_projector=True)
+    projector = passes(freeze_tower=True) - once  # its gradients of weights
+    assert whole == pytest.approx(3 * once)
+    assert passes(freeze_projector=True) == pytest.approx(whole - projector)
+
+
 def test_scoring_is_all_experts_once() -> None:
     """E experts of two matrices, for each patch; twice more backward where all of them learn."""
     config = configuration(SIGLIP)
