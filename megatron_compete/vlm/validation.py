@@ -54,22 +54,35 @@ def check_model(base: TransformerConfig, settings: VisionConfig) -> None:
             f"--moe-token-dispatcher-type allgather with --expert-model-parallel-size {size} takes as many tokens from every "
             "rank, and ranks have as many patches as their samples have images: use alltoall"
         )
-    _check_biases(base, settings)
+    if base.num_moe_experts is not None:
+        _check_balancing(base, settings)
+        _check_biases(base, settings)
+
+
+def _check_balancing(base: TransformerConfig, settings: VisionConfig) -> None:
+    """Balance over several ranks' tokens goes wrong where some have only text or fillers (upstream: `TopKRouter`)."""
+    kinds = base.moe_router_load_balancing_type
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if "global_aux_loss" in kinds and {"vision", "projector"} & set(settings.experts_in):
+        raise CompeteError(
+            "--moe-router-load-balancing-type global_aux_loss has routers of all ranks wait for each other, and those of tower "
+            "and projector see nothing where a rank has only text: use aux_loss or seq_aux_loss"
+        )
+    if "quantile_balancing" in kinds and settings.experts_in:
+        raise CompeteError(
+            "--moe-router-load-balancing-type quantile_balancing counts fillers as tokens, ranks with only text as ranks, and "
+            "moves frozen parts: use aux_loss or seq_aux_loss"
+        )
 
 
 def _check_biases(base: TransformerConfig, settings: VisionConfig) -> None:
     """Megatron updates the expert biases of a stage's layers in one tensor (upstream: `_update_router_expert_bias`)."""
-    flag = None
-    if base.moe_router_enable_expert_bias:
-        flag = "--moe-router-enable-expert-bias"
-    elif "quantile_balancing" in base.moe_router_load_balancing_type:
-        flag = "--moe-router-load-balancing-type quantile_balancing"
     of_vision = settings.num_experts or base.num_moe_experts
     experts = {part: base.num_moe_experts if part == "language" else of_vision for part in settings.experts_in}
-    if flag and len(set(experts.values())) > 1:
+    if base.moe_router_enable_expert_bias and len(set(experts.values())) > 1:
         raise CompeteError(
-            f"{flag} stacks the biases of all layers, and experts are {base.num_moe_experts} in the language model and "
-            f"{of_vision} elsewhere: leave it out, or leave out {flag_of('num_experts')}"
+            f"--moe-router-enable-expert-bias stacks the biases of all layers, and experts are {base.num_moe_experts} in the "
+            f"language model and {of_vision} elsewhere: leave it out, or leave out {flag_of('num_experts')}"
         )
 
 

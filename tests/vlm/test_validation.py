@@ -39,16 +39,37 @@ def test_refused_on_a_device(name: str) -> None:
         check(base)
 
 
-@pytest.mark.parametrize("balance", [
-    {"moe_router_enable_expert_bias": True, "moe_router_score_function": "sigmoid"},
-    {"moe_router_load_balancing_type": "quantile_balancing"},
-])  # fmt: skip
-def test_biases_of_unequal_numbers_of_experts(balance: dict[str, Any]) -> None:
+def test_biases_of_unequal_numbers_of_experts() -> None:
+    biased = base_transformer(moe_router_enable_expert_bias=True, moe_router_score_function="sigmoid")
     everywhere = changed(SIGLIP, experts_in=("vision", "language"))
-    check(base_transformer(**balance), everywhere)
-    check(base_transformer(**balance), changed(SIGLIP, num_experts=2))
+    check(biased, everywhere)
+    check(biased, changed(SIGLIP, num_experts=2))
     with pytest.raises(CompeteError, match="experts are 4 in the language model and 2 elsewhere"):
-        check(base_transformer(**balance), changed(everywhere, num_experts=2))
+        check(biased, changed(everywhere, num_experts=2))
+
+
+def balanced_by(kinds: str | list[str], **overrides: Any) -> Any:
+    coefficients = [0.1] * len(kinds) if isinstance(kinds, list) else 0.0
+    return base_transformer(moe_router_load_balancing_type=kinds, moe_aux_loss_coeff=coefficients, **overrides)
+
+
+@pytest.mark.parametrize("kinds", ["global_aux_loss", ["aux_loss", "global_aux_loss"]])
+@pytest.mark.parametrize("part", ["vision", "projector"])
+def test_no_balance_over_ranks_of_which_some_have_no_image(kinds: str | list[str], part: Any) -> None:
+    with pytest.raises(CompeteError, match=r"--moe-router-load-balancing-type global_aux_loss .* only text"):
+        check(balanced_by(kinds), changed(SIGLIP, experts_in=("language", part)))
+    check(balanced_by(kinds), changed(SIGLIP, experts_in=("language",)))
+    check(balanced_by(["aux_loss", "seq_aux_loss"]), changed(SIGLIP, experts_in=("language", part)))
+
+
+@pytest.mark.parametrize("part", ["vision", "projector", "language"])
+def test_no_quantiles_that_count_fillers(part: Any) -> None:
+    with pytest.raises(CompeteError, match="--moe-router-load-balancing-type quantile_balancing counts fillers"):
+        check(balanced_by("quantile_balancing"), changed(SIGLIP, experts_in=(part,)))
+    check(
+        balanced_by("quantile_balancing", num_moe_experts=None, moe_ffn_hidden_size=None),
+        changed(SIGLIP, experts_in=(part,)),
+    )
 
 
 def test_frozen_experts_do_not_compete() -> None:
