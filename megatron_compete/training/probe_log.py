@@ -41,6 +41,11 @@ def check_probe_arguments(args: argparse.Namespace) -> None:
     """Raise a `CompeteError` for a probe that could not run."""
     if args.probe_log is None:
         return
+    if args.vision_model_type is not None:
+        raise CompeteError(
+            f"--probe-log with --vision-model-type {args.vision_model_type}: the probe reads text alone, and a vision-language "
+            "model takes pictures too; leave it out"
+        )
     if args.probe_data is None:
         raise CompeteError("--probe-log without --probe-data: name the prefix of a held-out dataset")
     for name in ("probe_sequences", "probe_interval"):

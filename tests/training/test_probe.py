@@ -122,8 +122,13 @@ def test_windows_are_evenly_spaced_and_one_token_longer(folder: Path) -> None:
 GOOD = {
     "probe_log": "log", "probe_data": "data", "probe_sequences": 1, "probe_interval": 1, "tensor_model_parallel_size": 1,
     "pipeline_model_parallel_size": 1, "context_parallel_size": 1, "overlap_param_gather": False,
+    "vision_model_type": None,
 }  # fmt: skip
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "pictures": (
+        {"vision_model_type": "siglip"},
+        "--probe-log with --vision-model-type siglip: the probe reads text alone",
+    ),
     "no data": ({"probe_data": None}, "--probe-log without --probe-data"),
     "interval": ({"probe_interval": 0}, "--probe-interval 0 is out of range"),
     "stages": ({"pipeline_model_parallel_size": 2}, "--pipeline-model-parallel-size 2 with --probe-log"),

@@ -39,8 +39,8 @@ def _of_conversations(args: argparse.Namespace, config: ConversationConfig) -> I
         yield "--dataloader-type cyclic draws an order of its own, and conversations are in one already: leave it out"
     if config.pack:
         yield from _of_packs(args)
-    if config.group_by_modality and args.rampup_batch_size is not None:
-        yield "--group-by-modality fills global batches of one size, and --rampup-batch-size has several: leave one out"
+    if config.group_by_modality and args.step_batch_size_schedule is not None:
+        yield "--group-by-modality fills global batches of one size, and --step-batch-size-schedule has several: leave one out"
     yield from _of_energon(args, config)
 
 

@@ -34,8 +34,8 @@ ENERGON = {"energon_path": "d", "dataloader_type": "external"}
         ({"pack_conversations": True, "transformer_impl": "local"}, "--pack-conversations needs attention that keeps"),
         ({"pack_conversations": True, "micro_batch_size": 2}, "give --micro-batch-size 1 and not 2"),
         (
-            {"group_by_modality": True, "rampup_batch_size": [8, 8, 64]},
-            "--group-by-modality fills global batches of one size",
+            {"group_by_modality": True, "step_batch_size_schedule": "0:8 1000:16"},
+            "--group-by-modality fills global batches of one size, and --step-batch-size-schedule has several",
         ),
         (
             {"dataloader_type": "external"},
