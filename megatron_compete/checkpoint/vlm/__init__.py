@@ -6,4 +6,5 @@ fresh.py       what a composed model has of no part: a projector, and rows for t
 upcycling.py   parts as mixtures of experts
 writing.py     a checkpoint as a LLaVA
 processor.py   the files that turn pictures and prompts into a model's inputs
+template.py    the chat template that training rendered
 """

@@ -35,6 +35,7 @@ from megatron_compete.checkpoint.vlm.processor import (
     pads,
     write_processor,
 )
+from megatron_compete.checkpoint.vlm.template import trained_template, write_template
 from megatron_compete.checkpoint.vlm.upcycling import Within
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.vlm.config import PARTS, Part
@@ -90,7 +91,7 @@ class PartsPlan:
         return new + name.removeprefix(old)
 
     def _post_norm(self) -> dict[str, Tensor]:
-        """The norm that is loaded and not used, as one that changes nothing."""
+        """The unused norm, which transformers loads: weights 1, biases 0."""
         plan = self.plans["vision"]
         size, name = plan.dimensions.hidden, self._name("vision", POST_NORM)
         return {f"{name}weight": torch.ones(size, dtype=plan.dtype), f"{name}bias": torch.zeros(size, dtype=plan.dtype)}
@@ -172,7 +173,7 @@ def _image_token_id(arguments: Mapping[str, Any], tokenizer: ExportTokenizer, na
 
 
 def _write_processor(arguments: Mapping[str, Any], named: Path | None, folder: Path) -> None:
-    """Images as training made them: with the run's image processor, and its border."""
+    """Images as training made them: with the run's image processor, and its border. Prompts by its chat template."""
     places = [
         Path(str(place))
         for place in (named, arguments.get("image_processor"), arguments.get("tokenizer_model"))
@@ -182,7 +183,9 @@ def _write_processor(arguments: Mapping[str, Any], named: Path | None, folder: P
     settings = next(filter(None, found), None) or default_settings(arguments)
     if pads(arguments):
         settings = padded_settings(settings, arguments)
-    write_processor(folder, settings, arguments, str(arguments.get("image_token") or "<image>"))
+    image_token = str(arguments.get("image_token") or "<image>")
+    write_processor(folder, settings, arguments, image_token)
+    write_template(folder, arguments, image_token)
 
 
 def _cautions(arguments: Mapping[str, Any], llava: Llava) -> Iterator[str]:
@@ -190,3 +193,5 @@ def _cautions(arguments: Mapping[str, Any], llava: Llava) -> Iterator[str]:
         yield caution
     if arguments.get("use_tiling"):
         yield "trained on pictures in tiles (--use-tiling), and a LLaVA of transformers gets each picture as one"
+    if trained_template(arguments) == "plain":
+        yield "trained on pictures and captions alone (--conversation-template plain): it has seen no question"
