@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
@@ -21,11 +22,15 @@ def spare_padding(layer: MoELayer) -> None:
     Megatron's balance losses divide by the tokens that count (upstream: `switch_load_balancing_loss_func`), which is 0 / 0
     where none does. So the router behaves as in evaluation: it attaches no loss and counts no token. It is told by the mask
     and not by who calls, because a recomputed layer is called once more in the backward pass.
+
+    In the mean that is logged of its losses such a call counts as 0, as it does in the training loss.
     """
 
     def before(router: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask: Tensor | None = kwargs.get("padding_mask", args[1] if len(args) > 1 else None)
         if mask is not None and bool(mask.all()):
+            if router.training:
+                _log_no_z_loss(router)
             router.training = False
 
     def after(router: torch.nn.Module, *call: Any) -> None:
@@ -33,6 +38,20 @@ def spare_padding(layer: MoELayer) -> None:
 
     layer.router.register_forward_pre_hook(before, with_kwargs=True)
     layer.router.register_forward_hook(after, always_call=True)
+
+
+def _log_no_z_loss(router: Any) -> None:
+    """Log a z-loss of 0. Megatron's tracker averages it over the group that a router names when it logs one: a rank that has
+    had only text would name none, and the others would wait for it (upstream: `MoEMetricsTracker._sync_metrics`). Groups
+    of the other losses have one rank, for tensors and sequences are not split."""
+    if router.config.moe_z_loss_coeff is not None:
+        get_moe_metrics_tracker().record(
+            "z_loss",
+            torch.zeros((), device=router.weight.device),
+            router.layer_number,
+            router.config.num_layers,
+            avg_group=router.tp_dp_cp_group,
+        )
 
 
 @functools.cache

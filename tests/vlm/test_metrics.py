@@ -1,12 +1,13 @@
 """What a trainer is told of a model of several parts: one schedule, layers by their number, experts by their part."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
 from megatron_compete.config import CompeteConfig
-from tests.ranks import run_ranks
-from tests.vlm.models import SIGLIP, Batch, build, changed, configuration, initialize, train_step
+from tests.ranks import run_rank, run_ranks
+from tests.vlm.models import LAYERS, SIGLIP, Batch, build, changed, configuration, initialize, train_step
 
 SETTINGS = changed(SIGLIP, experts_in=("vision", "projector", "language"), num_experts=2, router_topk=1)
 BALANCED = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": 0.1, "moe_router_pre_softmax": True}
@@ -61,3 +62,34 @@ def test_layers_compete_as_the_one_schedule_says() -> None:
     (found,) = run_ranks(1, reported, compete, STEP[::2], 1, 5)
     assert [layers_with("competition/agreement", scalars) for scalars, _ in found] == [active for _, active in found]
     assert sum(len(active) for _, active in found) > 5
+
+
+def logged_z_losses(of_ranks: Sequence[Sequence[Batch]]) -> dict[str, float]:
+    """Megatron's z-losses of a step as its tracker reports them, of a model whose language model has no experts."""
+    import torch
+    from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
+
+    from megatron_compete.vlm.exchange import stock_parts
+
+    initialize()
+    config = configuration(SIGLIP, moe_z_loss_coeff=0.5)
+    batches = of_ranks[torch.distributed.get_rank()]
+    train_step(build(config, stock_parts(config)), batches)
+    scalars: dict[str, float] = {}
+    writer = SimpleNamespace(add_scalar=lambda name, value, step: scalars.update({name: float(value)}))
+    get_moe_metrics_tracker().report(
+        1 / len(batches), 1, writer, per_layer_logging=True, force_initialize=True, track_names=["z_loss"],
+        num_layers=LAYERS, moe_layer_freq=1,
+    )  # fmt: skip
+    return scalars
+
+
+def test_a_rank_that_has_had_only_text_does_not_hold_up_the_z_loss() -> None:
+    pictures, text = Batch.random([[1], [2]], seed=1), Batch.random([[], []], seed=2)
+    apart = run_ranks(2, logged_z_losses, [[pictures], [text]], timeout=60)
+    assert apart[0] == apart[1]
+    assert apart[0] == pytest.approx(run_rank(logged_z_losses, [[pictures, text]]))
+    of_pictures = run_rank(logged_z_losses, [[pictures]])
+    layers = [of_pictures[f"moe/z_loss_layer_{layer}"] for layer in range(3)]
+    assert min(layers) > 0 and of_pictures["z_loss"] == pytest.approx(sum(layers) / 3)
+    assert apart[0]["z_loss"] == pytest.approx(of_pictures["z_loss"] / 2)  # text adds nothing to the training loss
