@@ -56,7 +56,8 @@ from megatron_compete.training.vlm.model import VisionLanguageModelConfig
 class Task:
     """What differs between kinds of models: how their data are checked and read, and what a microbatch is."""
 
-    check_data: Callable[[argparse.Namespace], None]
+    check_data: Callable[[argparse.Namespace], str | None]
+    """Returns what a checkpoint keeps of the data, for a run that goes on to compare with."""
     build_datasets: Callable[..., Any]
     forward_step: Callable[..., Any]
 
@@ -70,7 +71,7 @@ def train() -> None:
     settle_device()
     args = parse_arguments()
     task = LANGUAGE if args.vision_model_type is None else VISION_LANGUAGE
-    on_rank_0(lambda: task.check_data(args))
+    args.listed_samples = on_rank_0(lambda: task.check_data(args))
     with contextlib.ExitStack() as trainer:
         trainer.callback(forget_loss_tokens)
         for part in (use_prebuilt_helpers(), any_expert_layout(), probed_steps(args), predicting_like_the_last_layer()):

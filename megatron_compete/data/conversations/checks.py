@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -156,6 +157,9 @@ def prepare_samples(
 ) -> Path:
     """Make the list of samples, or find the one that is there; for one process, before others load it.
 
+    A list that runs read by, under --skip-bad-samples, stays as it is: with one sample more they would go on in another
+    order. Where nothing is skipped no run has begun by a list with bad samples, and images may have been put right.
+
     Args:
         cache: --data-cache-path; default a folder `cache` beside the first file.
         report: takes lines for the log.
@@ -164,33 +168,47 @@ def prepare_samples(
     Raises:
         CompeteError: nothing usable, or bad samples without --skip-bad-samples; the cache cannot be written.
     """
-    folder = Path(cache) if cache else Path(files[0]).absolute().parent / "cache"
-    path = folder / f"conversations-{fingerprint(files, reader)[:16]}.npz"
+    path = list_path(files, reader, cache)
     samples = SampleList.load(path) if path.exists() else None
-    if samples is None or _is_mended(samples, reader):
+    mended = 0 if samples is None else _count_mended(samples, reader)
+    if samples is None or (mended and not reader.config.skip_bad):
+        mended = 0
         samples = list_samples(files, reader)
         try:
             samples.save(path)
             write_report(path.with_suffix(".bad.json"), samples.findings, samples.total)
         except OSError as error:
             raise CompeteError(
-                f"{folder} cannot be written ({error.strerror}): give --data-cache-path FOLDER"
+                f"{path.parent} cannot be written ({error.strerror}): give --data-cache-path FOLDER"
             ) from error
     _judge(samples, reader, path, report)
+    if mended:
+        report(
+            f"conversations: {mended} of them have images that can be read now: remove {path} to take them; a run that "
+            "goes on then reads in another order"
+        )
     return path
 
 
-def _is_mended(samples: SampleList, reader: Reader) -> bool:
-    """Whether an image that could not be used now can."""
-    for finding in samples.findings:
-        if finding.kind in IMAGE_KINDS:
-            try:
-                reader.check(index_json(finding.file).read(finding.number))
-                return True
-            except BadSample as bad:
-                if bad.kind not in IMAGE_KINDS:
-                    return True
-    return False
+def list_path(files: Sequence[str], reader: Reader, cache: str | None = None) -> Path:
+    """Where the list of these files lies, or will; arguments as of `prepare_samples`."""
+    folder = Path(cache) if cache else Path(files[0]).absolute().parent / "cache"
+    return folder / f"conversations-{fingerprint(files, reader)[:16]}.npz"
+
+
+def _count_mended(samples: SampleList, reader: Reader) -> int:
+    """Samples that were left out for an image, and whose images can all be used now; a file is indexed at most once."""
+    of_images = [finding for finding in samples.findings if finding.kind in IMAGE_KINDS]
+    indexes = {file: index_json(file) for file in {finding.file for finding in of_images}}
+    return sum(_has_images(indexes[finding.file].read(finding.number), reader) for finding in of_images)
+
+
+def _has_images(record: Any, reader: Reader) -> bool:
+    try:
+        reader.tiles(reader.conversation(record))
+    except BadSample:
+        return False
+    return True
 
 
 def _judge(samples: SampleList, reader: Reader, path: Path, report: Callable[[str], None]) -> None:

@@ -56,7 +56,7 @@ class Reader:
             BadSample: it cannot be used.
         """
         conversation = self.conversation(record)
-        tiles = tuple(self.pixels.count(*self._size(name)) for name in conversation.images)
+        tiles = self.tiles(conversation)
         whole = self.chat.encode(conversation.messages, len(tiles))
         encoded = self._fitted(whole, tiles)
         return Checked(
@@ -66,6 +66,14 @@ class Reader:
     def conversation(self, record: Any) -> Conversation:
         """The sample's messages and images."""
         return read_conversation(record, self.chat.image_token)
+
+    def tiles(self, conversation: Conversation) -> tuple[int, ...]:
+        """Of each image, looked at as --check-images says.
+
+        Raises:
+            BadSample: an image cannot be used.
+        """
+        return tuple(self.pixels.count(*self._size(name)) for name in conversation.images)
 
     def sample(self, conversation: Conversation, tiles: Sequence[int], with_images: bool) -> Sample:
         """The sample, with its images decoded or, for a pipeline stage that has no use for them, none.

@@ -4,6 +4,7 @@ Made once, by one process, and read by all ranks, so that all of them and all pi
 same number.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -61,6 +62,14 @@ class SampleList:
     def has_images(self) -> NDArray[np.bool_]:
         """Of each sample."""
         return np.diff(self.first_image) > 0
+
+    @property
+    def identity(self) -> str:
+        """`665298 samples (1f0c5a2e)`: another one where these are others, or in another order, or of other lengths."""
+        digest = hashlib.sha256()
+        for name in ("file_of", "number", "length", "tiles", "first_image"):
+            digest.update(getattr(self, name).tobytes())
+        return f"{len(self)} samples ({digest.hexdigest()[:8]})"
 
     def tiles_of(self, sample: int) -> list[int]:
         """Tiles of each of a sample's images."""

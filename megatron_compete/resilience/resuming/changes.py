@@ -17,6 +17,7 @@ from megatron.core.models.hybrid.hybrid_layer_allocation import Symbols
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import PREFIX, CompeteConfig
+from megatron_compete.data.conversations import config as conversations
 from megatron_compete.resilience.resuming.learning_rate import RateSchedule
 from megatron_compete.resilience.resuming.router import router_changes
 from megatron_compete.vlm.config import dest_of
@@ -224,13 +225,38 @@ DATA = (
 """Arguments from which the order of the samples follows."""
 
 
+CONVERSATIONS = (
+    "seed", "split", "data_path", "data_args_path", "train_data_path", "per_split_data_args_path", "energon_path",
+    *(conversations.dest_of(name) for name in (
+        "template", "image_aspect_ratio", "use_tiling", "max_num_tiles", "use_thumbnail", "truncate", "pack",
+        "group_by_modality",
+    )),
+)  # fmt: skip
+"""The same where samples are conversations, and how these are read; their order does not follow from the run's length."""
+
+
 def _data_order(c: Change) -> Iterable[str]:
+    if c.now.vision_model_type is not None:
+        yield from _conversations(c)
+        return
     told = [c.told(name) for name in DATA if c.differs(name)]
     if told:
         yield (
             f"{'; '.join(told)}: samples come in the order of the new arguments from number "
             f"{getattr(c.saved, 'consumed_train_samples', 0)} on; documents are shuffled anew where the number of epochs "
             "changes"
+        )
+
+
+def _conversations(c: Change) -> Iterable[str]:
+    grouped = ("global_batch_size",) if c.now.group_by_modality else ()
+    told = [c.told(name) for name in (*CONVERSATIONS, *grouped) if c.differs(name)]
+    if hasattr(c.now, "listed_samples") and c.differs("listed_samples"):
+        told.append(f"the list of {c.now.listed_samples} is another than the checkpoint's of {c.saved.listed_samples}")
+    if told:
+        yield (
+            f"{'; '.join(told)}: conversations are read by the new arguments, and may come in another order, from number "
+            f"{getattr(c.saved, 'consumed_train_samples', 0)} on"
         )
 
 

@@ -12,10 +12,11 @@ from megatron.training import get_args, get_tokenizer, print_rank_0
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.conversations.build import build_conversations, build_reader
-from megatron_compete.data.conversations.checks import prepare_samples
+from megatron_compete.data.conversations.checks import list_path, prepare_samples
 from megatron_compete.data.conversations.config import ConversationConfig
 from megatron_compete.data.conversations.dataset import ConversationDataset
 from megatron_compete.data.conversations.reader import Reader
+from megatron_compete.data.conversations.sample_list import SampleList
 from megatron_compete.resilience.agreement import on_rank_0
 from megatron_compete.training.data_arguments import parse_split, read_sources
 from megatron_compete.training.vlm.external import build_external
@@ -74,14 +75,21 @@ def _shares(split: str) -> list[tuple[float, float] | None]:
     return [(end - share / sum(shares), end) if share else None for share, end in zip(shares, ends)]
 
 
-def check_conversations(args: argparse.Namespace) -> None:
-    """Raise a `CompeteError` for data that cannot be used. Reads every sample the first time: one rank of a job does it."""
+def check_conversations(args: argparse.Namespace) -> str | None:
+    """List the samples, and say which training reads (`SampleList.identity`); None where energon does, as they come.
+
+    Reads every sample the first time: one rank of a job does it.
+
+    Raises:
+        CompeteError: data that cannot be used.
+    """
     reader = reader_of(args)
-    if args.energon_path is not None:  # which has its own files, and is read as it comes
-        return
-    for part in parts_of(args):
-        if part is not None:
-            prepare_samples(part[0], reader, args.data_cache_path)
+    if args.energon_path is not None:
+        return None
+    training, *_ = [
+        None if part is None else prepare_samples(part[0], reader, args.data_cache_path) for part in parts_of(args)
+    ]
+    return None if training is None else SampleList.load(training).identity
 
 
 def build_datasets(num_samples: Sequence[int | None], vp_stage: int | None = None) -> Any:
@@ -109,8 +117,9 @@ build_datasets.is_distributed = True  # type: ignore[attr-defined]  # every rank
 
 
 def _listed(part: Part, reader: Reader, args: argparse.Namespace) -> Path:
-    """The list of usable samples, which `check_conversations` has made and told of."""
-    return prepare_samples(part[0], reader, args.data_cache_path, report=lambda line: None)
+    """The list of usable samples, which `check_conversations` has made, told of and compared."""
+    path = list_path(part[0], reader, args.data_cache_path)
+    return path if path.exists() else prepare_samples(part[0], reader, args.data_cache_path)
 
 
 def _dataset(

@@ -16,6 +16,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.conversations import checks
 from megatron_compete.data.conversations.bad_samples import KINDS
 from megatron_compete.data.conversations.checks import list_samples, prepare_samples
+from megatron_compete.data.conversations.json_index import index_json
 from megatron_compete.data.conversations.sample_list import SampleList
 from tests.data.conversations.tiny import mixed_dataset, picture, reader, sample, save_pictures, turns, write_json
 
@@ -162,14 +163,36 @@ def test_a_list_with_bad_samples_is_kept_and_judged_anew(tmp_path: Path) -> None
     assert prepare_samples([file], reader(images, **SKIPPING)) == path and path.stat().st_mtime_ns == before
 
 
-def test_an_image_that_was_put_right_is_used(tmp_path: Path) -> None:
+def test_an_image_that_was_put_right_is_used_where_the_run_had_stopped(tmp_path: Path) -> None:
     """Though neither the JSON nor a flag is another."""
+    images = tmp_path / "images"
+    save_pictures(images, 1)
+    file = write_json(tmp_path / "data.json", [sample("good", "0.png"), sample("late", "late.png")])
+    with pytest.raises(CompeteError, match=r"no image .*late.png"):
+        prepare_samples([file], reader(images))
+    picture(8, 8).save(images / "late.png")
+    assert len(SampleList.load(prepare_samples([file], reader(images)))) == 2
+
+
+def test_a_list_that_runs_read_by_stays_and_an_image_that_was_put_right_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, images = bad_dataset(tmp_path)
-    own = reader(images, **SKIPPING)
-    before = SampleList.load(prepare_samples([file], own))
+    own, said, indexed = reader(images, **SKIPPING), list[str](), list[str]()
+    path = prepare_samples([file], own)
+    before = path.read_bytes()
+    monkeypatch.setattr(checks, "index_json", lambda name: (indexed.append(name), index_json(name))[1])
+    assert prepare_samples([file], own, report=said.append) == path and "can be read now" not in "".join(said)
     picture(8, 8).save(images / "none.png")
+    picture(8, 8).save(images / "page.jpg")
+    assert prepare_samples([file], own, report=said.append) == path and path.read_bytes() == before
+    assert said[-1].startswith(f"conversations: 2 of them have images that can be read now: remove {path} to take them")
+    assert indexed == [file] * 2  # once a start, however many images are missing
+    identity = SampleList.load(path).identity
+    path.unlink()
     after = SampleList.load(prepare_samples([file], own))
-    assert len(after) == len(before) + 1 and "missing_image" not in {finding.kind for finding in after.findings}
+    assert not {"missing_image", "damaged_image"} & {finding.kind for finding in after.findings}
+    assert after.identity != identity and after.identity.startswith(f"{len(after)} samples (")
 
 
 def test_nothing_usable(tmp_path: Path) -> None:

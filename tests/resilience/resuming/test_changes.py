@@ -146,6 +146,44 @@ def test_another_order_of_samples_is_said() -> None:
     assert notes_on(saved(), validated(COSINE)) == ()
 
 
+LISTED = "12 samples (00c0ffee)"
+
+
+@pytest.mark.parametrize(
+    ("flags", "listed", "said"),
+    [
+        ("--pack-conversations --micro-batch-size 1", LISTED, "--pack-conversations True is False in the checkpoint"),
+        ("--group-by-modality", LISTED, "--group-by-modality True is False in the checkpoint"),
+        (
+            "--use-tiling --max-num-tiles 2",
+            LISTED,
+            "--use-tiling True is False in the checkpoint; --max-num-tiles 2 is 1",
+        ),
+        ("--conversation-template plain", LISTED, "--conversation-template plain is tokenizer in the checkpoint"),
+        (
+            "",
+            "13 samples (0badcafe)",
+            f"the list of 13 samples (0badcafe) is another than the checkpoint's of {LISTED}",
+        ),
+    ],
+)
+def test_other_conversations_are_said(flags: str, listed: str, said: str) -> None:
+    before, now = saved(f"{CONSTANT} {VISION}", listed_samples=LISTED), validated(f"{CONSTANT} {VISION} {flags}")
+    now.listed_samples = listed
+    (note,) = notes_on(before, now)
+    assert note.startswith(said) and note.endswith("may come in another order, from number 40 on"), note
+
+
+def test_the_same_conversations_in_a_longer_run_are_none() -> None:
+    before, now = (
+        saved(f"{CONSTANT} {VISION}", listed_samples=LISTED),
+        validated(f"{CONSTANT} {VISION} --train-iters 20"),
+    )
+    assert notes_on(before, now) == ()  # as who only looks has it: no list was made
+    now.listed_samples = LISTED
+    assert notes_on(before, now) == ()
+
+
 def test_another_sample_of_tokens_is_said() -> None:
     sampled = f"{COSINE} --compete-token-fraction 0.3"
     (note,) = notes_on(saved(COSINE), validated(sampled))

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_compete.data.conversations.sample_list import SampleList
 from megatron_compete.report.scalars import read_scalars
+from megatron_compete.resilience.resuming.saved_run import read_saved_run
 from tests.training.runs import largest_difference
 from tests.training.vlm.runs import train, write_data
 
@@ -67,6 +69,13 @@ def test_resumed_run_equals_uninterrupted_one(folder: Path, data: str, whole: Sc
     for name in resumed:
         if name == "lm loss" or name.startswith("competition/"):
             assert resumed[name] == after(whole, name), name
+
+
+def test_a_checkpoint_knows_the_list_of_its_samples(folder: Path, data: str, whole: Scalars) -> None:
+    lists = map(SampleList.load, folder.glob("pictures/**/cache/conversations-*.npz"))
+    (identity,) = (one.identity for one in lists if one.files[0].endswith("train.json"))
+    saved = read_saved_run(folder / "ckpt")
+    assert saved is not None and saved.arguments.listed_samples == identity
 
 
 def test_recompute_changes_no_bit(folder: Path, data: str, whole: Scalars) -> None:
