@@ -19,7 +19,7 @@ class VerifyOptions:
     read: bool = option(False, help="read all tensors too, and look for values that are no numbers")
     tokenizer_model: str | None = option(None, metavar="PATH", help="the training tokenizer, where it has moved")
     windows: int = option(32, help="sequences compared")
-    length: int = option(512, help="tokens of a sequence at most")
+    length: int = option(512, help="tokens of text in a sequence at most")
     """Enough to see every position's effect, and cheap for models of long context."""
     tolerance: float = option(1e-3, help="largest logit difference that passes")
     trust_remote_code: bool = option(False, help="run code in the Hugging Face folder or of the tokenizer")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_compete.checkpoint.families.llava import picture_embeddings
 from megatron_compete.checkpoint.hf_model import load_hf_model, load_hf_tokenizer
 from megatron_compete.checkpoint.vlm.processor import PROCESSOR
 from megatron_compete.common.comparison import check_finite, largest_difference
@@ -51,29 +52,30 @@ def compare_vision(
     Args:
         checkpoint: the `TorchDistCheckpoint`.
         limit: windows at most.
-        length: tokens of a window at most, picture included; no more than the model was trained with.
+        length: tokens of text in a window at most; with a picture before them no more than the model was trained with.
     Raises:
         CompeteError: a folder that cannot be loaded, a text too short, or logits that are no numbers.
     """
-    from megatron.training import get_args, get_tokenizer
+    from megatron.training import get_tokenizer
 
     from megatron_compete.verify.conversion import windows
     from megatron_compete.verify.single import load_model
 
+    longest = int(checkpoint.arguments["seq_length"])
+    room = _room(length, longest, picture_embeddings(checkpoint.arguments))
     _, model = load_model(checkpoint, tokenizer_model, trust_remote_code)
     ids = [get_tokenizer().tokenize(text) for text in texts]
     hf_tokenizer = load_hf_tokenizer(hf, "--hf", trust_remote_code)
     hf_model = load_hf_model(hf, "--hf", "float32", trust_remote_code)
     pair = _Pair(model, hf_model, int(model.image_token_index))
     same_prompt = _check_prompt(hf, pair, trust_remote_code)
-    room = _room(length, get_args().seq_length, pair.embeddings)
     batch = windows(ids, room, limit)[:, :-1]
     totals = _Totals()
     for number, window in enumerate(batch):
         shown = _picture(model, number) if number % 2 == 0 else None
         totals.add(*pair.logits(window[None], shown))
     prompt = min(PROMPT, room // 2)
-    count = min(GENERATED, get_args().seq_length - pair.embeddings - prompt)
+    count = min(GENERATED, longest - pair.embeddings - prompt)
     same = all(
         pair.generates_alike(row[None, :prompt], _picture(model, number), count) for number, row in enumerate(batch[:2])
     )
@@ -83,18 +85,20 @@ def compare_vision(
 
 
 def _room(length: int, longest: int, embeddings: int) -> int:
-    """Tokens of text behind a picture.
+    """Tokens of text in a window: `length`, or what a sequence of `longest` has left behind a picture.
 
     Raises:
         CompeteError: too few to compare.
     """
-    room = min(length, longest) - embeddings
-    if room < LEAST:
+    left = longest - embeddings
+    if left < LEAST:
         raise CompeteError(
-            f"--length {length}, of a model for sequences of {longest}, leaves {max(room, 0)} tokens behind a picture's "
-            f"{embeddings}: {LEAST} are needed"
+            f"the model is for sequences of {longest} (--seq-length), and a picture takes {embeddings} of them: there is no "
+            f"room for {LEAST} tokens of text, verify its files without --text"
         )
-    return room
+    if length < LEAST:
+        raise CompeteError(f"--length {length} is too little text behind a picture: give {LEAST} or more")
+    return min(length, left)
 
 
 def _picture(model: Any, seed: int) -> Tensor:

@@ -14,7 +14,9 @@ from megatron_compete.checkpoint.location import find_checkpoint
 from megatron_compete.checkpoint.options import Upcycling
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.cli.convert import main as convert
-from megatron_compete.verify.vision import GENERATED
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.verify.command import VerifyOptions
+from megatron_compete.verify.vision import GENERATED, _room, compare_vision
 from tests.checkpoint import hf_models
 from tests.checkpoint.vlm import llava_models
 from tests.ranks import run_rank
@@ -120,6 +122,29 @@ def test_exported_experts_are_megatrons_model(tmp_path: Path) -> None:
     words = hf_models.save(tmp_path / "words", "llama")
     said = run_rank(on_a_rank, [*flags[:2], "--hf", str(words), *flags[4:]])
     assert "is a language model, and --checkpoint" in said and "takes pictures" in said
+
+
+def test_text_has_room_behind_a_picture_of_many_embeddings() -> None:
+    """At the default length, of a SigLIP of 384 pixels; and in less than a sequence that is short."""
+    default = VerifyOptions.length
+    assert _room(default, 2048, 729) == default == 512
+    assert _room(default, 1000, 729) == 271 and _room(8, 1000, 729) == 8
+    with pytest.raises(CompeteError, match=r"sequences of 512 \(--seq-length\), and a picture takes 729 of them"):
+        _room(default, 512, 729)
+    with pytest.raises(CompeteError, match="--length 3 is too little text behind a picture: give 4 or more"):
+        _room(3, 2048, 729)
+
+
+def test_a_model_without_room_is_refused_before_it_is_built(tmp_path: Path) -> None:
+    checkpoint = TorchDistCheckpoint(find_checkpoint(imported(tmp_path)))
+    checkpoint.arguments["seq_length"] = llava_models.PATCHES + 3
+    with pytest.raises(CompeteError, match=r"sequences of 19 .*a picture takes 16 of them"):
+        compare_vision(checkpoint, tmp_path / "none", ["text"], 1, VerifyOptions.length, None, False)
+
+
+def imported(folder: Path) -> Path:
+    import_checkpoint(Import(llava_models.save(folder / "source"), folder / "megatron"))
+    return folder / "megatron"
 
 
 @pytest.mark.parametrize("to", ["hf", "megatron"])

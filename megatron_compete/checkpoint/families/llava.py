@@ -146,6 +146,11 @@ def is_custom(arguments: Mapping[str, Any]) -> bool:
     return bool(experts) or width != arguments["hidden_size"]
 
 
+def picture_embeddings(arguments: Mapping[str, Any]) -> int:
+    """How many embeddings a picture has in the decoder's sequence."""
+    return tower_dimensions(arguments).positions - vision_settings(arguments).disable_class_token
+
+
 def llava_config(llava: Llava, arguments: Mapping[str, Any], language: Dimensions, ids: Mapping[str, Any], image_token_id: int) -> dict[str, Any]:  # fmt: skip
     """The fields of config.json that say what the model is, from Megatron's arguments.
 
@@ -166,7 +171,7 @@ def llava_config(llava: Llava, arguments: Mapping[str, Any], language: Dimension
         },
         "vision_config": {"model_type": llava.tower.name, **llava.tower.to_config(tower, arguments)},
         "image_token_index": image_token_id,
-        "image_seq_length": tower.positions - drops,
+        "image_seq_length": picture_embeddings(arguments),
         **llava.projector.to_config(projector, arguments),
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "default" if drops else "full",
