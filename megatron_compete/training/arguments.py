@@ -17,6 +17,7 @@ from megatron_compete.data.conversations import config as conversations
 from megatron_compete.data.conversations.config import ConversationConfig
 from megatron_compete.data.conversations.job_rules import check_conversation_arguments
 from megatron_compete.launch import cpu_backend as cpu
+from megatron_compete.layout.vision_rules import check_excluded
 from megatron_compete.moe.baselines import BASELINES, check_flags
 from megatron_compete.moe.baselines.config import PREFIX as BASELINE_PREFIX
 from megatron_compete.moe.baselines.config import BaselineConfig
@@ -160,6 +161,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.stuck_timeout < 0:
         raise CompeteError(f"--stuck-timeout {args.stuck_timeout:g} is below 0: give seconds, or 0 to switch it off")
     check_refused(args)
+    check_excluded(args)
     check_data_arguments(args)
     check_conversation_arguments(args)
     check_probe_arguments(args)

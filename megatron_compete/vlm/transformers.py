@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.vlm.config import Part, VisionConfig, flag_of
+from megatron_compete.vlm.validation import broken_experts
 
 INHERITED = (
     "params_dtype", "fp16", "bf16", "enable_autocast", "autocast_dtype", "perform_initialization",
@@ -124,21 +125,8 @@ def _transformer(base: TransformerConfig, settings: VisionConfig, part: Part, wi
 def _experts(base: TransformerConfig, settings: VisionConfig, part: Part, width: int) -> dict[str, Any]:
     """Settings of a part with experts, each as wide as the MLP of a dense one."""
     experts, top_k = settings.num_experts or base.num_moe_experts, settings.router_topk or base.moe_router_topk
-    size, groups = base.expert_model_parallel_size, base.moe_router_num_groups
-    if experts % size:
-        raise CompeteError(
-            f"{experts} experts in {part} do not divide among --expert-model-parallel-size {size}: give a multiple of it "
-            f"as {flag_of('num_experts')} or --num-experts"
-        )
-    if groups and experts % groups:
-        raise CompeteError(
-            f"{experts} experts in {part} do not divide into --moe-router-num-groups {groups}: give a multiple of it as "
-            f"{flag_of('num_experts')}, or leave the groups out"
-        )
-    if top_k > experts:
-        raise CompeteError(
-            f"{flag_of('router_topk')} or --moe-router-topk {top_k} is more than the {experts} experts in {part}: lower it"
-        )
+    for rule in broken_experts(part, experts, top_k, base.expert_model_parallel_size, base.moe_router_num_groups):
+        raise CompeteError(rule)
     inherited = {name: getattr(base, name) for name in OF_EXPERTS}
     return inherited | {"num_moe_experts": experts, "moe_router_topk": top_k, "moe_ffn_hidden_size": width}
 

@@ -1,6 +1,9 @@
-"""What a vision-language model cannot do, said before it is built: each refusal names Megatron's flag."""
+"""What a vision-language model cannot do, said before it is built: each refusal names Megatron's flag.
 
-from collections.abc import Callable
+`layout/vision_rules.py` says the same of arguments as parsed, in the same words.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -18,10 +21,14 @@ class Refusal:
     reason: str
 
 
+PATCHES_ARE_WHOLE = "a tower's patches are not split over ranks, which experts under tensor parallelism need"
+SEQUENCES_ARE_WHOLE = "a sequence is split when its images are in it, and masks of padding here are of whole sequences"
+ONE_CHUNK = "tower and projector lie on the first stage, before the one chunk that it has of the language model"
+
 REFUSALS = (
-    Refusal("--tensor-model-parallel-size", lambda c: c.tensor_model_parallel_size > 1, "a tower's sequence is not split over ranks, which experts under tensor parallelism need"),
-    Refusal("--context-parallel-size", lambda c: c.context_parallel_size > 1, "a sequence is split before its images are in it"),
-    Refusal("virtual pipeline stages", lambda c: c.virtual_pipeline_model_parallel_size is not None, "the tower lies on the first stage, before its one chunk of the language model"),
+    Refusal("--tensor-model-parallel-size", lambda c: c.tensor_model_parallel_size > 1, PATCHES_ARE_WHOLE),
+    Refusal("--context-parallel-size", lambda c: c.context_parallel_size > 1, SEQUENCES_ARE_WHOLE),
+    Refusal("virtual pipeline stages", lambda c: c.virtual_pipeline_model_parallel_size is not None, ONE_CHUNK),
     Refusal("--mtp-num-layers", lambda c: c.mtp_num_layers, "LLaVAModel hands no tokens on to the layers that predict further ones"),
     Refusal("--hybrid-layer-pattern", lambda c: c.is_hybrid_model, "the language model is a GPTModel"),
     Refusal("--overlap-moe-expert-parallel-comm", lambda c: c.overlap_moe_expert_parallel_comm, "its schedule knows the layers of a GPTModel alone"),
@@ -32,6 +39,32 @@ FROZEN: dict[Part, str] = {"vision": "freeze_tower", "projector": "freeze_projec
 """Settings that freeze a part."""
 
 
+def refused(flag: str, reason: str) -> str:
+    """What is said of a flag, with its value or without, that excludes vision-language models."""
+    return f"{flag} does not work with a vision-language model: {reason}; leave it out"
+
+
+def broken_experts(part: Part, experts: int, top_k: int, ranks: int, groups: int | None) -> Iterator[str]:
+    """What is wrong with the experts of tower or projector.
+
+    Args:
+        ranks: --expert-model-parallel-size.
+        groups: --moe-router-num-groups.
+    """
+    if experts % ranks:
+        yield (
+            f"{experts} experts in {part} do not divide among --expert-model-parallel-size {ranks}: give a multiple of it "
+            f"as {flag_of('num_experts')} or --num-experts"
+        )
+    if groups and experts % groups:
+        yield (
+            f"{experts} experts in {part} do not divide into --moe-router-num-groups {groups}: give a multiple of it as "
+            f"{flag_of('num_experts')}, or leave the groups out"
+        )
+    if top_k > experts:
+        yield f"{flag_of('router_topk')} or --moe-router-topk {top_k} is more than the {experts} experts in {part}: lower it"
+
+
 def check_model(base: TransformerConfig, settings: VisionConfig) -> None:
     """Raise a `CompeteError` for the first setting with which a vision-language model would be wrong or impossible.
 
@@ -40,9 +73,7 @@ def check_model(base: TransformerConfig, settings: VisionConfig) -> None:
     """
     for refusal in REFUSALS:
         if refusal.applies(base):
-            raise CompeteError(
-                f"{refusal.flag} does not work with a vision-language model: {refusal.reason}. Leave it out"
-            )
+            raise CompeteError(refused(refusal.flag, refusal.reason))
     size, shards = base.expert_model_parallel_size, base.expert_tensor_parallel_size
     if shards > 1 and {"vision", "projector"} & set(settings.experts_in):
         raise CompeteError(

@@ -103,6 +103,14 @@ def test_two_stages_are_one(settings: Any) -> None:
     assert_same(merged(stages), run_rank(step_of, settings, ALL_COMPETE, [PIPELINED], {}, 1, 1), 1e-5)
 
 
+def test_a_first_stage_of_tower_and_projector_alone() -> None:
+    """By `--pipeline-model-parallel-layout`, which may leave the decoder to later stages."""
+    layout = {"pipeline_model_parallel_layout": "E|ttL"}
+    stages = run_ranks(2, step_of, EVERYWHERE, ALL_COMPETE, [PIPELINED], layout, 2, 1)
+    assert not any(".layers." in name for name in stages[0][1] if name.startswith("language_model."))
+    assert_same(merged(stages), run_rank(step_of, EVERYWHERE, ALL_COMPETE, [PIPELINED], {}, 1, 1), 1e-5)
+
+
 @pytest.mark.parametrize("settings", [SIGLIP, EVERYWHERE], ids=["dense", "experts"])
 def test_microbatches_do_not_multiply_losses_of_routers(settings: Any) -> None:
     balance = {"moe_router_load_balancing_type": "aux_loss", "moe_aux_loss_coeff": 0.1, "moe_z_loss_coeff": 0.1}

@@ -32,9 +32,6 @@ def _of_language_models(config: ConversationConfig) -> Iterator[str]:
 
 
 def _of_conversations(args: argparse.Namespace, config: ConversationConfig) -> Iterator[str]:
-    for name in ("mock_data", "sft", "fim_data"):
-        if getattr(args, name):
-            yield f"--{name.replace('_', '-')} is for language models: a vision-language model reads conversations; leave it out"
     if args.dataloader_type == "cyclic":
         yield "--dataloader-type cyclic draws an order of its own, and conversations are in one already: leave it out"
     if config.pack:

@@ -29,7 +29,6 @@ ENERGON = {"energon_path": "d", "dataloader_type": "external"}
             {"vision_model_type": None, "conversation_template": "plain"},
             "--conversation-template is about conversations",
         ),
-        ({"mock_data": True}, "--mock-data is for language models"),
         ({"dataloader_type": "cyclic"}, "--dataloader-type cyclic draws an order of its own"),
         ({"pack_conversations": True, "transformer_impl": "local"}, "--pack-conversations needs attention that keeps"),
         ({"pack_conversations": True, "micro_batch_size": 2}, "give --micro-batch-size 1 and not 2"),
