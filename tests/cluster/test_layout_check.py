@@ -35,7 +35,7 @@ def test_it_refuses_what_the_trainer_does(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(CompeteError, match="--moe-enable-routing-replay does not work with competition routing"):
         main(str(refused), "4")
     asked = []
-    monkeypatch.setattr(job_check, "check_supported", lambda *settings: asked.append(settings))
+    monkeypatch.setattr(job_check, "check_all_parts", lambda *settings: asked.append(settings))
     main(str(refused), "4")
     assert len(asked) == 1
 
