@@ -63,6 +63,11 @@ def test_rate_0_is_megatrons_model_bit_for_bit(folder: Path, data: str) -> None:
         assert never[name] == stock[name]
 
 
+def test_a_baseline_router_logs_its_experts_per_token(folder: Path, data: str) -> None:
+    logged = run("remoe", 1, f"{VISION} --router remoe", folder, data)["experts_per_token"]
+    assert set(logged) == set(range(1, STEPS + 1)) and all(0 < count <= 4 for count in logged.values())
+
+
 def test_resumed_run_equals_uninterrupted_one(folder: Path, data: str, whole: Scalars) -> None:
     resumed = run("resumed", 1, f"{ALL} --load {folder}/ckpt", folder, data)
     assert set(resumed["lm loss"]) == set(range(MIDDLE + 1, STEPS + 1))
