@@ -20,11 +20,11 @@ KINDS = {
     "damaged_image": "an image that cannot be read to its end, or in no known format",
     "huge_image": "an image of more pixels than --max-image-pixels",
     "refused_by_template": "a conversation that the chat template refuses or rewrites",
-    "image_count": "another number of image tokens than of images, or an image in an answer",
+    "image_count": "another number of image tokens than of images, an image in an answer, or one that ends the text",
     "too_long": "more tokens than --seq-length, image embeddings included",
     "nothing_to_learn": "no answer, or only empty ones",
 }
-"""Ways in which a sample can be unusable; the order is the one in which they are looked for."""
+"""Ways in which a sample can be unusable, in the order of reports."""
 
 SHOWN = 3
 """Samples named of each kind in a summary."""

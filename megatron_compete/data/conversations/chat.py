@@ -109,6 +109,10 @@ class Chat:
             raise BadSample("image_count", f"{count} tokens {self.image_token} in the text, and {images} images")
         if not learned[1:].any():
             raise BadSample("nothing_to_learn", "no token of an answer")
+        if (
+            ids[-1] == self.image_id
+        ):  # the last token is only a label, so this image would have no place among the tokens
+            raise BadSample("image_count", f"it ends with {self.image_token}, behind which nothing is said")
         return Encoded(ids, learned)
 
     def _caption(self, messages: Sequence[Message]) -> list[Message]:

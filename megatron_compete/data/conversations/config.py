@@ -94,7 +94,10 @@ class ConversationConfig:
             if self.max_num_tiles > 1 or self.use_thumbnail:
                 given = f"--max-num-tiles {self.max_num_tiles}" if self.max_num_tiles > 1 else "--use-thumbnail"
                 raise CompeteError(f"{given} has no effect without --use-tiling: give that, or leave it out")
-        elif self.image_aspect_ratio is not None:
+            return
+        if self.max_num_tiles == 1:
+            raise CompeteError("--use-tiling cuts nothing at --max-num-tiles 1: give that 2 or more, or leave it out")
+        if self.image_aspect_ratio is not None:
             raise CompeteError(
                 f"--image-aspect-ratio {self.image_aspect_ratio} has no effect with --use-tiling, whose grid follows the "
                 "image's shape: leave one out"

@@ -124,6 +124,24 @@ def test_vicuna_is_what_llava_writes() -> None:
     assert own == "<s>S USER: <image>\nHi ASSISTANT: Ho</s>"
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_conversation_that_ends_with_an_image_is_refused(images: int) -> None:
+    """The last token is no input, and its embeddings would be one image's more than there are places."""
+    nothing_behind = "{% for m in messages %}{{ m.content + ('</s>' if m.role == 'assistant' else '') }}{% endfor %}"
+    chat = Chat(with_template(nothing_behind))
+    said: list[Message] = [
+        {"role": "user", "content": "<image>" * (images - 1) + "What?"},
+        {"role": "assistant", "content": "A cat."},
+        {"role": "user", "content": "<image>"},
+    ]
+    with pytest.raises(BadSample, match="it ends with <image>, behind which nothing is said") as bad:
+        chat.encode(said, images)
+    assert bad.value.kind == "image_count"
+    assert chat.encode([*said, {"role": "assistant", "content": "A dog."}], images).ids[-1] != chat.image_id
+    said[-1]["content"] += " and this?"
+    assert chat.encode(said, images).ids[-1] != chat.image_id
+
+
 def test_plain_is_image_and_caption() -> None:
     """The first token of the caption lies behind the image, where the model has no loss."""
     chat = Chat(tokenizer(), "plain")

@@ -18,7 +18,11 @@ from megatron_compete.data.conversations.config import PIL_MAX_PIXELS, Conversat
         ({"max_num_tiles": 0}, "--max-num-tiles 0 is out of range: give 1 or more"),
         ({"max_num_tiles": 6}, "--max-num-tiles 6 has no effect without --use-tiling"),
         ({"use_thumbnail": True}, "--use-thumbnail has no effect without --use-tiling"),
-        ({"use_tiling": True, "image_aspect_ratio": "pad"}, "--image-aspect-ratio pad has no effect with --use-tiling"),
+        ({"use_tiling": True}, "--use-tiling cuts nothing at --max-num-tiles 1: give that 2 or more"),
+        (
+            {"use_tiling": True, "max_num_tiles": 2, "image_aspect_ratio": "pad"},
+            "--image-aspect-ratio pad has no effect with --use-tiling",
+        ),
         ({"max_image_pixels": 0}, "--max-image-pixels 0 is out of range"),
         ({"workers": 0}, "--conversation-workers 0 is out of range"),
         ({"energon_path": "d", "pack": True}, "--pack-conversations has no effect with --energon-path"),
@@ -55,7 +59,7 @@ def test_the_border_belongs_to_images_without_tiles() -> None:
         {},
         {"image_aspect_ratio": "pad"},
         {"image_aspect_ratio": "resize"},
-        {"use_tiling": True},
+        {"use_tiling": True, "max_num_tiles": 2},
     ]
     assert [ConversationConfig(**kind).pads_to_square for kind in kinds] == [True, True, False, False]
 
