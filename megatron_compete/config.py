@@ -202,8 +202,9 @@ class CompeteConfig:
         return replace(self, warmup_steps=math.ceil(self.warmup_fraction * train_steps - 1e-9))
 
     def _of_run(self, args: argparse.Namespace) -> "CompeteConfig":
-        """These settings, as they were given, in the run of a trainer's parsed arguments."""
-        if self.warmup_fraction == 0.0 or not self.enabled:
+        """These settings, as they were given, in the run of a trainer's parsed arguments; with another --router there is no
+        schedule, and no number of steps is needed."""
+        if self.warmup_fraction == 0.0 or not self.enabled or getattr(args, "router", "compete") != "compete":
             return self
         given = f"{flag_of('warmup_fraction')} {self.warmup_fraction:g}"
         if self.warmup_steps:

@@ -8,14 +8,21 @@ gives wins over it, wherever either stands.
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any
 
 from megatron_compete.common.errors import CompeteError
-from megatron_compete.config import DEFAULT_PRESET, PREFIX, RESPONSE_ALONE, UTILITY_ALONE, CompeteConfig
+from megatron_compete.config import DEFAULT_PRESET, PREFIX, RESPONSE_ALONE, UTILITY_ALONE, CompeteConfig, flag_of
 from megatron_compete.launch import recipe
 from megatron_compete.launch.recipe import read_recipe
 
 Settings = Mapping[str, Any]
+
+BALANCES = frozenset({"response_balance_coeff", "router_balance_coeff"})
+"""Weights of losses that `balance_loss` is the form of."""
+
+DECISIVE = ("kind", "warmup_steps", *sorted(BALANCES))
+"""Fields of `CompeteConfig` by which settings of a preset have an effect or none."""
 
 PRESETS: dict[str, Settings] = {
     name: {argument.replace("-", "_"): value for argument, value in read_recipe(path).arguments.items()}
@@ -35,21 +42,22 @@ def preset(name: str) -> Settings:
     return PRESETS[name]
 
 
-def preset_defaults(name: str, kind: str | None = None, warmup_steps: Any = None) -> dict[str, Any]:
-    """What a preset makes the defaults.
+def preset_defaults(name: str, given: Settings = MappingProxyType({})) -> dict[str, Any]:
+    """What a preset makes the defaults: without its settings that would have no effect, which `CompeteConfig` refuses.
 
     Args:
-        kind: `--compete-kind`, where the user gives it. Settings that belong to the other kind alone are then left out,
-            since `CompeteConfig` refuses them.
-        warmup_steps: `--compete-warmup-steps`, where the user gives it; a fraction of the steps is then left out.
+        given: what the user gives of `DECISIVE`, by the names of `CompeteConfig`'s fields.
     Raises:
         CompeteError: there is none of this name.
     """
     settings = preset(name)
-    kind = kind or settings.get("compete_kind", CompeteConfig.kind)
-    idle = {"response": UTILITY_ALONE, "utility": RESPONSE_ALONE}.get(kind, frozenset())
-    if warmup_steps is not None:
+    own = {dest.removeprefix(PREFIX): value for dest, value in settings.items()}
+    chosen = {field.name: field.default for field in fields(CompeteConfig)} | own | given
+    idle = {"response": UTILITY_ALONE, "utility": RESPONSE_ALONE}.get(chosen["kind"], frozenset())
+    if "warmup_steps" in given:
         idle |= {"warmup_fraction"}
+    if not any(chosen[balance] for balance in BALANCES - idle):
+        idle |= {"balance_loss"}
     return {dest: value for dest, value in settings.items() if dest.removeprefix(PREFIX) not in idle}
 
 
@@ -62,14 +70,22 @@ def defaults_asked_for(tokens: Sequence[str]) -> dict[str, Any]:
     return preset_defaults(*_asked_for(tokens))
 
 
-def _asked_for(tokens: Sequence[str]) -> tuple[str, str | None, str | None]:
-    """Name of the preset, and kind and warm-up if they are given; values that are missing are the real parser's to refuse."""
+def _asked_for(tokens: Sequence[str]) -> tuple[str, Settings]:
+    """Name of the preset, and what is given of `DECISIVE`; values that are missing or wrong are the real parser's to refuse."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--compete-preset", nargs="?")
-    first.add_argument("--compete-kind", nargs="?")
-    first.add_argument("--compete-warmup-steps", nargs="?")
-    found, _ = first.parse_known_args(tokens)
-    return found.compete_preset or DEFAULT_PRESET, found.compete_kind, found.compete_warmup_steps
+    for name in DECISIVE:
+        first.add_argument(flag_of(name), dest=name, nargs="?", type=_number_or_text)
+    found = vars(first.parse_known_args(tokens)[0])
+    preset = found.pop("compete_preset") or DEFAULT_PRESET
+    return preset, {name: value for name, value in found.items() if value is not None}
+
+
+def _number_or_text(word: str) -> float | str:
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
 def describe_preset(args: argparse.Namespace) -> str:
@@ -79,7 +95,8 @@ def describe_preset(args: argparse.Namespace) -> str:
         args: validated. With another router than `--router compete`, Megatron's arguments alone count; the competition's
             have no effect.
     """
-    expected = preset_defaults(args.compete_preset, args.compete_kind)
+    given = {name: getattr(args, PREFIX + name) for name in DECISIVE if name != "warmup_steps"}
+    expected = preset_defaults(args.compete_preset, given)
     if args.router == "compete":
         expected = {PREFIX + field.name: field.default for field in fields(CompeteConfig)} | expected
     else:

@@ -90,6 +90,35 @@ def test_the_vision_recipe_also_goes_by_utility(parsed) -> None:
     assert config.diversity_coeff == CompeteConfig.diversity_coeff
 
 
+def test_the_vision_recipe_also_goes_without_balance(parsed) -> None:
+    """Its form of balance losses stays out where there are none, and only there."""
+    flags = "--compete-preset paper-vlm --train-iters 40 --compete-router-balance-coeff 0"
+    none = parsed(f"{flags} --compete-response-balance-coeff 0.0")
+    config = CompeteConfig.from_arguments(none)
+    assert (config.balance_loss, config.router_balance_coeff, config.response_balance_coeff) == ("entropy", 0.0, 0.0)
+    assert config.distill_coeff == 0.01
+    assert describe_preset(none) == (
+        "--compete-preset paper-vlm, except --compete-response-balance-coeff 0.0 (not 0.01), "
+        "--compete-router-balance-coeff 0.0 (not 0.01)"
+    )
+    assert CompeteConfig.from_arguments(parsed(flags)).balance_loss == "top1"
+    assert CompeteConfig.from_arguments(parsed(f"{flags} --compete-kind utility")).balance_loss == "entropy"
+    with pytest.raises(CompeteError, match="--compete-balance-loss top1 changes nothing"):
+        CompeteConfig.from_arguments(
+            parsed(f"{flags} --compete-response-balance-coeff 0 --compete-balance-loss top1 --compete-preset paper")
+        )
+    with pytest.raises(CompeteError, match="argument --compete-router-balance-coeff: invalid float value: 'much'"):
+        parsed("--compete-preset paper-vlm --compete-router-balance-coeff much")
+
+
+@pytest.mark.parametrize("router", ("topk", "remoe"))
+def test_a_fraction_of_the_steps_is_asked_for_where_there_is_a_schedule(router: str, parsed) -> None:
+    flags = "--compete-preset paper-vlm"
+    assert CompeteConfig.from_arguments(parsed(f"{flags} --router {router}")).warmup_steps == 0
+    with pytest.raises(CompeteError, match="is a fraction of a number of steps"):
+        CompeteConfig.from_arguments(parsed(flags))
+
+
 def test_settings_of_the_other_kind_stay_out(parsed) -> None:
     args = parsed("--compete-preset centred --compete-kind utility")
     assert CompeteConfig.from_arguments(args) == CompeteConfig(kind="utility", rate=0.1)
