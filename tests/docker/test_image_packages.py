@@ -54,7 +54,7 @@ def test_requirements_are_the_projects_with_the_extras(image_packages: ModuleTyp
 
 
 def test_an_unknown_extra_is_named(image_packages: ModuleType, folder: Path) -> None:
-    with pytest.raises(SystemExit, match="EXTRAS gpu: choose from mpi, engines"):
+    with pytest.raises(SystemExit, match="EXTRAS gpu: choose from mpi, energon, engines"):
         image_packages.plan(folder, ["gpu"], {}, [])
 
 
