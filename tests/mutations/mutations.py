@@ -73,7 +73,7 @@ LAYERS = (
     Mutation("moe/layer.py", "if self.router.forces_load else scores_TE", "if False else scores_TE", f"{ROUTER_LOSSES}::test_forced_load_balancing_forces_winners_too"),
     Mutation("moe/router.py", "is None else self.would_choose(logits)", "is None else routing_map_TE", f"{SETTINGS}::test_layer_equals_dense_reference[capacity, sigmoid, padded-world1-tp1-cp1-ep1-etp1-alltoall]"),
     Mutation("moe/direct.py", "        await_parameters(self.experts)\n", "", "moe/test_direct.py::test_it_waits_for_weights"),
-    Mutation("moe/direct.py", "and type(mlp.linear_fc2) is RowParallelLinear", "", "moe/test_direct.py::test_whatever_is_not_known_runs_by_the_modules"),
+    Mutation("moe/direct.py", "and type(mlp.linear_fc2) in (RowParallelLinear, OwnedRowLinear)", "", "moe/test_direct.py::test_whatever_is_not_known_runs_by_the_modules"),
     Mutation("moe/latent.py", "return gradients_TH @ self.up.weight", "return self.down(gradients_TH)[0]", LATENT),
     Mutation("moe/latent.py", "response(self.contributions(outputs))", "response(outputs)", LATENT),
     Mutation("moe/layer.py", "self._first_pass.popleft()", "self._first_pass.pop()", "moe/test_recompute.py::test_microbatches_in_flight_keep_their_winners"),
