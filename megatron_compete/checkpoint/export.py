@@ -25,6 +25,7 @@ from megatron_compete.checkpoint.prepared import DTYPES, Prepared, check_rows
 from megatron_compete.checkpoint.reader import TorchDistCheckpoint
 from megatron_compete.checkpoint.safetensors_writer import nbytes, write_safetensors
 from megatron_compete.checkpoint.vlm.writing import prepare_parts
+from megatron_compete.common.errors import CompeteError
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ def export_to_hf(export: Export) -> Exported:
 
 def _prepare(checkpoint: TorchDistCheckpoint, export: Export) -> Prepared:
     """A language model, ready to be written."""
+    if export.image_processor is not None:
+        raise CompeteError(
+            f"--image-processor {export.image_processor} is of a vision-language model, and {export.checkpoint} takes no "
+            "pictures: leave it out"
+        )
     arguments = checkpoint.arguments
     family = choose_family(arguments, export.family)
     tokenizer = export_tokenizer(arguments, export.tokenizer_model, export.no_tokenizer)
@@ -112,8 +118,22 @@ def _drop_mtp(checkpoint: TorchDistCheckpoint) -> None:
 
 def _made_from(export: Export) -> str:
     """Digest of the checkpoint, the tokenizer, the text that proves it, and the options that shape the output."""
-    sources = (find_checkpoint(export.checkpoint, export.iteration), export.tokenizer_model, export.verify_text)
-    names = ("family", "dtype", "tokenizer_model", "no_tokenizer", "verify_text", "drop_mtp", "max_shard_bytes")
+    sources = (
+        find_checkpoint(export.checkpoint, export.iteration),
+        export.tokenizer_model,
+        export.image_processor,
+        export.verify_text,
+    )
+    names = (
+        "family",
+        "dtype",
+        "tokenizer_model",
+        "image_processor",
+        "no_tokenizer",
+        "verify_text",
+        "drop_mtp",
+        "max_shard_bytes",
+    )
     return made_from(filter(None, sources), {"to": "hf"} | {name: getattr(export, name) for name in names})
 
 

@@ -53,6 +53,8 @@ class Export:
     """Of the weights (default: the checkpoint's)."""
     tokenizer_model: Path | None = None
     """SentencePiece model or folder of a Hugging Face tokenizer (default: the one trained with)."""
+    image_processor: Path | None = option(None, metavar="DIR")
+    """Folder of a vision-language model's preprocessor_config.json (default: what it was trained with)."""
     no_tokenizer: bool = False
     """Write weights and configuration alone."""
     verify_text: Path | None = option(None, metavar="FILE")

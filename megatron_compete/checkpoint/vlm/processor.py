@@ -12,23 +12,11 @@ from typing import Any
 from megatron_compete.checkpoint.families.vision import vision_settings
 from megatron_compete.checkpoint.hf_reader import read_json
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.data.conversations.pixels import PROCESSOR_FILE as IMAGE_PROCESSOR
+from megatron_compete.data.conversations.pixels import default_settings, processor_of
 
-IMAGE_PROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+PROCESSOR = "processor_config.json"
 TEMPLATE, OLD_TEMPLATE = "chat_template.jinja", "chat_template.json"
-
-BICUBIC = 3
-"""PIL's number of the resampling."""
-
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "siglip": {
-        "image_processor_type": "SiglipImageProcessor", "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
-    },
-    "clip": {
-        "image_processor_type": "CLIPImageProcessor", "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-    },
-}  # fmt: skip
-"""Of towers that bring none; transformers' own of the kind."""
 
 
 def image_settings(folder: Path) -> dict[str, Any] | None:
@@ -43,23 +31,37 @@ def image_settings(folder: Path) -> dict[str, Any] | None:
     return inner if isinstance(inner, dict) else None
 
 
-def default_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the tower's kind of image processor, for pictures of the model's size."""
+def tower_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the image processor that training takes for the model's tower where it is given none."""
     kind = vision_settings(arguments).model_type
     assert kind is not None
-    size = {"height": int(arguments["img_h"]), "width": int(arguments["img_w"])}
-    steps = dict.fromkeys(("do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), True)
-    made = steps | DEFAULTS[kind] | {"resample": BICUBIC, "rescale_factor": 1 / 255, "size": size}
-    if kind == "clip":  # the middle of the picture
-        made |= {"size": {"shortest_edge": min(size.values())}, "crop_size": size, "do_center_crop": True}
-    return made
+    return default_settings(kind, int(arguments["img_h"]), int(arguments["img_w"]))
 
 
-def padded_settings(settings: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def trained_settings(arguments: Mapping[str, Any], named: Path | None) -> dict[str, Any]:
+    """Settings of the image processor of training, with its border.
+
+    Args:
+        named: the folder, where it is no longer what the arguments say.
+    Raises:
+        CompeteError: the folder of the run, or `named`, has no image processor.
+    """
+    folder = named or arguments.get("image_processor")
+    settings = image_settings(Path(str(folder))) if folder else tower_settings(arguments)
+    if settings is None and named:
+        raise CompeteError(f"--image-processor {named} has no {IMAGE_PROCESSOR}: give the folder that has it")
+    if settings is None:
+        raise CompeteError(
+            f"trained with --image-processor {folder}, where no {IMAGE_PROCESSOR} is now: give the folder that has it as "
+            "--image-processor"
+        )
+    return padded_settings(settings) if pads(arguments) else settings
+
+
+def padded_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The same for pictures that are made square by a border of the mean colour, as training did (--image-aspect-ratio pad)."""
-    size = {"height": int(arguments["img_h"]), "width": int(arguments["img_w"])}
-    square = {"do_pad": True, "size": size, "crop_size": size, "do_center_crop": False}
-    return {**settings, **square, "image_processor_type": "LlavaImageProcessor"}
+    complete = processor_of(settings).to_dict()  # what it leaves out has other defaults in the class that pads
+    return {"do_center_crop": False, **complete, "do_pad": True, "image_processor_type": "LlavaImageProcessor"}
 
 
 def pads(arguments: Mapping[str, Any]) -> bool:

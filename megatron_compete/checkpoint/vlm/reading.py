@@ -25,7 +25,7 @@ from megatron_compete.checkpoint.options import Import
 from megatron_compete.checkpoint.source import TOKENIZER, Source, copy_files, dtype_notes, tokenizer_arguments
 from megatron_compete.checkpoint.vlm.folders import left_out, llava_folders, of_part, of_tower, tower_folder
 from megatron_compete.checkpoint.vlm.fresh import fresh_projector, given_projector, with_rows
-from megatron_compete.checkpoint.vlm.processor import copy_template, default_settings, image_settings, write_processor
+from megatron_compete.checkpoint.vlm.processor import copy_template, image_settings, tower_settings, write_processor
 from megatron_compete.checkpoint.vlm.upcycling import prefixed
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.vlm.config import PARTS
@@ -120,7 +120,7 @@ def _write_files(words: Path, pictures: Path, ids: Ids, token: ImageToken, argum
         tokenizer = load_hf_tokenizer(words, "--checkpoint")
         tokenizer.add_tokens([AddedToken(token.text, special=True, normalized=False)], special_tokens=True)
         tokenizer.save_pretrained(target)
-    images = image_settings(pictures) or default_settings(arguments)
+    images = image_settings(pictures) or tower_settings(arguments)
     write_processor(target, images, arguments, token.text)
 
 

@@ -28,13 +28,7 @@ from megatron_compete.checkpoint.plan import ExportPlan, embedding
 from megatron_compete.checkpoint.prepared import DTYPES, Prepared, check_rows
 from megatron_compete.checkpoint.reader import TensorInfo, TorchDistCheckpoint
 from megatron_compete.checkpoint.vlm.card import vision_card
-from megatron_compete.checkpoint.vlm.processor import (
-    default_settings,
-    image_settings,
-    padded_settings,
-    pads,
-    write_processor,
-)
+from megatron_compete.checkpoint.vlm.processor import trained_settings, write_processor
 from megatron_compete.checkpoint.vlm.template import trained_template, write_template
 from megatron_compete.checkpoint.vlm.upcycling import Within
 from megatron_compete.common.errors import CompeteError
@@ -101,7 +95,8 @@ def prepare_parts(checkpoint: TorchDistCheckpoint, export: Export) -> Prepared:
     """A vision-language model, ready to be written.
 
     Raises:
-        CompeteError: a model that no LLaVA can represent, or a tokenizer without its image token.
+        CompeteError: a model that no LLaVA can represent, a tokenizer without its image token, or no image processor where
+            training had one.
     """
     arguments = checkpoint.arguments
     llava = choose_llava(arguments, export.family)
@@ -110,13 +105,14 @@ def prepare_parts(checkpoint: TorchDistCheckpoint, export: Export) -> Prepared:
     kind = CUSTOM if is_custom(arguments) else STOCK
     image_token_id = _image_token_id(arguments, tokenizer, export.tokenizer_model)
     config = _config(kind, llava, arguments, plans["language"], tokenizer, image_token_id)
+    images = trained_settings(arguments, export.image_processor)
     cautions = tuple(_cautions(arguments, llava))
     return Prepared(
         llava.language, config, PartsPlan(plans, NAMES[kind]), tokenizer, CODE[kind].files if kind in CODE else (),
         config["text_config"]["max_position_embeddings"],
         card=partial(vision_card, llava, arguments, checkpoint.iteration, cautions=cautions),
         cautions=cautions,
-        write_more=partial(_write_processor, arguments, export.tokenizer_model),
+        write_more=partial(_write_processor, arguments, images),
     )  # fmt: skip
 
 
@@ -172,19 +168,10 @@ def _image_token_id(arguments: Mapping[str, Any], tokenizer: ExportTokenizer, na
     return int(number)
 
 
-def _write_processor(arguments: Mapping[str, Any], named: Path | None, folder: Path) -> None:
-    """Images as training made them: with the run's image processor, and its border. Prompts by its chat template."""
-    places = [
-        Path(str(place))
-        for place in (named, arguments.get("image_processor"), arguments.get("tokenizer_model"))
-        if place
-    ]
-    found = (image_settings(place) for place in places if place.is_dir())
-    settings = next(filter(None, found), None) or default_settings(arguments)
-    if pads(arguments):
-        settings = padded_settings(settings, arguments)
+def _write_processor(arguments: Mapping[str, Any], images: Mapping[str, Any], folder: Path) -> None:
+    """Pictures as training made them, and prompts as it rendered them."""
     image_token = str(arguments.get("image_token") or "<image>")
-    write_processor(folder, settings, arguments, image_token)
+    write_processor(folder, images, arguments, image_token)
     write_template(folder, arguments, image_token)
 
 

@@ -4,6 +4,7 @@ Always the processor on Pillow, whose numbers do not depend on whether torchvisi
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PROCESSOR_FILE = "preprocessor_config.json"
+
+BICUBIC = 3
+"""PIL's number of the resampling."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "siglip": {
+        "image_processor_type": "SiglipImageProcessor", "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+    },
+    "clip": {
+        "image_processor_type": "CLIPImageProcessor", "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    },
+}  # fmt: skip
+"""By --vision-model-type; transformers' own of the kind."""
 
 
 class Pixels:
@@ -37,7 +52,9 @@ class Pixels:
         if config.use_tiling and img_h != img_w:
             raise CompeteError(f"--use-tiling cuts squares: give --img-h {img_h} and --img-w {img_w} one value")
         folder = config.image_processor
-        self.processor = _processor_from(folder) if folder else _default_processor(vision_model_type, img_h, img_w)
+        self.processor = (
+            _processor_from(folder) if folder else processor_of(default_settings(vision_model_type, img_h, img_w))
+        )
         mean = self.processor.image_mean
         self._border = tuple(int(255 * part) for part in mean)
         self._check_size()
@@ -92,29 +109,54 @@ def squared(image: "Image", colour: tuple[int, ...]) -> "Image":
     return square
 
 
-def _default_processor(vision_model_type: str, img_h: int, img_w: int) -> Any:
-    """Hugging Face's own defaults for a kind of tower, at a size."""
-    if vision_model_type == "siglip":
-        return _class_of("SiglipImageProcessor")(size={"height": img_h, "width": img_w})
-    if vision_model_type == "clip":
-        sizes = {"crop_size": {"height": img_h, "width": img_w}, "size": {"shortest_edge": max(img_h, img_w)}}
-        return _class_of("CLIPImageProcessor")(**sizes)
-    raise CompeteError(
-        f"--vision-model-type {vision_model_type} has no image processor here: give --image-processor FOLDER"
-    )
+def default_settings(vision_model_type: str, img_h: int, img_w: int) -> dict[str, Any]:
+    """Of the image processor where none is given: transformers' own of the kind of tower, for pictures of a size.
+
+    Raises:
+        CompeteError: there is none for the kind.
+    """
+    if vision_model_type not in DEFAULTS:
+        raise CompeteError(
+            f"--vision-model-type {vision_model_type} has no image processor here: give --image-processor FOLDER"
+        )
+    size = {"height": img_h, "width": img_w}
+    steps = dict.fromkeys(("do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), True)
+    made = steps | DEFAULTS[vision_model_type] | {"resample": BICUBIC, "rescale_factor": 1 / 255, "size": size}
+    if vision_model_type == "clip":  # the middle of the picture, whose shorter side has to fill both of the tower's
+        made |= {"size": {"shortest_edge": max(img_h, img_w)}, "crop_size": size, "do_center_crop": True}
+    return made
+
+
+def processor_of(settings: Mapping[str, Any]) -> Any:
+    """transformers' image processor of the content of a preprocessor_config.json.
+
+    Raises:
+        CompeteError: transformers has none of the name.
+    """
+    name = _name_in(settings)
+    made = _class_of(name)
+    if made is None:
+        raise CompeteError(f"{PROCESSOR_FILE} names {name!r}, which transformers does not have")
+    return made.from_dict(dict(settings))
 
 
 def _processor_from(folder: str) -> Any:
     path = Path(folder, PROCESSOR_FILE)
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        name = settings.get("image_processor_type") or settings.get("feature_extractor_type", "")
+        name = _name_in(settings)
     except (OSError, ValueError, AttributeError) as error:
         raise CompeteError(f"--image-processor {folder}: {path} cannot be read: {error}") from error
-    made = _class_of(name.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor"))
+    made = _class_of(name)
     if made is None:
         raise CompeteError(f"--image-processor {folder} names {name!r}, which transformers does not have")
     return made.from_pretrained(folder)
+
+
+def _name_in(settings: Mapping[str, Any]) -> str:
+    """Of the class, in the form of today."""
+    name = str(settings.get("image_processor_type") or settings.get("feature_extractor_type", ""))
+    return name.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
 
 
 def _class_of(name: str) -> Any:

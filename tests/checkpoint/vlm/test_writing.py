@@ -1,6 +1,7 @@
 """Vision-language models there and back: the same bits, the same answers, and what transformers' classes cannot express."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from megatron_compete.checkpoint.vlm.writing import POST_NORM
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.conversations.config import ConversationConfig
 from megatron_compete.data.conversations.pixels import Pixels
+from tests.checkpoint import hf_models
 from tests.checkpoint.vlm import llava_models
 from tests.checkpoint.vlm.llava_models import PATCHES
 
@@ -151,12 +153,61 @@ def test_pictures_are_made_as_in_training(kind: str, ratio: Any, tmp_path: Path)
     beside = TorchDistCheckpoint(find_checkpoint(tmp_path / "megatron")).arguments["image_processor"]
     run = changed(tmp_path / "megatron", tmp_path, image_aspect_ratio=ratio, use_tiling=False)
     export_to_hf(Export(run, tmp_path / "hf"))
+    wanted = Pixels(ConversationConfig(image_processor=beside, image_aspect_ratio=ratio), kind, 18, 18)(noise())
+    torch.testing.assert_close(exported_pictures(tmp_path / "hf"), wanted, atol=1e-6, rtol=0)
+
+
+def exported_pictures(folder: Path) -> torch.Tensor:
+    return AutoProcessor.from_pretrained(folder)(text="<image>", images=noise(), return_tensors="pt")["pixel_values"]  # type: ignore[no-any-return]
+
+
+def noise() -> Image.Image:
     values = torch.randint(0, 256, (21, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    picture = Image.fromarray(values.numpy())
-    wanted = Pixels(ConversationConfig(image_processor=beside, image_aspect_ratio=ratio), kind, 18, 18)(picture)
-    processor = AutoProcessor.from_pretrained(tmp_path / "hf")
-    found = processor(text="<image>", images=picture, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+    return Image.fromarray(values.numpy())
+
+
+@pytest.mark.parametrize("ratio", ["pad", "resize"])
+def test_a_run_s_own_image_processor_goes_out(ratio: Any, tmp_path: Path) -> None:
+    """Before that of --tokenizer-model, with a crop that is smaller than what pictures are resized to; and the defaults
+    where the run had none, whatever lies beside the tokenizer."""
+    source = llava_models.save(tmp_path / "source", "clip")
+    import_checkpoint(Import(source, tmp_path / "megatron"))
+    beside = Path(TorchDistCheckpoint(find_checkpoint(tmp_path / "megatron")).arguments["image_processor"])
+    own = tmp_path / "own"
+    own.mkdir()
+    settings = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 24},
+                "crop_size": {"height": 18, "width": 18}, "image_mean": [0.1, 0.2, 0.3], "resample": 2}  # fmt: skip
+    (own / "preprocessor_config.json").write_text(json.dumps(settings))
+    (beside / "preprocessor_config.json").write_text(json.dumps(settings | {"image_mean": [0.7] * 3}))
+    for name, given in (("run", str(own)), ("none", None)):
+        (tmp_path / name).mkdir()
+        run = changed(tmp_path / "megatron", tmp_path / name, image_processor=given, image_aspect_ratio=ratio)
+        export_to_hf(Export(run, tmp_path / name / "hf", tokenizer_model=beside))
+        wanted = Pixels(ConversationConfig(image_processor=given, image_aspect_ratio=ratio), "clip", 18, 18)(noise())
+        torch.testing.assert_close(exported_pictures(tmp_path / name / "hf"), wanted, atol=1e-6, rtol=0)
+
+
+def test_an_image_processor_that_has_moved(tmp_path: Path) -> None:
+    """Is asked for, as a tokenizer is."""
+    source = llava_models.save(tmp_path / "source")
+    import_checkpoint(Import(source, tmp_path / "megatron"))
+    beside = Path(TorchDistCheckpoint(find_checkpoint(tmp_path / "megatron")).arguments["image_processor"])
+    run = changed(tmp_path / "megatron", tmp_path, image_processor=str(tmp_path / "gone"))
+    for named, message in (
+        (
+            None,
+            f"trained with --image-processor {tmp_path}/gone, where no preprocessor_config.json is now: give the folder",
+        ),
+        (tmp_path / "source", f"--image-processor {tmp_path}/source has no preprocessor_config.json: give the folder"),
+    ):
+        with pytest.raises(CompeteError, match=re.escape(message)):
+            export_to_hf(Export(run, tmp_path / "hf", image_processor=named))
+    export_to_hf(Export(run, tmp_path / "hf", image_processor=beside))
+    written = [json.loads((one / "preprocessor_config.json").read_text()) for one in (tmp_path / "hf", beside)]
+    assert written[0] == written[1]
+    import_checkpoint(Import(hf_models.save(tmp_path / "words", "llama"), tmp_path / "language"))
+    with pytest.raises(CompeteError, match=r"is of a vision-language model, and .*language takes no pictures"):
+        export_to_hf(Export(tmp_path / "language", tmp_path / "other", image_processor=beside))
 
 
 @pytest.mark.parametrize(

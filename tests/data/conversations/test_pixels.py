@@ -12,7 +12,7 @@ from torch import Tensor
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.conversations.config import ConversationConfig
-from megatron_compete.data.conversations.pixels import PROCESSOR_FILE, Pixels
+from megatron_compete.data.conversations.pixels import PROCESSOR_FILE, Pixels, default_settings
 from tests.data.conversations.tiny import picture
 
 SIZES = [(40, 40), (57, 32), (20, 91), (28, 28)]
@@ -91,6 +91,15 @@ def test_sides_of_two_lengths() -> None:
     assert Pixels(ConversationConfig(), "clip", 14, 28)(picture(30, 20)).shape == (1, 3, 14, 28)
     with pytest.raises(CompeteError, match="--use-tiling cuts squares: give --img-h 14 and --img-w 28 one value"):
         Pixels(ConversationConfig(use_tiling=True, max_num_tiles=2), "siglip", 14, 28)
+
+
+@pytest.mark.parametrize("kind", ["siglip", "clip"])
+def test_the_defaults_are_transformers_own(kind: str) -> None:
+    """Every number of them, so that what an export writes is what its class would do."""
+    settings = default_settings(kind, 28, 28)
+    given = {name: settings[name] for name in ("size", "crop_size") if name in settings}
+    own = getattr(transformers, settings["image_processor_type"] + "Pil")(**given).to_dict()
+    assert {name: list(one) if isinstance(one, tuple) else one for name, one in own.items()} == settings
 
 
 def test_processors_that_cannot_serve(tmp_path: Path) -> None:
