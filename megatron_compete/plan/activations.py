@@ -16,7 +16,6 @@ from megatron_compete.plan.layers import LayerKind
 from megatron_compete.plan.mixer_activations import MixerActivations, mixer_activations
 from megatron_compete.plan.precision import linear_input_bytes
 from megatron_compete.plan.scoring import fused_buffer_bytes, scoring_kernel
-from megatron_compete.plan.vision import PICTURE_CHANNELS
 
 FP32 = 4
 INT64 = 8
@@ -222,9 +221,9 @@ def vision_activations(part: Job) -> KeptActivations:
     if part.part == "projector":
         return layers
     assert part.vision is not None
-    vision, elements = part.vision, part.tokens * part.transformer.hidden_size
-    pictures = part.sequences * vision.patches * PICTURE_CHANNELS * vision.config.patch_dim**2
-    normed = elements if vision.class_tokens else 0  # a clip tower's norm before its first layer
+    config, elements = part.vision.config, part.tokens * part.transformer.hidden_size
+    pictures = part.sequences * config.patches * config.patch_values
+    normed = elements if config.class_tokens else 0  # a clip tower's norm before its first layer
     return KeptActivations(layers.per_microbatch + (pictures + normed) * part.element_bytes, layers.live)
 
 

@@ -12,7 +12,6 @@ from megatron.training.training import num_floating_point_operations
 from megatron_compete.plan.job import Job
 from megatron_compete.plan.layers import LayerKind, Mixer
 from megatron_compete.plan.mixer_parameters import GdnShape, LatentShape, MambaShape
-from megatron_compete.plan.vision import PICTURE_CHANNELS
 from megatron_compete.training.flops import scoring_flops
 from megatron_compete.vlm.config import Part
 
@@ -56,18 +55,16 @@ def _normal_flops(job: Job) -> float:
         args = copy.copy(args)
         args.num_experts = None
     normal = float(num_floating_point_operations(args, args.global_batch_size))
-    if not job.trains:
-        normal *= (1 + backward_products(job)) / 3
+    normal *= (1 + _backward_products(job)) / 3
     for part in job.parts[:-1]:
         layers = part.layers.decoder_PV[0][0]
         forward = patches_flops(part) + sum(layer_flops(part, kind).total for kind in layers)
-        normal += (1 + backward_products(part)) * forward * job.microbatches * job.sizes.dp
+        normal += (1 + _backward_products(part)) * forward * job.microbatches * job.sizes.dp
     return normal
 
 
-def backward_products(part: Job) -> int:
-    """Products of a matrix in the backward pass for its one in the forward pass: for its input's gradient and its weight's."""
-    return int(part.gradients_reach) + int(part.trains)
+def _backward_products(part: Job) -> int:
+    return 2 if part.vision is None else part.vision.config.backward_products(part.part)
 
 
 def _competing_flops(part: Job) -> float:
@@ -85,8 +82,8 @@ def patches_flops(part: Job) -> float:
     """Forward FLOPs of one microbatch's convolution of patches on the first stage's rank; 0 but in a tower."""
     if part.vision is None or part.part != "vision":
         return 0.0
-    weights = PICTURE_CHANNELS * part.vision.config.patch_dim**2 * part.transformer.hidden_size
-    return 2.0 * part.sequences * part.vision.patches * weights
+    config = part.vision.config
+    return 2.0 * part.sequences * config.patches * config.patch_values * part.transformer.hidden_size
 
 
 def expert_flops(job: Job) -> float:

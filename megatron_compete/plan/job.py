@@ -106,12 +106,12 @@ class Job:
     @property
     def trains(self) -> bool:
         """Whether the weights of this part are trained."""
-        return self.vision is None or self.vision.trains(self.part)
+        return self.vision is None or self.vision.config.trains(self.part)
 
     @property
     def gradients_reach(self) -> bool:
         """Whether the part's input has a gradient."""
-        return self.vision is None or self.vision.gradients_reach(self.part)
+        return self.vision is None or self.vision.config.gradients_reach(self.part)
 
     @property
     def sharded_tokens(self) -> int:

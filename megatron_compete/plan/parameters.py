@@ -13,7 +13,6 @@ from megatron_compete.plan.job import Job
 from megatron_compete.plan.layers import LayerKind
 from megatron_compete.plan.mixer_parameters import MixerShape, mixer_tensors
 from megatron_compete.plan.tensors import Tensors
-from megatron_compete.plan.vision import PICTURE_CHANNELS
 
 MTP = "multi-token prediction"
 
@@ -80,9 +79,9 @@ def _vision(job: Job) -> Iterator[Tensors]:
 def _patches(tower: Job) -> Iterator[Tensors]:
     """Of a tile's patches their convolution, positions and, in a clip tower, a class token and the first norm."""
     assert tower.vision is not None
-    vision, hidden = tower.vision, tower.transformer.hidden_size
-    of_clip = vision.class_tokens > 0
-    yield Tensors("patches", hidden * PICTURE_CHANNELS * vision.config.patch_dim**2)
+    config, hidden = tower.vision.config, tower.transformer.hidden_size
+    of_clip = config.class_tokens > 0
+    yield Tensors("patches", hidden * config.patch_values)
     yield Tensors("positions", tower.sequence_length * hidden)
     yield Tensors("patches", hidden)  # siglip: the convolution's bias; clip: the class token
     if of_clip:

@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megatron_compete.plan.layers import LayerKind, Mlp
-from megatron_compete.vlm.config import PARTS, Part
+from megatron_compete.vlm.config import Part
 from megatron_compete.vlm.parts import VisionLanguageConfig
-
-PICTURE_CHANNELS = 3
 
 
 @dataclass(frozen=True)
@@ -31,40 +29,14 @@ class Vision:
         pictures = max(1, args.seq_length // (of_picture * config.image_embeddings)) if args.pack_conversations else 1
         return cls(config, of_picture * pictures, args.pack_conversations)
 
-    @property
-    def patches(self) -> int:
-        """Of a tile."""
-        config = self.config
-        return (config.img_h // config.patch_dim) * (config.img_w // config.patch_dim)
-
-    @property
-    def class_tokens(self) -> int:
-        """Tokens of a tile in the tower beside its patches."""
-        return 1 if self.config.settings.model_type == "clip" else 0
-
     def sequence_length(self, part: Part) -> int:
         """Tokens of a tile in tower or projector."""
-        return self.patches + self.class_tokens if part == "vision" else self.config.image_embeddings
+        return self.config.tower_tokens if part == "vision" else self.config.image_embeddings
 
     def layer_kind(self, part: Part) -> LayerKind:
         """What the layers of tower or projector are."""
         mlp: Mlp = "moe" if self.config.transformer_of(part).num_moe_experts else "mlp"
         return LayerKind("attention", mlp) if part == "vision" else LayerKind(None, mlp, normed=False)
-
-    def trains(self, part: Part) -> bool:
-        """Whether the weights of a part are trained."""
-        settings = self.config.settings
-        frozen = {
-            "vision": settings.freeze_tower, "projector": settings.freeze_projector, "language": settings.freeze_language,
-        }  # fmt: skip
-        return not frozen[part]
-
-    def gradients_reach(self, part: Part) -> bool:
-        """Whether gradients go back into what a part gets: the embeddings and patches before it are trained."""
-        if part == "vision":
-            return self.trains(part)
-        before = PARTS[: PARTS.index(part)]
-        return any(self.trains(one) for one in before) or (part == "language" and self.trains(part))
 
     def assumptions(self) -> Iterator[str]:
         """What a plan says of these."""
@@ -76,5 +48,5 @@ class Vision:
         )
         if not self.packed:
             yield "samples fill --seq-length; shorter ones are padded to the longest of their microbatch alone"
-        if not self.trains("language"):
+        if not self.config.trains("language"):
             yield "a frozen decoder keeps the activations of a trained one, which is more than it needs"

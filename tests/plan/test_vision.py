@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_compete.plan.layers import LayerKind
@@ -47,23 +46,6 @@ def test_layers_are_what_experts_are_in() -> None:
         LayerKind("attention", "mlp"), LayerKind(None, "moe", normed=False),
     ]  # fmt: skip
     assert dense.layer_kind("vision").norms == 2 and dense.layer_kind("projector").norms == 0
-
-
-@pytest.mark.parametrize(
-    ("frozen", "trained", "reached"),
-    [
-        ((), "vision projector language", "vision projector language"),
-        (("tower",), "projector language", "language"),
-        (("tower", "projector"), "language", "language"),
-        (("tower", "language"), "projector", "language"),
-        (("projector",), "vision language", "vision projector language"),
-    ],
-)
-def test_gradients_go_back_as_far_as_something_is_trained(frozen: tuple[str, ...], trained: str, reached: str) -> None:
-    """Of a projector behind a frozen tower the input has none, and the rows that experts got need not come back."""
-    one = vision({f"freeze_{part}": True for part in frozen})
-    assert [part for part in PARTS if one.trains(part)] == trained.split()
-    assert [part for part in PARTS if one.gradients_reach(part)] == reached.split()
 
 
 def test_what_is_taken_for_granted_is_said() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_compete.config import CompeteConfig
-from megatron_compete.vlm.config import VisionConfig
+from megatron_compete.vlm.config import PARTS, VisionConfig
 from tests.vlm.models import CLIP, SIGLIP, changed, configuration
 
 LAYERS = {
@@ -42,3 +42,30 @@ def test_parts_may_have_their_own_number_of_experts() -> None:
 )
 def test_embeddings_of_a_tile(settings: VisionConfig, embeddings: int) -> None:
     assert configuration(settings).image_embeddings == embeddings
+
+
+def test_tokens_of_a_tile_in_its_tower() -> None:
+    """A clip tower's class token is one, whether the language model sees it or not."""
+    tokens = [(one.patches, one.class_tokens, one.tower_tokens) for one in map(configuration, (SIGLIP, CLIP))]
+    assert tokens == [(4, 0, 4), (4, 1, 5)]
+    assert configuration(SIGLIP).patch_values == 3 * 8 * 8
+
+
+@pytest.mark.parametrize(
+    ("frozen", "trained", "reached"),
+    [
+        ((), "vision projector language", "vision projector language"),
+        (("tower",), "projector language", "language"),
+        (("tower", "projector"), "language", "language"),
+        (("tower", "language"), "projector", "language"),
+        (("projector",), "vision language", "vision projector language"),
+    ],
+)
+def test_gradients_go_back_as_far_as_something_is_trained(frozen: tuple[str, ...], trained: str, reached: str) -> None:
+    """Of a projector behind a frozen tower the input has none, and the rows that experts got need not come back."""
+    one = configuration(changed(SIGLIP, **{f"freeze_{part}": True for part in frozen}))
+    assert [part for part in PARTS if one.trains(part)] == trained.split()
+    assert [part for part in PARTS if one.gradients_reach(part)] == reached.split()
+    assert [one.backward_products(part) for part in PARTS] == [
+        (part in trained.split()) + (part in reached.split()) for part in PARTS
+    ]

@@ -31,7 +31,7 @@ def build_reader(
     Args:
         tokenizer: Megatron's (of --tokenizer-type HuggingFaceTokenizer), or transformers' itself.
         seq_length: positions of a sequence, image embeddings included.
-        image_embeddings: of a tile: `megatron.core.models.vision.clip_vit_model.get_num_image_embeddings`.
+        image_embeddings: of a tile: `vlm.parts.image_embeddings`.
     Raises:
         CompeteError: a folder is not there; tokenizer, template or image processor cannot be used.
     """

@@ -146,7 +146,7 @@ def _reader(options: InspectOptions, config: ConversationConfig) -> "Reader":
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # of CUDA, which checks do not need
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from megatron.core.models.vision.clip_vit_model import get_num_image_embeddings
+        from megatron_compete.vlm.parts import image_embeddings
     from transformers import AutoTokenizer
 
     from megatron_compete.data.conversations.build import build_reader
@@ -155,9 +155,9 @@ def _reader(options: InspectOptions, config: ConversationConfig) -> "Reader":
         tokenizer = AutoTokenizer.from_pretrained(options.tokenizer_model, local_files_only=True)
     except Exception as error:  # transformers raises many kinds
         raise CompeteError(f"--tokenizer-model {options.tokenizer_model} cannot be read: {error}") from error
-    embeddings = get_num_image_embeddings(
-        options.img_h, options.img_w, options.patch_dim, options.vision_model_type, options.disable_vision_class_token, 1, False
-    )  # fmt: skip
+    embeddings = image_embeddings(
+        options.img_h, options.img_w, options.patch_dim, options.vision_model_type, options.disable_vision_class_token
+    )
     return build_reader(
         config,
         tokenizer,

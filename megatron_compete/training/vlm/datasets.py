@@ -7,7 +7,6 @@ from typing import Any
 
 from megatron.core import mpu
 from megatron.core.datasets.utils import Split
-from megatron.core.models.vision.clip_vit_model import get_num_image_embeddings
 from megatron.training import get_args, get_tokenizer, print_rank_0
 
 from megatron_compete.common.errors import CompeteError
@@ -20,6 +19,7 @@ from megatron_compete.data.conversations.sample_list import SampleList
 from megatron_compete.resilience.agreement import on_rank_0
 from megatron_compete.training.data_arguments import parse_split, read_sources
 from megatron_compete.training.vlm.external import build_external
+from megatron_compete.vlm.parts import image_embeddings
 
 SPLITS = (Split.train, Split.valid, Split.test)
 
@@ -40,12 +40,11 @@ def reader_of(args: argparse.Namespace) -> Reader:
         img_h=args.img_h,
         img_w=args.img_w,
         seq_length=args.seq_length,
-        image_embeddings=get_num_image_embeddings(
-            args.img_h, args.img_w, args.patch_dim, args.vision_model_type, args.disable_vision_class_token,
-            class_token_len=1, pixel_shuffle=False,
+        image_embeddings=image_embeddings(
+            args.img_h, args.img_w, args.patch_dim, args.vision_model_type, args.disable_vision_class_token
         ),
         image_token=args.image_token,
-    )  # fmt: skip
+    )
 
 
 def parts_of(args: argparse.Namespace) -> list[Part | None]:

@@ -29,8 +29,7 @@ def counted_vision(config: VisionLanguageConfig) -> Iterator[None]:
 
     def count(upstream: Any, args: argparse.Namespace, batch_size: int, *more: Any, **named: Any) -> float:
         decoder: float = upstream(_arguments_of_decoder(args, config), batch_size, *more, **named)
-        if config.settings.freeze_language:
-            decoder *= BACKWARD / (1 + BACKWARD)  # forward, and gradients of its inputs
+        decoder *= (1 + config.backward_products("language")) / (1 + BACKWARD)
         return decoder + batch_size * vision_flops(config)
 
     with wrap_symbol("megatron.training.training:num_floating_point_operations", count):
@@ -38,20 +37,20 @@ def counted_vision(config: VisionLanguageConfig) -> Iterator[None]:
 
 
 def vision_flops(config: VisionLanguageConfig) -> float:
-    """Operations of tower and projector for one picture, forward and backward: what is frozen has no gradients of weights, and
-    none of its inputs where all before it is frozen too.
+    """Operations of tower and projector for one picture, forward and backward, without products for gradients that frozen
+    parts do not need.
 
     A layer of width H with patches S costs 8 S H^2 for its four projections and 4 S^2 H for attention over all patches,
     besides its MLP; multiply and add are two operations. Norms and activations are left out, as in Megatron's count.
     """
-    tower, projector, patches = config.tower, config.projector, tower_tokens(config)
+    tower, projector, patches = config.tower, config.projector, config.tower_tokens
     hidden = tower.hidden_size
     attention = 8.0 * patches * hidden**2 + 4.0 * patches**2 * hidden
     layers = tower.num_layers * (attention + _chosen(tower) * _expert(tower, hidden, hidden, patches))
-    embedding = 2.0 * _patches(config) * 3 * config.patch_dim**2 * hidden
+    embedding = 2.0 * config.patches * config.patch_values * hidden
     projected = _chosen(projector) * _expert(projector, hidden, config.transformer.hidden_size, config.image_embeddings)
-    trains_tower, trains_projector = not config.settings.freeze_tower, not config.settings.freeze_projector
-    return (1 + 2 * trains_tower) * (layers + embedding) + (1 + trains_projector + trains_tower) * projected
+    of_tower, of_projector = (1 + config.backward_products(part) for part in PARTS[:2])
+    return of_tower * (layers + embedding) + of_projector * projected
 
 
 def vision_scoring(config: VisionLanguageConfig, compete: CompeteConfig) -> Scoring:
@@ -61,27 +60,18 @@ def vision_scoring(config: VisionLanguageConfig, compete: CompeteConfig) -> Scor
 
     def scoring(args: argparse.Namespace, samples: float, tokens: float) -> np.ndarray:
         of_part: dict[Part, float] = {
-            "vision": (tower.num_moe_experts or 0) * _expert(tower, hidden, hidden, samples * tower_tokens(config)),
+            "vision": (tower.num_moe_experts or 0) * _expert(tower, hidden, hidden, samples * config.tower_tokens),
             "projector": (projector.num_moe_experts or 0)
             * _expert(projector, hidden, config.transformer.hidden_size, samples * config.image_embeddings),
             "language": 0.0,
         }
         if "language" in config.settings.experts_in:
-            of_part["language"] = scoring_flops(args, tokens) + 0.0
+            of_part["language"] = scoring_flops(args, tokens, kind=compete.kind)
         return np.array(
             [passes * of_part[part] for part in PARTS for _ in competing_layers(config.transformer_of(part))]
         )
 
     return scoring
-
-
-def tower_tokens(config: VisionLanguageConfig) -> int:
-    """Tokens of a tile in the tower: its patches, and a clip tower's class token."""
-    return _patches(config) + (config.settings.model_type == "clip")
-
-
-def _patches(config: VisionLanguageConfig) -> int:
-    return config.img_h // config.patch_dim * (config.img_w // config.patch_dim)
 
 
 def _chosen(config: TransformerConfig) -> int:

@@ -10,6 +10,7 @@ from megatron.training import training
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_compete.config import CompeteConfig
+from megatron_compete.training.flops import scoring_flops
 from megatron_compete.training.vlm.flops import BACKWARD, counted_vision, vision_flops, vision_scoring
 from megatron_compete.vlm.config import VisionConfig
 from megatron_compete.vlm.exchange import stock_parts
@@ -89,3 +90,13 @@ def test_scoring_is_all_experts_once() -> None:
     hidden, width, patches = config.tower.hidden_size, config.tower.moe_ffn_hidden_size, config.image_embeddings
     assert winners[0] == 2 * 2 * patches * config.tower.num_moe_experts * 2 * hidden * width
     np.testing.assert_allclose(everyone, 3 * winners)
+
+
+def test_a_decoders_layers_score_as_a_language_models() -> None:
+    """By utility latent experts are projected back from once a token, and not once an expert."""
+    config = configuration(changed(SIGLIP, experts_in=("projector", "language")))
+    args = argparse.Namespace(**vars(ARGS) | {"moe_latent_size": 3})
+    everyone = CompeteConfig(rate=0.1, response_gradients="all")
+    for compete in (CompeteConfig(rate=0.1), everyone, CompeteConfig(rate=0.1, kind="utility")):
+        layers = vision_scoring(config, compete)(args, 2.0, 20.0)
+        assert layers[1:].tolist() == [scoring_flops(args, 20.0, compete.response_gradients, compete.kind)] * 2
