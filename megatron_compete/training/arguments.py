@@ -50,10 +50,19 @@ class SettingsGroup(ArgumentGroupFactory):
         settings: the dataclass; the text under a field is its help.
         flag_of: from a field's name to its flag.
         dest_of: from a field's name to the argument's name after parsing.
+        of_presets: a preset may give values also to fields that are None by themselves, which the help then shows; else
+            None is what the field's text says of it.
     """
 
-    def __init__(self, settings: type, flag_of: Callable[[str], str], dest_of: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        settings: type,
+        flag_of: Callable[[str], str],
+        dest_of: Callable[[str], str],
+        of_presets: bool = False,
+    ) -> None:
         super().__init__(settings)
+        self.of_presets = of_presets
         self.flag_of = flag_of
         self.dest_of = dest_of
 
@@ -69,7 +78,8 @@ class SettingsGroup(ArgumentGroupFactory):
         keywords = super()._build_argparse_kwargs_from_field(attribute)
         keywords["dest"] = self.dest_of(attribute.name)
         keywords["help"] = keywords["help"].replace("%", "%%")
-        says_it = attribute.default is None or attribute.default is False or "(default: " in keywords["help"]
+        none = attribute.default is None and not self.of_presets
+        says_it = none or attribute.default is False or "(default: " in keywords["help"]
         if not says_it:
             keywords["help"] += " (default: %(default)s)"  # of a preset, where there is one
         return keywords
@@ -80,7 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
     The preset is read from `sys.argv`, which Megatron parses.
     """
-    group = SettingsGroup(CompeteConfig, flag_of, lambda field: PREFIX + field).build_group(parser, title="competition")
+    competition = SettingsGroup(CompeteConfig, flag_of, lambda field: PREFIX + field, of_presets=True)
+    group = competition.build_group(parser, title="competition")
     group.add_argument(
         "--router",
         choices=("compete", "topk", *BASELINES),

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import sys
 
 import pytest
@@ -117,6 +118,32 @@ def test_a_fraction_of_the_steps_is_asked_for_where_there_is_a_schedule(router: 
     assert CompeteConfig.from_arguments(parsed(f"{flags} --router {router}")).warmup_steps == 0
     with pytest.raises(CompeteError, match="is a fraction of a number of steps"):
         CompeteConfig.from_arguments(parsed(flags))
+
+
+def shown_default(flag: str, asked_for: str, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """What `pretrain --help` says of a flag's default, with this command line."""
+    monkeypatch.setattr(sys, "argv", ["pretrain", "--help", *asked_for.split()])
+    parser = add_arguments(argparse.ArgumentParser(prog="", formatter_class=WideHelp))
+    (line,) = [line for line in parser.format_help().splitlines() if line.split()[:1] == [flag]]
+    said = re.findall(r"\(default: ([^)]*)\)", line)
+    return said[0] if len(said) == 1 else None
+
+
+class WideHelp(argparse.HelpFormatter):
+    """A line for each flag."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=200, width=5000)
+
+
+def test_help_shows_the_defaults_of_the_preset_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flag, dest in (("--compete-max-active-layers", "max_active_layers"), ("--compete-rate", "rate")):
+        assert shown_default(flag, "", monkeypatch) == str(getattr(CompeteConfig, dest))
+        assert shown_default(flag, "--compete-preset paper-vlm", monkeypatch) == str(
+            PRESETS["paper-vlm"][PREFIX + dest]
+        )
+    assert shown_default("--vision-num-layers", "", monkeypatch) is None  # None is no number of layers
+    assert shown_default("--vision-layernorm-epsilon", "", monkeypatch) == "1e-5 for clip, 1e-6 for siglip"
 
 
 def test_settings_of_the_other_kind_stay_out(parsed) -> None:
