@@ -14,7 +14,6 @@ help:
 	@echo "make demo-vlm  train, upcycle, export and ask a vision-language model about pictures of digits (runs/demo-vlm)"
 	@echo "make test    what this does, in minutes and without a GPU (PYTEST_ARGS: more for pytest)"
 	@echo "make test-slow  every layout, thousands of draws, 200 steps, 100 MB of text, launchers, stops, killed studies"
-	@echo "make    test and test-slow in one go"
 	@echo "make test-mutations  mistakes in routing, layers and schedule, each noticed by its test"
 	@echo "make test-faults  kills, full disks, stuck ranks and damage in real runs, and what becomes of them"
 	@echo "make test-slurm  a job's life on a real Slurm of four nodes on this machine (needs root)"

@@ -31,6 +31,10 @@ out=$(realpath -m "${2:-$model-evaluation}")
 root=$(realpath "$(dirname "$0")/..")
 python=${PYTHON:-$root/.venv-lmms/bin/python}
 [ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
+# Absolute, for it is started from another folder; a link stays one, as that of an environment must.
+if found=$(command -v "$python"); then
+    python=$(realpath -s "$found")
+fi
 tasks=${TASKS:-digit_pictures}
 data=$(realpath -m "${DATA:-$root/runs/digit-pictures}")
 

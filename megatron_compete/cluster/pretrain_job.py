@@ -7,6 +7,7 @@ from megatron_compete.cluster.settings import Settings
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.local_paths import check_local
 from megatron_compete.common.yaml_file import dump_yaml
+from megatron_compete.data.megatron_tokenizer import check_named
 from megatron_compete.launch.recipe import Recipe, Value
 
 OF_THE_JOB = (
@@ -86,8 +87,10 @@ def check_files(recipe: Recipe) -> None:
     for name in MUST_EXIST:
         if arguments.get(name) is not None and not Path(str(arguments[name])).exists():
             raise CompeteError(f"--{name} {arguments[name]} is not there")
-    model = arguments.get("tokenizer-model")
-    if model is not None and arguments.get("tokenizer-type") in FILE_TOKENIZERS and not Path(str(model)).is_file():
+    kind, model = (arguments.get(name) for name in ("tokenizer-type", "tokenizer-model"))
+    if not arguments.get("use-checkpoint-args"):
+        check_named(None if kind is None else str(kind), None if model is None else str(model))
+    if model is not None and kind in FILE_TOKENIZERS and not Path(str(model)).is_file():
         raise CompeteError(f"--tokenizer-model {model} is not there")
 
 

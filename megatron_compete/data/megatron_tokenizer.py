@@ -146,6 +146,7 @@ class TokenizerChoice:
                 "--tokenizer-type MultimodalTokenizer: Megatron-Core's build_tokenizer gives it no path and cannot build "
                 "it; for text, its folder serves as --tokenizer-type HuggingFaceTokenizer --tokenizer-model FOLDER"
             )
+        check_named(self.tokenizer_type, self.tokenizer_model)
         if self.library == "SentencePiece":
             if self.tokenizer_model is None:
                 raise CompeteError(f"--tokenizer-type {self.tokenizer_type} needs --tokenizer-model FILE.model")
@@ -191,6 +192,14 @@ class TokenizerChoice:
         if len(files) == 1:
             return _sha256(files[0])
         return hashlib.sha256("".join(map(_sha256, files)).encode()).hexdigest()
+
+
+def check_named(tokenizer_type: str | None, tokenizer_model: str | None) -> None:
+    """Raise a `CompeteError` for a Hugging Face tokenizer without a folder: transformers would ask the hub for None."""
+    if tokenizer_type == "HuggingFaceTokenizer" and tokenizer_model is None:
+        raise CompeteError(
+            f"--tokenizer-type {tokenizer_type} needs --tokenizer-model FOLDER: an import has one in DIR/tokenizer"
+        )
 
 
 def id_count(tokenizer: Any) -> int:

@@ -4,6 +4,7 @@ import argparse
 
 from megatron.training.arguments import parse_and_validate_args, parse_args
 
+from megatron_compete.data.megatron_tokenizer import check_named
 from megatron_compete.launch import cpu_backend as cpu
 from megatron_compete.training.arguments import add_arguments, check_installed
 from megatron_compete.training.job_check import check_job
@@ -20,7 +21,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def _made_global(args: argparse.Namespace) -> argparse.Namespace:
-    """Megatron's validation of this rank; it parses once more by itself."""
+    """Megatron's validation of this rank; it parses once more by itself, and builds the tokenizer."""
+    if not args.use_checkpoint_args:
+        check_named(args.tokenizer_type, args.tokenizer_model)
     if not cpu.is_needed():
         check_installed(args)
     return parse_and_validate_args(add_arguments)

@@ -82,6 +82,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         ({"data_path": ["0.3", good, "0.7", str(tmp_path / "b")]}, r"--data-path .*/b: .*/b\.bin is not there"),
         ({"valid_data_path": "nowhere", "mock_data": True}, r"--valid-data-path nowhere: nowhere\.bin is not there"),
         ({"mock_data": True, "pretrained_checkpoint": "/none"}, "--pretrained-checkpoint /none is not there"),
+        ({"data_path": good, "tokenizer_type": "HuggingFaceTokenizer"}, "HuggingFaceTokenizer needs --tokenizer-model FOLDER"),
         ({"data_path": good, "tokenizer_type": "SentencePieceTokenizer", "tokenizer_model": "x.model"}, "--tokenizer-model x.model is not"),
     ):  # fmt: skip
         with pytest.raises(CompeteError, match=says):

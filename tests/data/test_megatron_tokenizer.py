@@ -177,6 +177,10 @@ def test_what_cannot_be_built(tokenizer_model: str, tmp_path: Path) -> None:
         (TokenizerChoice("NoSuchTokenizer"), "cannot build the tokenizer --tokenizer-type NoSuchTokenizer"),
         (TokenizerChoice("NullTokenizer"), "vocab_size"),
         (TokenizerChoice("SentencePieceTokenizer"), "needs --tokenizer-model"),
+        (
+            TokenizerChoice("HuggingFaceTokenizer"),
+            "--tokenizer-type HuggingFaceTokenizer needs --tokenizer-model FOLDER",
+        ),
         (TokenizerChoice("SentencePieceTokenizer", "/nonexistent.model"), "/nonexistent.model: no such file"),
         (TokenizerChoice("GPT2BPETokenizer", vocab_file="/nonexistent.json"), "--vocab-file /nonexistent.json"),
         (TokenizerChoice("SentencePieceTokenizer", str(tmp_path / "broken.model")), "cannot build"),

@@ -88,6 +88,14 @@ def test_without_lmms_eval_it_says_how_to_get_it(model: Path) -> None:
     )  # fmt: skip
 
 
+def test_a_python_named_from_here_is_found_from_elsewhere(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model / "bin").mkdir()
+    (model / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.chdir(model)
+    done = evaluate(model, PYTHON="bin/python")
+    assert done.stdout.startswith(f"{model}/bin/python ")  # the link: what it leads to has other packages
+
+
 def test_the_tasks_metrics_are_the_kinds_of_questions(task: dict[str, Any]) -> None:
     metrics = {metric["metric"] for metric in task["metric_list"]}
     assert metrics == {"exact_match", *(f"exact_match_{kind}" for kind in get_args(Kind))}

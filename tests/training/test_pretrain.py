@@ -158,6 +158,7 @@ REFUSED = {
     "--compete-max-active-layers 0": "--compete-max-active-layers 0 is out of range",
     "--compete-max-active-layers 1": "raise it to 2 or lower --compete-rate to 0.25",
     "--moe-router-topk 1 --moe-router-pre-softmax --moe-apply-probs-on-input": "--moe-apply-probs-on-input does not work with competition",
+    "--tokenizer-type HuggingFaceTokenizer": "--tokenizer-type HuggingFaceTokenizer needs --tokenizer-model FOLDER",
     "--compete-rat 0.1": "unrecognized arguments: --compete-rat 0.1",
 }
 

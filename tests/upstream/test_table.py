@@ -15,7 +15,13 @@ MECHANISM = PACKAGE / "upstream"
 TESTS = Path(__file__).resolve().parents[1]
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if MECHANISM not in path.parents)
 
-SETTINGS = {"sys.argv", "sys.stdout", "sys.stderr", "mpi4py.rc.initialize", "PIL.Image.MAX_IMAGE_PIXELS"}
+SETTINGS = {
+    "sys.argv",
+    "sys.stdout",
+    "sys.stderr",
+    "mpi4py.rc.initialize",
+    "PIL.Image.MAX_IMAGE_PIXELS",  # Pillow's reference documents it as a limit to be set
+}
 """Attributes of modules that are there to be set."""
 
 OWN_OBJECTS = {
