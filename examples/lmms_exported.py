@@ -4,7 +4,7 @@
     python examples/lmms_exported.py --model exported --model_args pretrained=HF_DIR --tasks mme,pope --batch_size 8
 
 Arguments are lmms-eval's; `examples/evaluate_vlm.sh` fills them in. A prompt becomes tokens as in training: the chat template
-gets text with `<image>` in it, and what it renders is tokenized without a BOS in front. docs/guides/evaluating-vision-language.md
+gets text with the image token in it, and an export of a run tokenizes what it renders without more special tokens. docs/guides/evaluating-vision-language.md
 says why none of lmms-eval's own models does.
 """
 
@@ -24,7 +24,6 @@ from PIL.Image import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 NAME = "exported"
-IMAGE = "<image>"
 
 
 class ExportedModel(lmms):
@@ -57,6 +56,7 @@ class ExportedModel(lmms):
         self.processor = AutoProcessor.from_pretrained(pretrained, **code)
         model = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=dtype, **code)
         self.model = model.to(self.device).eval()
+        self.trained_here = getattr(model.config, "conversation_template", None) is not None
         self.takes_text = "probe" in self._render([{"role": "user", "content": "probe"}])
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
@@ -82,10 +82,11 @@ class ExportedModel(lmms):
             if videos or sounds:
                 raise ValueError(f"--model {NAME} answers questions about pictures, and a task has a video or a sound")
             images.extend(picture.convert("RGB") for picture in pictures)
+        prompts = [self._prompt(conversation) for conversation in conversations]
         inputs = self.processor(
-            text=[self._prompt(conversation) for conversation in conversations],
+            text=prompts,
             images=images or None,
-            add_special_tokens=False,
+            add_special_tokens=self._adds_special(prompts),
             padding=True,
             padding_side="left",
             return_tensors="pt",
@@ -96,12 +97,20 @@ class ExportedModel(lmms):
         texts = self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [_cut(text, [stops] if isinstance(stops, str) else stops) for text in texts]
 
+    def _adds_special(self, prompts: list[str]) -> bool:
+        """Whether the tokenizer puts its BOS in front, if it has one to add: not a second one, nor where training had only what
+        the template renders."""
+        bos = self.processor.tokenizer.bos_token
+        return not self.trained_here and not (bos and all(prompt.startswith(bos) for prompt in prompts))
+
     def _prompt(self, conversation: ChatMessages) -> str:
         if not self.takes_text:  # a template for messages in parts alone, such as llava-hf's
             return self._render(conversation.to_hf_messages())
         messages = []
         for message in conversation.messages:
-            parts = (f"{IMAGE}\n" if part.type == "image" else part.text for part in message.content)
+            parts = (
+                f"{self.processor.image_token}\n" if part.type == "image" else part.text for part in message.content
+            )
             messages.append({"role": message.role, "content": "".join(parts)})
         return self._render(messages)
 

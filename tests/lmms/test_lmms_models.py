@@ -1,5 +1,6 @@
 """What lmms-eval's own models do with our exports: each test fails where `examples/lmms_exported.py` could go."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,37 @@ def test_exported_takes_templates_for_parts_alone(stock: Path) -> None:
     parts = [{"type": "image", "url": None}, {"type": "text", "text": "where is the two ?"}]
     messages = model._messages(request_to(model, [{"role": "user", "content": parts}]))
     assert model._prompt(messages) == "<image>where is the two ? ANSWER:"
+
+
+@pytest.mark.parametrize(
+    ("template", "trained", "count"),
+    [("", None, 1), ("{{ bos_token }}", None, 1), ("", "chatml", 0), ("{{ bos_token }}", "vicuna_v1", 1)],
+    ids=["tokenizer's", "template's", "trained without", "trained with"],
+)
+def test_exported_starts_as_training_did(stock: Path, template: str, trained: str | None, count: int) -> None:
+    """With a tokenizer that adds a BOS: one where the template renders none or one, and none where a run had none."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    from examples.lmms_exported import ExportedModel
+
+    tokenizer = AutoTokenizer.from_pretrained(stock)
+    bos = (tokenizer.eos_token, tokenizer.eos_token_id)  # the model embeds no further token
+    tokenizer.bos_token = bos[0]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    tokenizer.save_pretrained(stock)
+    (stock / "chat_template.jinja").write_text(template + "{% for m in messages %}{{ m.content }}{% endfor %}")
+    if trained:
+        config = json.loads((stock / "config.json").read_text())
+        (stock / "config.json").write_text(json.dumps(config | {"conversation_template": trained}))
+    model = ExportedModel(str(stock), device="cpu")
+    given: list[list[int]] = []
+    generate = model.model.generate
+    model.model.generate = lambda **inputs: (given.extend(inputs["input_ids"].tolist()), generate(**inputs))[1]
+    model.generate_until(
+        [request_to(model, [{"role": "user", "content": [{"type": "text", "text": "where is the two ?"}]}])]
+    )
+    assert len(given) == 1 and given[0].count(bos[1]) == count and len(given[0]) == 5 + count
 
 
 def test_the_guides_tasks_are_lmms_evals() -> None:

@@ -59,6 +59,18 @@ def write_template(folder: Path, arguments: Mapping[str, Any], image_token: str)
             _write(folder, with_parts(tokenizer.chat_template, f"{image_token}\n"))
 
 
+def adds_special_tokens(source: Path, arguments: Mapping[str, Any]) -> bool:
+    """Whether the tokenizer would add to a prompt what training, which has the template's text alone, did not."""
+    trained = trained_template(arguments)
+    if trained is None:
+        return False
+    tokenizer = load_hf_tokenizer(source, "--tokenizer-model")
+    text, bos = _rendered(tokenizer, "question", TEMPLATES.get(trained)), tokenizer.bos_token
+    if text is None or (bos and text.startswith(bos)):
+        return False
+    return bool(tokenizer(text)["input_ids"] != tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def _write(folder: Path, template: str) -> None:
     (folder / TEMPLATE).write_text(template, encoding="utf-8")
     path = folder / TOKENIZER_CONFIG
@@ -87,9 +99,10 @@ def _has(rendered: str | None, *wanted: str) -> bool:
     return rendered is not None and all(rendered.count(one) == 1 for one in wanted)
 
 
-def _rendered(tokenizer: Any, content: Any) -> str | None:
-    """A question as the template renders it; None where it fails, as it does in many ways."""
+def _rendered(tokenizer: Any, content: Any, template: str | None = None) -> str | None:
+    """A question as the template, or the tokenizer's own, renders it; None where it fails, as it does in many ways."""
+    messages = [{"role": "user", "content": content}]
     try:
-        return str(tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False))
+        return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False))
     except Exception:
         return None

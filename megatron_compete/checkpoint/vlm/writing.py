@@ -29,7 +29,7 @@ from megatron_compete.checkpoint.prepared import DTYPES, Prepared, check_rows
 from megatron_compete.checkpoint.reader import TensorInfo, TorchDistCheckpoint
 from megatron_compete.checkpoint.vlm.card import vision_card
 from megatron_compete.checkpoint.vlm.processor import trained_settings, write_processor
-from megatron_compete.checkpoint.vlm.template import trained_template, write_template
+from megatron_compete.checkpoint.vlm.template import adds_special_tokens, trained_template, write_template
 from megatron_compete.checkpoint.vlm.upcycling import Within
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.vlm.config import PARTS, Part
@@ -106,7 +106,7 @@ def prepare_parts(checkpoint: TorchDistCheckpoint, export: Export) -> Prepared:
     image_token_id = _image_token_id(arguments, tokenizer, export.tokenizer_model)
     config = _config(kind, llava, arguments, plans["language"], tokenizer, image_token_id)
     images = trained_settings(arguments, export.image_processor)
-    cautions = tuple(_cautions(arguments, llava))
+    cautions = tuple(_cautions(arguments, llava, tokenizer))
     return Prepared(
         llava.language, config, PartsPlan(plans, NAMES[kind]), tokenizer, CODE[kind].files if kind in CODE else (),
         config["text_config"]["max_position_embeddings"],
@@ -138,11 +138,13 @@ def _config(
             "tokenizer, name that with --tokenizer-model"
         )
     dtype = str(language.dtype).removeprefix("torch.")
+    trained = trained_template(arguments)  # tells an evaluation that prompts are tokenized as training did
     return {
         "architectures": [CLASSES[kind]],
         "model_type": kind,
         **({"auto_map": CODE[kind].classes} if kind in CODE else {}),
         **llava_config(llava, arguments, d, tokenizer.ids, image_token_id),
+        **({} if trained is None else {"conversation_template": trained}),
         "dtype": dtype,
         "torch_dtype": dtype,
     }
@@ -175,10 +177,15 @@ def _write_processor(arguments: Mapping[str, Any], images: Mapping[str, Any], fo
     write_template(folder, arguments, image_token)
 
 
-def _cautions(arguments: Mapping[str, Any], llava: Llava) -> Iterator[str]:
+def _cautions(arguments: Mapping[str, Any], llava: Llava, tokenizer: ExportTokenizer) -> Iterator[str]:
     if caution := llava.language.caution(arguments):
         yield caution
     if arguments.get("use_tiling"):
         yield "trained on pictures in tiles (--use-tiling), and a LLaVA of transformers gets each picture as one"
     if trained_template(arguments) == "plain":
         yield "trained on pictures and captions alone (--conversation-template plain): it has seen no question"
+    if isinstance(tokenizer, Copied) and adds_special_tokens(tokenizer.source, arguments):
+        yield (
+            "trained on what the chat template renders, without the special tokens that the tokenizer adds to a text: give "
+            "add_special_tokens=False with a prompt"
+        )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
 from megatron_compete.checkpoint.export import Export, export_to_hf
 from megatron_compete.checkpoint.import_hf import Import, import_checkpoint
@@ -113,3 +113,21 @@ def test_other_parts_are_refused(tmp_path: Path) -> None:
     write_template(folder, {}, "<image>")
     with pytest.raises(Exception, match="parts of type image and text, and there is video"):
         AutoTokenizer.from_pretrained(folder).apply_chat_template([{"role": "user", "content": [{"type": "video"}]}])
+
+
+def test_a_tokenizer_that_adds_more_than_training_had(tmp_path: Path) -> None:
+    """chatml renders no BOS, and training adds none: evaluation reads that in config.json, and the card says it."""
+    from tokenizers.processors import TemplateProcessing
+
+    source = llava_models.save(tmp_path / "source")
+    made = AutoTokenizer.from_pretrained(source)
+    made.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    made.save_pretrained(source)
+    assert AutoTokenizer.from_pretrained(source)("w5")["input_ids"] == [1, 5]
+    import_checkpoint(Import(source, tmp_path / "megatron"))
+    for template, said in (("chatml", True), ("vicuna_v1", False), (None, False)):
+        (tmp_path / str(template)).mkdir()
+        run = changed(tmp_path / "megatron", tmp_path / str(template), conversation_template=template)
+        hf = export_to_hf(Export(run, tmp_path / str(template) / "hf")).output
+        assert ("add_special_tokens=False" in (hf / "README.md").read_text()) is said
+        assert getattr(AutoConfig.from_pretrained(hf), "conversation_template", None) == template
