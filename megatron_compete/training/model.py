@@ -91,10 +91,12 @@ def stock_config(args: argparse.Namespace) -> Any:
     """
     with megatrons_words():
         transformer = transformer_config(args)
-        if args.vision_model_type is not None:
-            return vision_language_config(args, transformer)
-        of_args = gpt_config_from_args if args.hybrid_layer_pattern is None else hybrid_config_from_args
-        return of_args(args, transformer)
+        if args.hybrid_layer_pattern is not None and args.vision_model_type is None:
+            return hybrid_config_from_args(args, transformer)
+        of_args = gpt_config_from_args if args.vision_model_type is None else vision_language_config
+        config: Any = of_args(args, transformer)
+        config.rope_scaling_factor = args.rope_scaling_factor  # upstream leaves it at 8
+        return config
 
 
 def _set_layers(config: Any, of_gpt: Callable[..., Any], of_hybrid: Callable[..., Any], **settings: Any) -> None:

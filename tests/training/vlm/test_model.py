@@ -34,6 +34,15 @@ def test_the_decoder_is_dense_unless_it_is_named() -> None:
     assert config.vision_language.projector.moe_router_topk == 1
 
 
+@pytest.mark.parametrize("tower", [TOWER, ""], ids=["pictures", "text"])
+def test_the_factor_of_scaled_frequencies_arrives(tower: str) -> None:
+    """Megatron-Core 0.19 parses it and builds every model with 8."""
+    checked = check_recipe(recipe_of(f"{tower} --use-rope-scaling --rope-scaling-factor 32"), 1)
+    with pretended_gpu():
+        config = stock_config(checked.job.args)
+    assert config.rope_scaling and config.rope_scaling_factor == 32
+
+
 def test_the_image_token_is_one_token() -> None:
     words = SimpleNamespace(tokenize=lambda text: [7] if text == "<image>" else [1, 2])
     assert token_id(words, "<image>") == 7
