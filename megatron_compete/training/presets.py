@@ -52,7 +52,7 @@ def preset_defaults(name: str, given: Settings = MappingProxyType({})) -> dict[s
     """
     settings = preset(name)
     own = {dest.removeprefix(PREFIX): value for dest, value in settings.items()}
-    chosen = {field.name: field.default for field in fields(CompeteConfig)} | own | given
+    chosen = {**{field.name: field.default for field in fields(CompeteConfig)}, **own, **given}
     idle = {"response": UTILITY_ALONE, "utility": RESPONSE_ALONE}.get(chosen["kind"], frozenset())
     if "warmup_steps" in given:
         idle |= {"warmup_fraction"}
