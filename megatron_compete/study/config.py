@@ -26,6 +26,8 @@ from megatron_compete.launch.recipe import Recipe, Value, read_arguments, read_l
 
 Clock = Literal["processor", "wall"]
 CLOCKS: tuple[str, ...] = get_args(Clock)
+Axis = Literal["steps", "flops", "seconds", "data"]
+"""What two variants are given equal amounts of: see `megatron_compete.study.statistics`."""
 OWN_OPTIONS = ("array", "dependency", "parsable", "wrap", "output", "job-name", "chdir")
 """Options of sbatch that a study sets for its jobs."""
 OWN_ARGUMENTS = (
@@ -62,10 +64,11 @@ class Upcycle(Section):
 
 
 class Start(Section):
-    """A dense model, trained once for each seed, that variants start from as mixtures."""
+    """A model, trained once for each seed, that variants start from."""
 
     steps: Count
-    upcycle: Upcycle
+    upcycle: Upcycle | None = None
+    """Of a language model, which is dense and becomes a mixture; in `task: regions` the variants' own arguments say it."""
     arguments: Arguments = Field(default_factory=dict)
 
 
@@ -74,10 +77,35 @@ class Variant(Section):
 
     label: str | None = None
     arguments: Arguments = Field(default_factory=dict)
+    steps: Count | None = None
+    """None: the study's."""
     start: str | None = None
     """Name of the `Start` it begins from; None: from scratch."""
     baseline: str | None = None
     """What it is compared with; None: the study's."""
+
+
+class Headroom(Section):
+    """Variants that tell what routing can gain in this setting at all, by the part they play: see
+    `megatron_compete.study.headroom`."""
+
+    hash: str | None = None
+    """Routes by the token alone, without learning."""
+    frozen: str | None = None
+    """A router with random weights that never change."""
+    dense_gradient: str | None = None
+    """Utility at every step, of all tokens: what the whole gradient of the router's logits can gain."""
+    oracle: str | None = None
+    """Routes by the truth, where the task has one."""
+
+
+class Comparison(Section):
+    """A comparison that is chosen before any run, and corrected for how many there are."""
+
+    variant: str
+    against: str | None = None
+    """None: the variant's baseline."""
+    at: Axis = "steps"
 
 
 class Slurm(Section, extra="allow"):
@@ -121,6 +149,8 @@ class Study(Section):
     """A validated study, as its file has it."""
 
     title: str | None = None
+    task: Literal["language", "regions"] = "language"
+    """`language`: jobs of the trainer on text; `regions`: one layer learns a teacher's regions (`study/regions/`)."""
     recipe_file: str | None = Field(None, alias="recipe")
     launch: dict[str, Any] = Field(default_factory=dict)
     arguments: Arguments = Field(default_factory=dict)
@@ -129,6 +159,10 @@ class Study(Section):
     finalists: Finalists = Finalists()
     baseline: str
     variants: dict[str, Variant] = Field(default_factory=dict)
+    headroom: Headroom = Headroom()
+    comparisons: tuple[Comparison, ...] = ()
+    smallest_difference: Number | None = None
+    """The difference in loss that would matter; the report says how many seeds it needs."""
     starts: dict[str, Start] = Field(default_factory=dict)
     corpus: Corpus = Corpus()
     seed_arguments: Names = ("seed", "compete-seed")
@@ -158,6 +192,10 @@ class Study(Section):
         """How figures and tables call a variant."""
         return self.variants[variant].label or variant
 
+    def steps_of(self, variant: str) -> int:
+        """Steps that a variant is trained."""
+        return self.variants[variant].steps or self.steps
+
     def seeds_of(self, variant: str) -> tuple[int, ...]:
         """Seeds that a variant is trained with."""
         return self.finalists.seeds or self.seeds if variant in self.finalists.variants else self.seeds
@@ -165,6 +203,12 @@ class Study(Section):
     def baseline_of(self, variant: str) -> str:
         """The variant that this one is compared with."""
         return self.variants[variant].baseline or self.baseline
+
+    def other_of(self, comparison: Comparison) -> str:
+        """What a declared comparison compares its variant with."""
+        if comparison.against is None and comparison.variant in self.variants:
+            return self.baseline_of(comparison.variant)
+        return comparison.against or self.baseline
 
 
 def read_study(path: Path) -> Study:
@@ -219,6 +263,10 @@ def _check_names(file: YamlFile, study: Study) -> None:
     for name in study.finalists.variants:
         if name not in study.variants:
             refuse(file, f"names {name!r}, which is no variant: choose from {known}", "finalists", "variants")
+    for part, name in study.headroom:
+        if name is not None and name not in study.variants:
+            refuse(file, f"is {name!r}, which is no variant: choose from {known}", "headroom", part.replace("_", "-"))
+    _check_comparisons(file, study, known)
     for name, variant in study.variants.items():
         if variant.start is not None and variant.start not in study.starts:
             refuse(file, f"is {variant.start!r}: the starts are {', '.join(study.starts) or 'none'}", "variants", name, "start")  # fmt: skip
@@ -232,8 +280,25 @@ def _check_names(file: YamlFile, study: Study) -> None:
             refuse(file, f"is {name!r} and names a variant too: choose another name", "starts")
 
 
+def _check_comparisons(file: YamlFile, study: Study, known: str) -> None:
+    for number, one in enumerate(study.comparisons):
+        place = ("comparisons", str(number))
+        for key, name in (("variant", one.variant), ("against", study.other_of(one))):
+            if name not in study.variants:
+                refuse(file, f"is {name!r}, which is no variant: choose from {known}", *place, key)
+        if one.variant == study.other_of(one):
+            refuse(file, f"compares {one.variant!r} with itself", *place)
+        if not set(study.seeds_of(one.variant)) & set(study.seeds_of(study.other_of(one))):
+            refuse(file, "names variants that share no seed: nothing could be paired", *place)
+
+
 def _check_values(file: YamlFile, study: Study) -> None:
     """What must fit another value."""
+    for name, start in study.starts.items():
+        if study.task == "language" and start.upcycle is None:
+            refuse(file, "is missing: say how the dense model becomes a mixture", "starts", name, "upcycle")
+        if study.task != "language" and start.upcycle is not None:
+            refuse(file, f"is of language models; with task: {study.task} the variants' arguments say it", "starts", name, "upcycle")  # fmt: skip
     corpus, timing, save, probe = study.corpus, study.timing, study.save_interval, study.probe.interval
     if (corpus.train is None) != (corpus.heldout is None):
         refuse(file, "names one of train and heldout: give both prefixes, or neither", "corpus")

@@ -58,8 +58,8 @@ def runs_of(study: Study) -> list[Run]:
                 dense = _start_run(study, variant.start, seed)
                 runs.setdefault(dense.name, dense)
                 start = dense.name
-            recipe = _recipe(study, seed, study.steps, variant.arguments)
-            run = Run(name, seed, study.steps, recipe, start)
+            steps = study.steps_of(name)
+            run = Run(name, seed, steps, _recipe(study, seed, steps, variant.arguments), start)
             runs[run.name] = run
     return list(runs.values())
 
@@ -126,7 +126,7 @@ def digest(run: Run, study: Study, corpus: str) -> str:
     if run.start is not None:
         name = study.variants[run.variant].start
         assert name is not None
-        how = vars(study.starts[name].upcycle)
+        how = None if (upcycle := study.starts[name].upcycle) is None else vars(upcycle)
         start = {"run": digest(_start_run(study, name, run.seed), study, corpus), "upcycle": how}
     launch = {name: value for name, value in run.recipe.launch.items() if name in ("nnodes", "nproc-per-node")}
     content = {"launch": launch, "arguments": run.recipe.arguments, "corpus": corpus, "start": start}

@@ -47,6 +47,8 @@ class RunLog:
     tokens: Series
     seconds: dict[str, Series]
     """By clock: `processor`, `wall`."""
+    flops: Series | None = None
+    """Floating-point operations of training so far; None in logs from before they were kept."""
     metrics: dict[str, Series] = field(default_factory=dict)
     load_LE: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     """Tokens of each expert at the last probe, relative to the layer's mean."""
@@ -59,7 +61,7 @@ def read_logs(study: Study, folder: Path) -> dict[str, list[RunLog]]:
         for seed in study.seeds_of(name):
             place = RunFolder(folder / "runs" / name / f"seed-{seed}")
             finished = place.finished()
-            if finished is not None and finished["steps"] == study.steps:
+            if finished is not None and finished["steps"] == study.steps_of(name):
                 found.setdefault(name, []).append(_read(name, seed, str(finished["code"]), place))
     return found
 
@@ -82,6 +84,7 @@ def _read(variant: str, seed: int, code: str, place: RunFolder) -> RunLog:
         series("loss"),
         series("tokens"),
         {clock: series(f"{clock}_seconds") for clock in ("processor", "wall")},
+        series("flops") if "flops" in lines[-1] else None,
         metrics,
         relative_load(lines[-1]),
     )

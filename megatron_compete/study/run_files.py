@@ -81,6 +81,7 @@ def make_start(folder: RunFolder, study: Study, run: Run) -> None:
     from megatron_compete.checkpoint.upcycle import Upcycling
 
     how = study.starts[run.variant].upcycle
+    assert how is not None, "a language model's start says how"
     upcycling = Upcycling(
         how.experts, how.top_k, how.granularity, how.noise, seed=run.seed, inexact=how.noise > 0
     )  # with noise the function is not kept, which is what was asked for

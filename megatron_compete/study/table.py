@@ -65,7 +65,7 @@ def _row(study: Study, runs: Sequence[RunLog], baseline: Sequence[RunLog]) -> Ro
         spread(list(then.values())),
         None if is_baseline else paired_difference(then, other_then),
         max(clock.values()) / max(other_clock.values()),
-        _metrics(runs, study.steps),
+        _metrics(runs, study.steps_of(variant)),
     )
 
 

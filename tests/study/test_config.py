@@ -21,6 +21,21 @@ def test_what_is_left_out_has_defaults(tmp_path: Path) -> None:
     assert study.label_of("paper") == "paper" and study.baseline_of("slow") == "topk"
 
 
+def test_variants_may_have_steps_of_their_own(tmp_path: Path) -> None:
+    study = study_of(tmp_path, variants={"topk": {}, "long": {"steps": 80}})
+    assert study.steps_of("topk") == 40 and study.steps_of("long") == 80
+
+
+def test_comparisons_are_with_the_baseline_unless_they_say_otherwise(tmp_path: Path) -> None:
+    study = study_of(
+        tmp_path, comparisons=[{"variant": "paper"}, {"variant": "slow", "against": "paper", "at": "flops"}]
+    )
+    assert [(one.variant, study.other_of(one), one.at) for one in study.comparisons] == [
+        ("paper", "topk", "steps"),
+        ("slow", "paper", "flops"),
+    ]
+
+
 def test_arguments_beside_a_recipe_override_it(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("launch: {nproc-per-node: 2}\narguments: {lr: 1.0e-3, num-layers: 4}\n")
     study = study_of(tmp_path, recipe="base.yaml", arguments={"num-layers": 2})
@@ -55,6 +70,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "seed arguments are names": ({"seed-arguments": [1]}, "seed-arguments.0 is 1: give a valid string"),
     "an option of sbatch that is the study's": ({"slurm": {"array": "0-3"}}, "slurm.array is what the study itself tells"),
     "an option of sbatch with several words": ({"slurm": {"gres": ["a", "b"]}}, "slurm.gres is a list"),
+    "headroom": ({"headroom": {"hash": "ash"}}, "headroom.hash is 'ash', which is no variant: choose from topk"),
+    "a part of headroom": ({"headroom": {"hashed": "topk"}}, "headroom.hashed is no key here"),
+    "comparison": ({"comparisons": [{"variant": "best"}]}, "comparisons.0.variant is 'best', which is no variant"),
+    "compared with itself": ({"comparisons": [{"variant": "topk"}]}, "comparisons.0 compares 'topk' with itself"),
+    "axis": ({"comparisons": [{"variant": "paper", "at": "tokens"}]}, "comparisons.0.at is 'tokens': give 'steps', 'flops'"),
+    "task": ({"task": "vision"}, "task is 'vision': give 'language' or 'regions'"),
+    "start without upcycling": ({"starts": {"dense": {"steps": 1}}}, "starts.dense.upcycle is missing: say how"),
+    "upcycling of regions": (
+        {"task": "regions", "starts": {"one": {"steps": 1, "upcycle": {"experts": 2}}}},
+        "starts.one.upcycle is of language models",
+    ),
     "a mapping": ({"probe": [1]}, "probe is a list, not a mapping"),
 }  # fmt: skip
 
