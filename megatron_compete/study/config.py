@@ -49,6 +49,8 @@ class Corpus(Section):
     """Upper bound of the text."""
     vocab_size: Annotated[int, Field(strict=True, ge=300)] | None = None
     """Pieces of a SentencePiece tokenizer trained on it; None: bytes."""
+    ciphers: Count | None = None
+    """The text in pieces, each in one of so many permutations of the alphabet: see `megatron_compete.study.ciphers`."""
     train: str | None = None
     """Prefix of a dataset that is there already, with its tokenizer among the arguments; then nothing is made."""
     heldout: str | None = None
@@ -302,6 +304,11 @@ def _check_values(file: YamlFile, study: Study) -> None:
     corpus, timing, save, probe = study.corpus, study.timing, study.save_interval, study.probe.interval
     if (corpus.train is None) != (corpus.heldout is None):
         refuse(file, "names one of train and heldout: give both prefixes, or neither", "corpus")
+    if corpus.ciphers is not None and (corpus.train or corpus.vocab_size):
+        other = "a dataset that is there already" if corpus.train else "vocab-size, whose pieces would tell the cipher"
+        refuse(
+            file, f"goes with text that is made here, in bytes, not with {other}: leave one out", "corpus", "ciphers"
+        )
     if timing and timing.steps % timing.skip:
         refuse(file, f"is {timing.steps}: make it a multiple of {timing.skip}, the steps that are left out first", "timing", "steps")  # fmt: skip
     if save and save % probe:

@@ -6,14 +6,18 @@ byte-level tokenizer is one of Hugging Face's with an alphabet of 256 and no mer
 """
 
 import hashlib
+import json
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_compete.common.errors import CompeteError
+from megatron_compete.common.files import write_whole
 from megatron_compete.data import stdlib_corpus
 from megatron_compete.data.preprocess import main as preprocess
 from megatron_compete.data.tokenizer import main as train_tokenizer
 from megatron_compete.launch.recipe import Value
+from megatron_compete.study.ciphers import enciphered
 from megatron_compete.study.config import Corpus
 from megatron_compete.study.folder import read_json, write_json
 
@@ -72,7 +76,12 @@ def _found(corpus: Corpus, folder: Path) -> PreparedCorpus | None:
 
 
 def _settings(corpus: Corpus) -> dict[str, Value]:
-    return {"source": corpus.source, "max-bytes": corpus.max_bytes, "vocab-size": corpus.vocab_size}
+    settings: dict[str, Value] = {
+        "source": corpus.source,
+        "max-bytes": corpus.max_bytes,
+        "vocab-size": corpus.vocab_size,
+    }
+    return settings if corpus.ciphers is None else settings | {"ciphers": corpus.ciphers}
 
 
 def digest_of(*prefixes: str) -> str:
@@ -87,6 +96,23 @@ def digest_of(*prefixes: str) -> str:
 def _write_text(corpus: Corpus, folder: Path) -> None:
     root = sysconfig.get_path("purelib") if corpus.source == "packages" else None
     stdlib_corpus.write_stdlib_corpus(str(folder), corpus.max_bytes, root)
+    if corpus.ciphers is not None:
+        for part in PARTS:
+            _encipher(folder / f"{part}.jsonl", corpus.ciphers)
+
+
+def _encipher(path: Path, count: int) -> None:
+    """Write a part's documents anew, each piece in its cipher."""
+    with path.open(encoding="utf-8") as stream:  # by lines of the file: a text may hold separators of other kinds
+        documents = [(one["source"], one["text"]) for one in map(json.loads, stream)]
+    written = enciphered(documents, count)
+    if len(written) < count:
+        raise CompeteError(
+            f"corpus.ciphers {count} is more than the {len(written)} pieces of text in {path.name}: raise max-bytes, or "
+            "take fewer"
+        )
+    lines = (json.dumps({"text": text, "source": name, "cipher": number}) for name, text, number in written)
+    write_whole(path, "".join(line + "\n" for line in lines))
 
 
 def _make_tokenizer(corpus: Corpus, folder: Path) -> dict[str, Value]:
