@@ -90,11 +90,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
     The preset is read from `sys.argv`, which Megatron parses.
     """
+    group = add_routing_arguments(parser)
+    group.add_argument(
+        "--compete-override-schedule",
+        action="store_true",
+        help="On resuming, take the competition schedule of these arguments where the checkpoint's is another.",
+    )
+    group.add_argument(
+        "--relu",
+        action="store_true",
+        help="ReLU in MLPs and experts (two matrices), as in the authors' models; Megatron has no flag for it.",
+    )
+    SettingsGroup(VisionConfig, vision.flag_of, vision.dest_of).build_group(parser, title="vision-language models")
+    SettingsGroup(ConversationConfig, conversations.flag_of, conversations.dest_of).build_group(
+        parser, title="conversations with pictures"
+    )
+    _add_reliability_arguments(parser)
+    add_probe_arguments(parser)
+    escape_help(parser)
+    parser.error = one_line_error  # type: ignore[method-assign]
+    refuse_msc(sys.argv[1:])
+    parser.set_defaults(**defaults_asked_for(sys.argv[1:]))
+    parser.set_defaults(eval_interval=EVAL_INTERVAL)
+    if cpu.is_needed():
+        parser.set_defaults(**cpu.ARGUMENTS)
+    return parser
+
+
+def add_routing_arguments(parser: argparse.ArgumentParser, more: tuple[str, ...] = ()) -> "argparse._ArgumentGroup":
+    """The flags that say how tokens are routed: `--router`, `--compete-*` and those of the baselines.
+
+    Args:
+        more: routers of this parser's own, beside those that every job has.
+    Returns:
+        The group of competition flags.
+    """
     competition = SettingsGroup(CompeteConfig, flag_of, lambda field: PREFIX + field, of_presets=True)
     group = competition.build_group(parser, title="competition")
     group.add_argument(
         "--router",
-        choices=("compete", "topk", *BASELINES),
+        choices=("compete", "topk", *BASELINES, *more),
         default="compete",
         help="compete: MoE layers with competition routing; topk: Megatron's own layers, the plain baseline; others: "
         "Megatron's layers with a baseline router (docs/guides/routers.md).",
@@ -107,33 +142,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         "2505.13380, for language; paper-vlm: the same for vision towers and projectors; recommended: what this project "
         "recommends. A flag that is given wins over it.",
     )
-    group.add_argument(
-        "--compete-override-schedule",
-        action="store_true",
-        help="On resuming, take the competition schedule of these arguments where the checkpoint's is another.",
-    )
-    group.add_argument(
-        "--relu",
-        action="store_true",
-        help="ReLU in MLPs and experts (two matrices), as in the authors' models; Megatron has no flag for it.",
-    )
     SettingsGroup(BaselineConfig, baseline_flag_of, lambda field: BASELINE_PREFIX + field).build_group(
         parser, title="baseline routers"
     )
-    SettingsGroup(VisionConfig, vision.flag_of, vision.dest_of).build_group(parser, title="vision-language models")
-    SettingsGroup(ConversationConfig, conversations.flag_of, conversations.dest_of).build_group(
-        parser, title="conversations with pictures"
-    )
-    _add_reliability_arguments(parser)
-    add_probe_arguments(parser)
-    escape_help(parser)
-    parser.error = _one_line_error  # type: ignore[method-assign]
-    refuse_msc(sys.argv[1:])
-    parser.set_defaults(**defaults_asked_for(sys.argv[1:]))
-    parser.set_defaults(eval_interval=EVAL_INTERVAL)
-    if cpu.is_needed():
-        parser.set_defaults(**cpu.ARGUMENTS)
-    return parser
+    return group
 
 
 def _add_reliability_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +167,7 @@ def _add_reliability_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _one_line_error(message: str) -> NoReturn:
+def one_line_error(message: str) -> NoReturn:
     """argparse would print Megatron's thousand lines of usage first."""
     raise CompeteError(with_replacements(message))
 

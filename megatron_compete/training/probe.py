@@ -142,10 +142,11 @@ def probe(model: torch.nn.Module, sequences: Tensor, batch: int) -> dict[str, An
                 total += float(losses.double().sum())
     finally:
         model.train()
-    return {"loss": total / (len(sequences) * length), **_summary(statistics)}
+    return {"loss": total / (len(sequences) * length), **summary(statistics)}
 
 
-def _summary(statistics: list[RouterStatistics]) -> dict[str, Any]:
+def summary(statistics: list[RouterStatistics]) -> dict[str, Any]:
+    """A probe line's part on routers, of those that `listening` heard; empty where there are none."""
     if not statistics:
         return {}
     pairs = [one.pairs_EE for one in statistics]

@@ -1,0 +1,3 @@
+from megatron_compete.study.regions.train import main
+
+main()
