@@ -32,7 +32,7 @@ OWN_OPTIONS = ("array", "dependency", "parsable", "wrap", "output", "job-name", 
 """Options of sbatch that a study sets for its jobs."""
 OWN_ARGUMENTS = (
     "train-iters", "probe-log", "probe-data", "probe-sequences", "probe-interval", "save", "load", "save-interval",
-    "tensorboard-dir", "data-cache-path",
+    "tensorboard-dir", "data-cache-path", "initial",
 )  # fmt: skip
 """Arguments that a study sets for each of its runs, and that it takes from its own keys."""
 
@@ -301,6 +301,10 @@ def _check_values(file: YamlFile, study: Study) -> None:
             refuse(file, "is missing: say how the dense model becomes a mixture", "starts", name, "upcycle")
         if study.task != "language" and start.upcycle is not None:
             refuse(file, f"is of language models; with task: {study.task} the variants' arguments say it", "starts", name, "upcycle")  # fmt: skip
+    if study.task != "language":
+        for key, what in (("corpus", "text"), ("launch", "ranks"), ("save_interval", "checkpoints: a run that was killed begins again")):  # fmt: skip
+            if key in study.model_fields_set:
+                refuse(file, f"is of language models; task: {study.task} has no {what}", key.replace("_", "-"))
     corpus, timing, save, probe = study.corpus, study.timing, study.save_interval, study.probe.interval
     if (corpus.train is None) != (corpus.heldout is None):
         refuse(file, "names one of train and heldout: give both prefixes, or neither", "corpus")

@@ -49,6 +49,15 @@ class RunFolder:
         """Of a start: the mixture made of it."""
         return self.work / "upcycled"
 
+    @property
+    def weights(self) -> Path:
+        """Of a start of `task: regions`: its student."""
+        return self.work / "weights.pt"
+
+    def model(self, task: str) -> Path:
+        """Of a start: what variants begin from."""
+        return self.weights if task == "regions" else self.upcycled
+
     def finished(self) -> dict[str, Any] | None:
         """What was written when the run was complete; None until then."""
         return read_json(self.path / FINISHED)

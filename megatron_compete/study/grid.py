@@ -20,8 +20,20 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.launch.recipe import Recipe
 from megatron_compete.study.config import Study
 
-TRAINED_BY = ("config.py", "checkpoint", "launch", "moe", "resilience", "routing", "schedule", "training")
+TRAINED_BY = (
+    "config.py",
+    "checkpoint",
+    "launch",
+    "moe",
+    "resilience",
+    "routing",
+    "schedule",
+    "study/regions",
+    "training",
+)
 """Parts of this package that can change what a run computes."""
+GROWTH = ("grow-experts", "grow-router", "grow-noise")
+"""Arguments of `task: regions` that say what a start becomes."""
 LIBRARIES = ("megatron-core", "torch", "numpy")
 
 
@@ -66,6 +78,8 @@ def runs_of(study: Study) -> list[Run]:
 
 def _start_run(study: Study, name: str, seed: int) -> Run:
     start = study.starts[name]
+    if study.task == "regions":
+        return Run(name, seed, start.steps, _recipe(study, seed, start.steps, start.arguments), is_start=True)
     of_experts = [one for one in study.recipe.arguments if one.startswith(("moe-", "compete-")) or "expert" in one]
     recipe = _recipe(study, seed, start.steps, dict.fromkeys(of_experts) | {"router": "topk"} | start.arguments)
     recipe.arguments.setdefault("save-interval", start.steps)
@@ -78,7 +92,8 @@ def timed_run(study: Study, variant: str, seed: int) -> Run:
     assert timing is not None, "the study has no timing"
     recipe = _recipe(study, seed, timing.skip + timing.steps, study.variants[variant].arguments)
     recipe.arguments |= {"probe-interval": timing.skip}
-    recipe.arguments.pop("save-interval", None)
+    for name in ("save-interval", *GROWTH):
+        recipe.arguments.pop(name, None)
     return Run(variant, seed, timing.skip + timing.steps, recipe)
 
 
@@ -86,11 +101,9 @@ def _recipe(study: Study, seed: int, steps: int, arguments: dict[str, Any]) -> R
     recipe = copy.deepcopy(study.recipe)
     recipe.arguments.update(arguments)
     recipe.arguments.update(dict.fromkeys(study.seed_arguments, seed))
-    recipe.arguments.update({
-        "train-iters": steps,
-        "probe-sequences": study.probe.sequences,
-        "probe-interval": study.probe.interval,
-    })  # fmt: skip
+    recipe.arguments.update({"train-iters": steps, "probe-interval": study.probe.interval})
+    if study.task == "language" or "sequences" in study.probe.model_fields_set:
+        recipe.arguments["probe-sequences"] = study.probe.sequences
     if study.save_interval:
         recipe.arguments["save-interval"] = min(study.save_interval, steps)
     return recipe

@@ -1,10 +1,11 @@
-"""Starting a run: as `megatron-compete pretrain`, or, with one rank on a CPU, forked from a process that is warm.
+"""Starting a run: as a command, or, with one rank on a CPU, forked from a process that is warm.
 
 Importing torch and Megatron takes as long as many steps of a small model. The warm process imports them once; the rank
-forked from it calls the same entry, `megatron_compete.training.pretrain.main`, with the same arguments and the same
-variables that torchrun would have set.
+forked from it calls the same entry, `main` of the task's module, with the same arguments and the same variables that
+torchrun would have set.
 """
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -18,10 +19,12 @@ from typing import Protocol
 
 from megatron_compete.common.yaml_file import dump_yaml
 from megatron_compete.launch.ports import free_port
-from megatron_compete.launch.recipe import Recipe
+from megatron_compete.launch.recipe import MODULE, Recipe
 from megatron_compete.study.folder import RunFolder
 
 RECIPE = "recipe.yaml"
+ENTRIES = {"language": MODULE, "regions": "megatron_compete.study.regions.__main__"}
+"""By task, the module whose `main` trains a run."""
 
 
 class Job(Protocol):
@@ -35,16 +38,17 @@ class Job(Protocol):
 
 
 class Command:
-    """`megatron-compete pretrain` in a session of its own; its ranks are children of it.
+    """A run as a command in a session of its own; its ranks are children of it.
 
     Args:
+        words: of `python -m`.
         lock: descriptor of the run's lock; held as long as the command or one of its children lives.
     """
 
-    def __init__(self, recipe: Path, log: Path, lock: int) -> None:
+    def __init__(self, words: list[str], log: Path, lock: int) -> None:
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "megatron_compete", "pretrain", "--recipe", str(recipe)],
+                [sys.executable, "-m", *words],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -70,12 +74,12 @@ class Command:
 class WarmFork:
     """One rank, forked from the warm process. It ends when this process does, however that happens."""
 
-    def __init__(self, arguments: list[str], folder: RunFolder, lock: int) -> None:
+    def __init__(self, entry: str, arguments: list[str], folder: RunFolder, lock: int) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["megatron_compete.study.warm_imports"])
         reader, self.alive = context.Pipe(duplex=False)
         os.close(lock)  # the rank takes it
-        self.process = context.Process(target=_rank, args=(arguments, str(folder.path), reader))
+        self.process = context.Process(target=_rank, args=(entry, arguments, str(folder.path), reader))
         self.process.start()
         reader.close()
 
@@ -87,8 +91,8 @@ class WarmFork:
         self.process.join()
 
 
-def _rank(arguments: list[str], folder: str, parent: Connection) -> None:
-    """The forked rank: `torchrun --standalone --nproc-per-node 1 -m megatron_compete.training.pretrain ARGUMENTS`."""
+def _rank(entry: str, arguments: list[str], folder: str, parent: Connection) -> None:
+    """The forked rank: `torchrun --standalone --nproc-per-node 1 -m ENTRY ARGUMENTS`."""
     run = RunFolder(Path(folder))
     if run.lock() is None:  # held until the process ends
         raise SystemExit(75)
@@ -104,10 +108,8 @@ def _rank(arguments: list[str], folder: str, parent: Connection) -> None:
         RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(free_port()),
     )  # fmt: skip
-    sys.argv = ["pretrain", *arguments]
-    from megatron_compete.training import pretrain
-
-    pretrain.main()
+    sys.argv = [entry.removesuffix(".__main__").rpartition(".")[2], *arguments]
+    importlib.import_module(entry).main()
 
 
 def _end_with(parent: Connection) -> None:
@@ -125,14 +127,21 @@ def can_be_warm(recipe: Recipe) -> bool:
     return single and not torch.cuda.is_available()
 
 
-def start(recipe: Recipe, folder: RunFolder, lock: int, warm: bool) -> Job:
-    """Start the run; its recipe is in the folder then, for whoever wants to run it by hand."""
+def start(recipe: Recipe, folder: RunFolder, lock: int, warm: bool, task: str = "language") -> Job:
+    """Start the run; its recipe is in the folder then, for whoever wants to run it by hand.
+
+    Args:
+        task: of `ENTRIES`.
+    """
     path = folder.work / RECIPE
     path.write_text(dump_yaml({"launch": recipe.launch, "arguments": recipe.arguments}))
+    command = recipe.command()
+    arguments = command[command.index("-m") + 2 :]
     if warm and can_be_warm(recipe):
-        command = recipe.command()
-        return WarmFork(command[command.index("-m") + 2 :], folder, lock)
-    return Command(path, folder.log, lock)
+        return WarmFork(ENTRIES[task], arguments, folder, lock)
+    if task == "language":
+        return Command(["megatron_compete", "pretrain", "--recipe", str(path)], folder.log, lock)
+    return Command([ENTRIES[task].removesuffix(".__main__"), *arguments], folder.log, lock)
 
 
 def prepare_environment() -> None:

@@ -30,7 +30,7 @@ def run_study(options: StudyOptions) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.yaml").write_bytes(options.config.read_bytes())
     prepare_environment()
-    corpus = prepare_corpus(study.corpus, (folder / "corpus").absolute())
+    corpus = _corpus(study, folder)
     if options.slurm:
         submit(study, runs, options.config, folder, options)
         return
@@ -47,12 +47,19 @@ def run_study(options: StudyOptions) -> None:
         _say(f"report: {folder / 'report.html'}")
 
 
+def _corpus(study: Study, folder: Path) -> PreparedCorpus:
+    """The study's text; a task without text draws what it reads from the seed."""
+    if study.task != "language":
+        return PreparedCorpus("", "", {}, study.task)
+    return prepare_corpus(study.corpus, (folder / "corpus").absolute())
+
+
 def show_grid(study: Study, runs: Sequence[Run], folder: Path, jobs: int) -> None:
     """Print the runs and what they are expected to take, as far as finished ones tell."""
-    place = (folder / "corpus").absolute()
-    has_corpus = study.corpus.train is not None or is_prepared(study.corpus, place)
-    prepared = prepare_corpus(study.corpus, place) if has_corpus else PreparedCorpus("", "", {}, "none yet")
-    trainer = Trainer(study, folder.absolute(), prepared, _say)
+    text, place = study.corpus, (folder / "corpus").absolute()
+    is_there = study.task != "language" or text.train is not None or is_prepared(text, place)
+    corpus = _corpus(study, folder) if is_there else PreparedCorpus("", "", {}, "none yet")
+    trainer = Trainer(study, folder.absolute(), corpus, _say)
     left, unknown = 0.0, 0
     for one in runs:
         finished, seconds = trainer.is_finished(one), trainer.expected_seconds(one)

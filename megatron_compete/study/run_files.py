@@ -20,10 +20,19 @@ KEPT = "competition/"
 """Scalars that are kept beside the loss; those of single layers are not."""
 
 
-def placed_recipe(run: Run, folder: RunFolder, corpus: PreparedCorpus, start: RunFolder | None) -> Recipe:
+def placed_recipe(
+    run: Run, folder: RunFolder, corpus: PreparedCorpus, start: RunFolder | None, task: str = "language"
+) -> Recipe:
     """The run's recipe with its data and folders."""
     recipe = copy.deepcopy(run.recipe)
     work = folder.work
+    if task == "regions":
+        recipe.arguments["probe-log"] = str(folder.probe_log)
+        if run.is_start:
+            recipe.arguments["save"] = str(folder.weights)
+        if start is not None:
+            recipe.arguments["initial"] = str(start.weights)
+        return recipe
     recipe.arguments |= corpus.arguments() if corpus.tokenizer else {"data-path": corpus.train, "split": "100,0,0"}
     recipe.arguments |= {
         "probe-log": str(folder.probe_log),
@@ -76,7 +85,9 @@ def write_scalars(path: Path, scalars: Scalars, probed: list[int]) -> None:
 
 
 def make_start(folder: RunFolder, study: Study, run: Run) -> None:
-    """Turn a finished dense model into the mixture that variants start from."""
+    """Turn a finished dense model into the mixture that variants start from; a student is what they grow themselves."""
+    if study.task == "regions":
+        return
     from megatron_compete.checkpoint.import_hf import Import, import_checkpoint
     from megatron_compete.checkpoint.upcycle import Upcycling
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.study import launch, run_files
-from megatron_compete.study.config import CLOCKS, Study, Timing
+from megatron_compete.study.config import CLOCKS, Study
 from megatron_compete.study.corpus import PreparedCorpus
 from megatron_compete.study.folder import RunFolder, read_json, write_json
 from megatron_compete.study.grid import Run, code_version, digest, timed_run
@@ -44,7 +44,7 @@ def measure(
     seconds: dict[str, dict[str, list[float]]] = {name: {clock: [] for clock in CLOCKS} for name in missing}
     for number in range(timing.rounds):
         for name in _rotated(missing, number * len(missing) // timing.rounds):
-            found = _time(timed_run(study, name, study.seeds[0] + number), timing, folder, corpus, warm)
+            found = _time(timed_run(study, name, study.seeds[0] + number), study, folder, corpus, warm)
             for clock, value in found.items():
                 seconds[name][clock].append(value)
             say(f"{name}: {found[study.clock] * 1e3:.1f} ms a step, round {number + 1}")
@@ -66,14 +66,16 @@ def _rotated(names: list[str], by: int) -> list[str]:
     return names[by:] + names[:by]
 
 
-def _time(run: Run, timing: Timing, folder: Path, corpus: PreparedCorpus, warm: bool) -> dict[str, float]:
+def _time(run: Run, study: Study, folder: Path, corpus: PreparedCorpus, warm: bool) -> dict[str, float]:
     """Seconds of a step by clock, the first `skip` steps left out."""
+    timing, task = study.timing, study.task
+    assert timing is not None, "the study has no timing"
     place = RunFolder(folder / "timing" / "work" / run.variant)
     lock = place.lock()
     if lock is None:
         raise CompeteError(f"{place.path} is in use: another process times this study; wait for it to end")
     place.probe_log.unlink(missing_ok=True)
-    job = launch.start(run_files.placed_recipe(run, place, corpus, None), place, lock, warm)
+    job = launch.start(run_files.placed_recipe(run, place, corpus, None, task), place, lock, warm, task)
     try:
         while (code := job.exit_code()) is None:
             time.sleep(POLL_SECONDS)

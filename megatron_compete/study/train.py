@@ -126,13 +126,13 @@ class Trainer:
             assert lock is not None
         write_json(folder.work / STARTED, now)
         start = None if run.start is None else self.place(run.start)
-        if start is not None and not start.upcycled.is_dir():
+        if start is not None and not start.model(self.study.task).exists():
             os.close(lock)
             failed[run.name] = str(run_files.missing_start(run))
             return
         again = folder.probe_log.exists()
-        recipe = run_files.placed_recipe(run, folder, self.corpus, start)
-        job = launch.start(recipe, folder, lock, self.warm)
+        recipe = run_files.placed_recipe(run, folder, self.corpus, start, self.study.task)
+        job = launch.start(recipe, folder, lock, self.warm, self.study.task)
         active[run.name] = Active(run, folder, job, now, again)
         self.say(f"{run.name}: {run.steps} steps{' (goes on)' if again else ''}")
 

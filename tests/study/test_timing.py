@@ -46,7 +46,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Variants that were timed, in order."""
     started: list[str] = []
 
-    def start(recipe: Recipe, folder: RunFolder, lock: int, warm: bool) -> Pretence:
+    def start(recipe: Recipe, folder: RunFolder, lock: int, warm: bool, task: str) -> Pretence:
         os.close(lock)
         started.append(folder.path.name)
         return Pretence(recipe, folder, 1 if recipe.arguments.get("lr") == "bad" else 0)

@@ -40,7 +40,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Jobs pretend; the folders of those that were started."""
     started: list[str] = []
 
-    def start(recipe: Recipe, folder: RunFolder, lock: int, warm: bool) -> Pretence:
+    def start(recipe: Recipe, folder: RunFolder, lock: int, warm: bool, task: str) -> Pretence:
         import os
 
         os.close(lock)

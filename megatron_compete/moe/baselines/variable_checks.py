@@ -10,7 +10,7 @@ from megatron_compete.moe.validation import Refusal
 
 REFUSALS = (
     Refusal("--moe-router-score-function", lambda c: c.moe_router_score_function != "softmax", "its weights have a formula of their own"),
-    Refusal("--moe-router-pre-softmax", lambda c: c.moe_router_pre_softmax, "its weights have a formula of their own"),
+    Refusal("--moe-router-pre-softmax", lambda c: c.moe_router_pre_softmax and c.moe_router_topk > 1, "its weights have a formula of their own"),
     Refusal("--moe-router-fusion", lambda c: c.moe_router_fusion, "the fused kernel chooses K experts"),
     Refusal("--moe-router-num-groups", lambda c: c.moe_router_num_groups, "groups limit a choice of K experts"),
     Refusal("--moe-router-enable-expert-bias", lambda c: c.moe_router_enable_expert_bias, "the bias shifts a choice of K experts"),
@@ -20,7 +20,7 @@ REFUSALS = (
     Refusal("--cuda-graph-impl", lambda c: c.cuda_graph_impl != "none", "its number of rows differs from step to step"),
     Refusal("--overlap-moe-expert-parallel-comm", lambda c: c.overlap_moe_expert_parallel_comm, "not yet proven with it"),
 )  # fmt: skip
-"""Settings of Megatron's that exclude any of them."""
+"""Settings of Megatron's that exclude any of them. At K = 1 Megatron wants --moe-router-pre-softmax, which changes nothing."""
 
 
 OF_DEFAULTS = (

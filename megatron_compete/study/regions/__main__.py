@@ -1,3 +1,4 @@
 from megatron_compete.study.regions.train import main
 
-main()
+if __name__ == "__main__":
+    main()

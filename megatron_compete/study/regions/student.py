@@ -21,10 +21,11 @@ from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.baselines.config import BaselineConfig
 from megatron_compete.moe.metrics import LogIntervals
-from megatron_compete.moe.specs import competing, routing_by, unchanged
+from megatron_compete.moe.specs import Exchange, competing, routing_by, unchanged
 from megatron_compete.study.regions.arguments import ORACLE
 from megatron_compete.study.regions.growth import ROUTER, Weights, grown, read_weights
 from megatron_compete.trainers import ModelCompetition
@@ -84,7 +85,18 @@ def _one_rank(model: Any, *args: Any, **keywords: Any) -> None:
 
 
 def transformer_config(args: argparse.Namespace) -> TransformerConfig:
-    """Megatron-Core's settings of the one layer."""
+    """Megatron-Core's settings of the one layer.
+
+    Raises:
+        CompeteError: Megatron-Core refuses them.
+    """
+    try:
+        return _transformer_config(args)
+    except (AssertionError, ValueError) as error:
+        raise CompeteError(f"Megatron-Core refuses these arguments: {error}") from None
+
+
+def _transformer_config(args: argparse.Namespace) -> TransformerConfig:
     return TransformerConfig(
         num_layers=1, hidden_size=args.hidden_size, num_attention_heads=1, ffn_hidden_size=args.moe_ffn_hidden_size,
         moe_ffn_hidden_size=args.moe_ffn_hidden_size, num_moe_experts=args.num_experts,
@@ -106,7 +118,7 @@ def build_student(args: argparse.Namespace, current_step: Callable[[], int]) -> 
     config = transformer_config(args)
     builder = get_moe_module_spec(use_te=False, num_experts=args.num_experts, moe_grouped_gemm=False)
     competition = None
-    exchange = unchanged
+    exchange: Exchange = unchanged
     if args.router == "compete":
         competition = ModelCompetition(CompeteConfig.from_arguments(args), config, current_step, NEVER)
         exchange = competing(config, competition)

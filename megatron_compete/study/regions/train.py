@@ -66,7 +66,7 @@ class Run:
         self.optimizer = torch.optim.Adam(self.student.parameters(), lr=args.lr, betas=betas, fused=True)
         self.schedule = OptimizerParamScheduler(
             self.optimizer, init_lr=0.0, max_lr=args.lr, min_lr=args.min_lr, lr_warmup_steps=args.lr_warmup_iters,
-            lr_decay_steps=args.train_iters, lr_decay_style=args.lr_decay_style, start_wd=0.0, end_wd=0.0,
+            lr_decay_steps=max(args.train_iters, args.lr_warmup_iters + 1), lr_decay_style=args.lr_decay_style, start_wd=0.0, end_wd=0.0,
             wd_incr_steps=0, wd_incr_style="constant",
         )  # fmt: skip
         self.device = next(self.student.parameters()).device
