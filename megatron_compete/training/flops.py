@@ -1,13 +1,16 @@
 """The scoring pass in the trainer's floating-point operations.
 
 Megatron counts K experts per token at every step. At a competing layer all E experts answer all tokens as well; this
-module adds that to Megatron's count, from which it makes the throughput and the progress log.
+module adds that to Megatron's count, from which it makes the throughput and the progress log. `RunningFlops` is that count
+for the probe's log.
 """
 
 import argparse
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from megatron.core.num_microbatches_calculator import get_num_microbatches
 
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.competition import Competition
@@ -131,3 +134,39 @@ def counted_scoring(competition: Competition, scoring: Scoring | None = None) ->
         wrap_symbol("megatron.training.training:training_log", ours.log),
     ):
         yield
+
+
+class RunningFlops:
+    """Operations of the training so far, as Megatron's loop sums them up, known when a step's `train_step` returns.
+
+    The sum begins with the checkpoint's, also where a finetuned model begins anew. It is in whole global batches over all
+    ranks, the same on each of them, and holds whatever `num_floating_point_operations` is replaced by: the scoring passes.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.total = 0.0
+        self._packed: tuple[float | None, float | None] | None = None
+
+    def begin(self) -> None:
+        """Before the first step, when the checkpoint has been read."""
+        self.total = float(self.args.num_floating_point_operations_so_far)
+
+    def add_step(self) -> None:
+        """Add the step that has just ended; a collective where samples are packed."""
+        from megatron.training import training
+
+        tokens, squares = training.consume_seqlen_stats_in_iteration()
+        batch = get_num_microbatches() * self.args.micro_batch_size * self.args.data_parallel_size
+        self.total += training.num_floating_point_operations(
+            self.args, batch, seqlen_squared_sum_in_batch=squares, total_real_tokens_in_batch=tokens
+        )
+
+    def consume(self, upstream: Callable[[], tuple[float | None, float | None]]) -> tuple[float | None, float | None]:
+        """Around `consume_seqlen_stats_in_iteration`, which empties what it reads: `add_step` asks first, and the loop,
+        which asks after it, is given the same."""
+        if self._packed is None:
+            self._packed = upstream()
+            return self._packed
+        packed, self._packed = self._packed, None
+        return packed

@@ -22,6 +22,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.config import DEFAULT_PRESET, CompeteConfig
 from megatron_compete.moe.baselines import BASELINES, check_baseline
 from megatron_compete.moe.baselines.config import BaselineConfig
+from megatron_compete.moe.baselines.hash import give_token_ids
 from megatron_compete.moe.competition import competing_layers
 from megatron_compete.moe.metrics import install_counts
 from megatron_compete.moe.specs import (
@@ -121,6 +122,8 @@ def _with_baseline(config: Any, args: argparse.Namespace) -> Any:
     else:
         check_baseline(args.router, config.transformer, settings)
         _set_layers(config, baseline_layer_spec, baseline_hybrid_spec, router=args.router, settings=settings)
+    if args.router == "hash":
+        config.pre_wrap_hooks.append(functools.partial(give_token_ids, seed=args.seed))
     expected = len(competing_layers(config))
     config.pre_wrap_hooks.append(functools.partial(check_routers, router=args.router, expected=expected))
     return config

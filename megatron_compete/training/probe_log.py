@@ -3,8 +3,8 @@
 Megatron's own evaluation reads on through its validation set, so that two of them see different text, and knows nothing
 of routers. The probe reads the same sequences each time, before the first step and after every `--probe-interval` steps.
 Losses are the same with and without it. Beside its results stands what the training steps alone have cost, without the
-probe, logging and checkpoints: in seconds by the clock, and in seconds of this process's processor time, which other load
-on a shared machine disturbs less.
+probe, logging and checkpoints: in seconds by the clock, in seconds of this process's processor time, which other load
+on a shared machine disturbs less, and in floating-point operations by Megatron's count, scoring passes included.
 
 One JSON line a probe. A resumed job goes on in the same file; lines beyond the checkpoint are dropped.
 """
@@ -24,6 +24,7 @@ from torch import Tensor
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.common.files import write_whole
 from megatron_compete.resilience.agreement import on_rank_0
+from megatron_compete.training.flops import RunningFlops
 from megatron_compete.training.probe import digest_weights, probe, read_sequences
 from megatron_compete.upstream import wrap_symbol
 
@@ -31,7 +32,10 @@ from megatron_compete.upstream import wrap_symbol
 def add_probe_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags `--probe-*`."""
     flag = parser.add_argument_group("probe").add_argument
-    flag("--probe-log", help="JSON lines of held-out loss, router statistics and the seconds steps took")
+    flag(
+        "--probe-log",
+        help="JSON lines of held-out loss, router statistics, and the seconds and operations of the steps",
+    )
     flag("--probe-data", help="prefix of the held-out dataset that the probe reads; the same for every job of a study")
     flag("--probe-sequences", type=int, default=64, help="sequences of --seq-length it reads")
     flag("--probe-interval", type=int, default=100, help="steps between two probes")
@@ -115,11 +119,15 @@ def probed_steps(args: argparse.Namespace) -> Iterator[None]:
         return
     sequences = on_rank_0(lambda: read_sequences(args.probe_data, args.probe_sequences, args.seq_length))
     log = ProbeLog(Path(args.probe_log), write=args.rank == 0)
-    with wrap_symbol("megatron.training.training:train_step", _probing(args, sequences, log)):
+    flops = RunningFlops(args)
+    with (
+        wrap_symbol("megatron.training.training:train_step", _probing(args, sequences, log, flops)),
+        wrap_symbol("megatron.training.training:consume_seqlen_stats_in_iteration", flops.consume),
+    ):
         yield
 
 
-def _probing(args: argparse.Namespace, sequences: Tensor, log: ProbeLog) -> Callable[..., Any]:
+def _probing(args: argparse.Namespace, sequences: Tensor, log: ProbeLog, flops: RunningFlops) -> Callable[..., Any]:
     """Around Megatron's `train_step`: a clock, and a probe where one is due."""
 
     def train_step(
@@ -127,15 +135,17 @@ def _probing(args: argparse.Namespace, sequences: Tensor, log: ProbeLog) -> Call
     ) -> Any:  # fmt: skip
         if not log.is_open:
             log.resume(iteration)
+            flops.begin()
             if iteration == 0:
                 first = probe(model[0], sequences, args.micro_batch_size)
-                log.add({"step": 0, "tokens": 0, **first, "weights": digest_weights(model[0])})
+                log.add({"step": 0, "tokens": 0, "flops": flops.total, **first, "weights": digest_weights(model[0])})
         with log.clock():
             result = upstream(forward_step_func, data_iterator, model, *rest, iteration=iteration, **keywords)
+        flops.add_step()
         done = iteration + 1
         if done % args.probe_interval == 0 or done == args.train_iters:
             found = probe(model[0], sequences, args.micro_batch_size)
-            log.add({"step": done, "tokens": _tokens(args), **found})
+            log.add({"step": done, "tokens": _tokens(args), "flops": flops.total, **found})
         return result
 
     return train_step

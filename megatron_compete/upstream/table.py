@@ -84,6 +84,7 @@ AROUND_THE_LOOP = (
     Row("megatron.core.datasets.utils", ("compile_helpers",), "its wheel has the compiled helpers and no Makefile to compile them by", "tests/training/test_dataset_helpers.py::test_the_wheel_needs_no_compiling"),
     Row(LOOP, ("training_log",), "progress.json and the mean FLOPs of a line need to know when a line is logged", HOOKS),
     Row(LOOP, ("num_floating_point_operations",), "Megatron's count knows no scoring pass", HOOKS),
+    Row(LOOP, ("consume_seqlen_stats_in_iteration",), "it empties a packed step's numbers of tokens, which the probe counts operations by before the loop does", HOOKS),
     Row("megatron.training.models.gpt", ("mtp_block_spec",), "it builds no layers of multi-token prediction beside an experimental attention variant", "tests/training/test_mtp_of_variants.py::test_upstream_still_refuses_it"),
     Row(LOOP, ("train_step",), "the probe runs between steps, and its clock around them", HOOKS),
     Row(LOOP, ("train", "checkpoint_and_decide_exit"), "Megatron leaves its loop with sys.exit() and does not say why", HOOKS),

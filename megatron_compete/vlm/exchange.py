@@ -55,6 +55,10 @@ def check_parts(config: VisionLanguageConfig, router: str, settings: BaselineCon
     """Raise a `CompeteError` for a setting, or a part of the model, that excludes this baseline."""
     for part in config.with_experts:
         check_baseline(router, config.transformer_of(part), settings)
+    if router == "hash":
+        raise CompeteError(
+            "--router hash routes by token id, and pictures have none: use --router frozen for one that does not learn"
+        )
     if BASELINES[router].layer is DefaultMoELayer and "projector" in config.with_experts:
         raise CompeteError(
             f"--router {router} lets experts that were not chosen answer with vectors as wide as the layer's input, and a "

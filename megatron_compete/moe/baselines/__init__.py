@@ -11,6 +11,9 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.moe.baselines.config import BaselineConfig, flag_of
 from megatron_compete.moe.baselines.cosine import CosineRouter, PerturbedCosineRouter, check_cosine
 from megatron_compete.moe.baselines.default_moe import DefaultMoELayer, DefaultMoERouter
+from megatron_compete.moe.baselines.fixed_checks import OF_FROZEN, OF_HASH, check_fixed
+from megatron_compete.moe.baselines.frozen import FrozenRouter
+from megatron_compete.moe.baselines.hash import HashRouter
 from megatron_compete.moe.baselines.layer import VariableMoELayer
 from megatron_compete.moe.baselines.remoe import ReMoERouter
 from megatron_compete.moe.baselines.thresholds import ExpertThresholdRouter, USMoERouter
@@ -68,8 +71,10 @@ BASELINES: dict[str, Baseline] = {
         DefaultMoERouter,
         layer=DefaultMoELayer,
         check=check_variable("default-moe", ("aux_loss",), "which knows only aux_loss", more=OF_DEFAULTS),
-        reads=("default_decay",),
+        reads=("default_decay", "default_part"),
     ),
+    "hash": Baseline(HashRouter, check=check_fixed("hash", OF_HASH)),
+    "frozen": Baseline(FrozenRouter, check=check_fixed("frozen", OF_FROZEN)),
 }
 """By name of `--router`."""
 

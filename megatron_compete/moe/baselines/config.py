@@ -6,6 +6,7 @@ and the text under a field is its help. Which router reads which field stands in
 
 import argparse
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from megatron_compete.common.config_fields import check_fields
 from megatron_compete.common.errors import CompeteError
@@ -49,6 +50,10 @@ class BaselineConfig:
 
     default_decay: float = 0.9
     """Share of the experts' default vectors that is kept at each step (default-moe)."""
+
+    default_part: Literal["output", "gradient"] = "output"
+    """Where default vectors stand for the experts that were not chosen: in the layer's output, as in the paper, or in the
+    gradient of the router's probabilities alone, which leaves the output without them (default-moe)."""
 
     def __post_init__(self) -> None:
         check_fields(self, flag_of)

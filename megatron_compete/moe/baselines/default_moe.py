@@ -17,7 +17,12 @@ from torch import Tensor
 from megatron_compete.moe.baselines.config import BaselineConfig
 from megatron_compete.moe.baselines.variable import VariableRouter
 from megatron_compete.moe.router import valid_tokens
-from megatron_compete.routing.baselines.default_moe import chosen_experts, default_part, next_defaults
+from megatron_compete.routing.baselines.default_moe import (
+    chosen_experts,
+    default_part,
+    next_defaults,
+    with_gradient_of,
+)
 
 LEAST_WEIGHT = 1e-6
 """Outputs with a smaller weight are not observed: divided by it they would be rounding, or infinite."""
@@ -91,7 +96,8 @@ class DefaultMoERouter(VariableRouter):
 
 
 class DefaultMoELayer(MoELayer):
-    """Megatron's `MoELayer`, whose output has the default vectors of the experts that were not chosen."""
+    """Megatron's `MoELayer`, whose output has the default vectors of the experts that were not chosen, or whose router has
+    their gradient (`--router-default-part`)."""
 
     router: DefaultMoERouter
 
@@ -100,4 +106,7 @@ class DefaultMoELayer(MoELayer):
         if self.router.learns():
             self.router.observe_rows(output.detach())
         combined = super().postprocess(output, shared_expert_output)
+        if self.router.settings.default_part == "gradient":
+            part = self.router.default_part().view_as(combined)
+            return with_gradient_of(combined, part) if self.router.learns() else combined
         return combined + self.router.default_part().view_as(combined).to(combined.dtype)

@@ -32,3 +32,8 @@ def router_changes(saved: argparse.Namespace, now: argparse.Namespace) -> Iterab
                     f"{flag_of(field.name)} {value} is {kept} in the checkpoint, and its model is another with it: give "
                     "the checkpoint's"
                 )
+        if now.router == "hash" and now.seed != saved.seed:
+            yield (
+                f"--seed {now.seed} is {saved.seed} in the checkpoint, and --router hash draws its table from it: give the "
+                "checkpoint's"
+            )

@@ -12,6 +12,8 @@ so every expert's probability has a gradient, at the price of one product with a
 the mean output of each expert, over the tokens that did reach it, and carry no gradient.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,24 @@ def default_part(others_TE: Tensor, defaults_EH: Tensor) -> Tensor:
         others_TE: p of the experts that were not chosen, 0 for those that were.
     """
     return at_least_fp32(others_TE) @ at_least_fp32(defaults_EH)
+
+
+def with_gradient_of(output_TH: Tensor, part_TH: Tensor) -> Tensor:
+    """`output_TH`, bit for bit, whose gradient also goes to `part_TH` as if it had been added: the router then learns from
+    the default vectors, and nothing of them is in the output."""
+    added: Tensor = _GradientOf.apply(output_TH, part_TH)
+    return added
+
+
+class _GradientOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output_TH: Tensor, part_TH: Tensor) -> Tensor:
+        ctx.dtype = part_TH.dtype
+        return output_TH.view_as(output_TH)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_TH: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient_TH, gradient_TH.to(ctx.dtype)
 
 
 def next_defaults(defaults_EH: Tensor, sums_EH: Tensor, tokens_E: Tensor, decay: float) -> Tensor:
