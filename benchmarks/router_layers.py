@@ -61,6 +61,7 @@ ROUTERS: dict[str, Router] = {
     "usmoe": Router("USMoE", BALANCED, baseline="usmoe"),
     "default-moe": Router("Default MoE", baseline="default-moe"),
     "threshold": Router("Expert-Threshold", baseline="threshold"),
+    "frozen": Router("frozen", baseline="frozen"),
     "response": Router("competition by response", compete=CompeteConfig(max_active_layers=1)),
     "utility": Router("competition by utility", compete=CompeteConfig(kind="utility", max_active_layers=1)),
 }

@@ -10,7 +10,8 @@ from megatron.training import training
 
 from megatron_compete.config import CompeteConfig
 from megatron_compete.moe.competition import Competition
-from megatron_compete.training.flops import counted_scoring, scoring_flops
+from megatron_compete.training.flops import RunningFlops, counted_scoring, scoring_flops
+from megatron_compete.upstream import wrap_symbol
 
 LAYERS, RATE, BATCH, TOKENS = 4, 0.25, 2, 2 * 10
 ARGS = Namespace(
@@ -133,3 +134,35 @@ def test_a_line_of_the_log_counts_the_mean_of_its_steps(monkeypatch: pytest.Monk
 def test_without_competition_the_trainer_stays_as_it_is() -> None:
     with counted_scoring(Competition(CompeteConfig(rate=0.0), (1, 2), lambda: 0)):
         assert (training.num_floating_point_operations, training.training_log) == UPSTREAM
+
+
+@pytest.mark.parametrize("packed", [None, (TOKENS / 2, 50.0)])
+def test_the_running_count_is_the_loops_and_takes_nothing_from_it(
+    packed: tuple[float, float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed steps differ in their tokens, which upstream forgets once they are read."""
+    at = SimpleNamespace(step=0)
+    model = competition(at)
+    waiting: list[tuple[float | None, float | None]] = []
+    monkeypatch.setattr(training, "consume_seqlen_stats_in_iteration", lambda: waiting.pop())
+    monkeypatch.setattr("megatron_compete.training.flops.get_num_microbatches", lambda: 1)
+    args = Namespace(**vars(ARGS), micro_batch_size=BATCH, data_parallel_size=1, num_floating_point_operations_so_far=7)
+    flops = RunningFlops(args)
+    flops.begin()
+    assert flops.total == 7.0
+    loop = 7.0
+    with (
+        counted_scoring(model),
+        wrap_symbol("megatron.training.training:consume_seqlen_stats_in_iteration", flops.consume),
+    ):
+        for at.step in range(model.schedule.window_steps):
+            tokens, squares = (None, None) if packed is None else (packed[0] + at.step, packed[1] + at.step)
+            waiting.append((tokens, squares))
+            flops.add_step()
+            assert training.consume_seqlen_stats_in_iteration() == (tokens, squares) and not waiting
+            loop += training.num_floating_point_operations(ARGS, BATCH, squares, tokens)
+            assert flops.total == loop
+    monkeypatch.undo()
+    if packed is None:
+        steps = model.schedule.window_steps
+        assert flops.total == 7 + steps * (UPSTREAM[0](ARGS, BATCH) + RATE * LAYERS * SCORING)

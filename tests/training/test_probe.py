@@ -14,7 +14,9 @@ import torch
 from megatron.core.transformer.moe.router import TopKRouter
 
 from megatron_compete.common.errors import CompeteError
+from megatron_compete.config import CompeteConfig
 from megatron_compete.routing.rule import RouterRule
+from megatron_compete.schedule import CompetitionSchedule
 from megatron_compete.training.probe import RouterStatistics, read_sequences, routers_of
 from megatron_compete.training.probe_log import ProbeLog, check_probe_arguments
 from tests.data.datasets import write_dataset
@@ -23,6 +25,22 @@ from tests.training.runs import MODEL, losses, train, train_on_rank
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, LAYERS, EXPERTS, TOKENS = 6, 4, 4, 8 * 32
+
+
+SEQUENCES, LENGTH, HIDDEN, FFN, VOCABULARY, WINNERS = 8, 32, 32, 48, 128, 2
+ATTENTION = 4 * HIDDEN * HIDDEN + 2 * HIDDEN * LENGTH / 2
+"""Multiply-adds of a token: projections, and scores and values of the half of the sequence that it may see."""
+TOKEN = LAYERS * (ATTENTION + WINNERS * 3 * HIDDEN * FFN) + HIDDEN * VOCABULARY
+FLOPS = 2 * 3 * SEQUENCES * LENGTH * TOKEN
+"""Of a step by hand: 2 operations, a forward pass and twice that backward."""
+EXPERT_PASS = 2 * SEQUENCES * LENGTH * EXPERTS * 3 * HIDDEN * FFN
+"""All experts of a layer on all tokens."""
+
+
+def scoring(steps: int) -> float:
+    """Operations of the scoring passes of the first steps of `MODEL`."""
+    schedule = CompetitionSchedule.of(CompeteConfig(rate=0.4, max_active_layers=2), ((0, 0),) * LAYERS)
+    return float(EXPERT_PASS * schedule.table(0, steps).sum())
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +83,7 @@ def test_what_a_line_says(probed: Path) -> None:
         assert line["choices_shape"] == [LAYERS, TOKENS, EXPERTS]
     assert found[0]["loss"] == pytest.approx(np.log(127), abs=0.3)  # untrained; the text is random
     assert len({line["loss"] for line in found}) == len(found)
+    assert [line["flops"] for line in found] == [step * FLOPS + scoring(step) for step in (0, 2, 4, 6)]
     seconds = [line["processor_seconds"] for line in found]
     assert seconds == sorted(seconds) and seconds[0] == 0.0 < seconds[1]
 
@@ -91,6 +110,23 @@ def test_experts_on_two_ranks_answer_the_same(probed: Path) -> None:
     assert one["load"] == two["load"] and one["choices"] == two["choices"]
 
 
+UTILITY = "--compete-kind utility --compete-rate 1 --compete-max-active-layers 4 --compete-diversity-coeff 0 --compete-distill-coeff 0"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "scored"),
+    [
+        ("topk", "--router topk", 0.0),
+        ("utility", UTILITY, 1.0),
+        ("sampled", f"{UTILITY} --compete-token-fraction 0.5", 0.5),
+    ],
+)
+def test_operations_are_those_of_the_formula(folder: Path, name: str, settings: str, scored: float) -> None:
+    train(1, f"{settings} --train-iters 2 {flags(folder, name)}")
+    found = [line["flops"] for line in lines(folder, name)]
+    assert found == [0.0, 2 * (FLOPS + scored * LAYERS * EXPERT_PASS)]
+
+
 def test_a_dense_model_trains_and_its_mixture_begins_where_it_ends(folder: Path) -> None:
     dense = MODEL.replace("--num-experts 4 --moe-router-topk 2", "").replace("--moe-ffn-hidden-size 48", "")
     dense = dense.replace("--moe-token-dispatcher-type alltoall", "")
@@ -105,6 +141,7 @@ def test_a_dense_model_trains_and_its_mixture_begins_where_it_ends(folder: Path)
     train(1, f"--pretrained-checkpoint {folder}/upcycled --train-iters 1 {flags(folder, 'upcycled')}")
     last, first = lines(folder, "dense")[-1], lines(folder, "upcycled")[0]
     assert "load" not in last and last["step"] == 2
+    assert last["flops"] == 2 * 2 * 3 * SEQUENCES * LENGTH * (TOKEN - LAYERS * (WINNERS - 1) * 3 * HIDDEN * FFN)
     assert first["loss"] == pytest.approx(last["loss"], abs=1e-5)
 
 

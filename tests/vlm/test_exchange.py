@@ -28,7 +28,7 @@ def trained_by(router: str, settings: Any) -> tuple[list[str], list[float], list
 
 
 ROUTERS = {"topk": "TopKRouter", "xmoe": "CosineRouter", "cosine": "PerturbedCosineRouter", "remoe": "ReMoERouter",
-           "usmoe": "USMoERouter", "threshold": "ExpertThresholdRouter"}  # fmt: skip
+           "usmoe": "USMoERouter", "threshold": "ExpertThresholdRouter", "frozen": "FrozenRouter"}  # fmt: skip
 
 
 @pytest.mark.parametrize("router", ROUTERS)
@@ -88,6 +88,7 @@ def refused(router: str, settings: Any) -> str:
 
 
 def test_a_router_that_cannot_says_so() -> None:
+    assert "pictures have none" in refused("hash", SIGLIP)
     assert "leave projector out of --experts-in" in refused("default-moe", SIGLIP)
     assert "0.25 in vision, 0.25 in projector, 0.5 in language" in refused("remoe", changed(EVERYWHERE, num_experts=8))
 

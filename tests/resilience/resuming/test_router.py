@@ -25,6 +25,14 @@ def test_the_same_router_goes_on_and_competition_from_topk(saved: dict[str, Any]
     assert not [*router_changes(Namespace(**saved), Namespace(**now))]
 
 
+def test_another_table_is_refused() -> None:
+    saved, now = (Namespace(router="hash", seed=seed) for seed in (1, 2))
+    assert not [*router_changes(saved, saved)]
+    (change,) = router_changes(saved, now)
+    assert change.startswith("--seed 2 is 1 in the checkpoint, and --router hash draws its table from it")
+    assert not [*router_changes(Namespace(router="frozen", seed=1), Namespace(router="frozen", seed=2))]
+
+
 def test_another_temperature_is_refused() -> None:
     saved = Namespace(**XMOE, router_temperature=0.2)
     assert not [*router_changes(saved, saved)]
