@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
 
 from megatron_compete.common.sections import Count, Names, Number, Section, Seeds, read_section, refuse
 from megatron_compete.common.yaml_file import YamlFile
@@ -27,7 +27,8 @@ from megatron_compete.launch.recipe import Recipe, Value, read_arguments, read_l
 Clock = Literal["processor", "wall"]
 CLOCKS: tuple[str, ...] = get_args(Clock)
 Axis = Literal["steps", "flops", "seconds", "data"]
-"""What two variants are given equal amounts of: see `megatron_compete.study.statistics`."""
+"""What two variants are given equal amounts of: see `megatron_compete.study.axes`."""
+AXES: tuple[Axis, ...] = get_args(Axis)
 OWN_OPTIONS = ("array", "dependency", "parsable", "wrap", "output", "job-name", "chdir")
 """Options of sbatch that a study sets for its jobs."""
 OWN_ARGUMENTS = (
@@ -91,6 +92,8 @@ class Headroom(Section):
     """Variants that tell what routing can gain in this setting at all, by the part they play: see
     `megatron_compete.study.headroom`."""
 
+    baseline: str | None = None
+    """The learned router that they bound, which is also what they are compared with; None: the study's baseline."""
     hash: str | None = None
     """Routes by the token alone, without learning."""
     frozen: str | None = None
@@ -99,6 +102,17 @@ class Headroom(Section):
     """Utility at every step, of all tokens: what the whole gradient of the router's logits can gain."""
     oracle: str | None = None
     """Routes by the truth, where the task has one."""
+
+    @property
+    def arms(self) -> dict[str, str]:
+        """{part: variant} of those that are named, from the worst expected to the best."""
+        parts = {part: getattr(self, part.replace("-", "_")) for part in ("frozen", "hash", "dense-gradient", "oracle")}
+        return {part: name for part, name in parts.items() if name is not None}
+
+
+def _one_or_more(value: Any, read: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """A mapping stands for a list of one, and its errors name its keys without a number."""
+    return (Headroom.model_validate(value, context=info.context),) if isinstance(value, dict) else read(value)
 
 
 class Comparison(Section):
@@ -161,7 +175,8 @@ class Study(Section):
     finalists: Finalists = Finalists()
     baseline: str
     variants: dict[str, Variant] = Field(default_factory=dict)
-    headroom: Headroom = Headroom()
+    headroom: Annotated[tuple[Headroom, ...], WrapValidator(_one_or_more)] = ()
+    """One section, or a list of them with a baseline each."""
     comparisons: tuple[Comparison, ...] = ()
     smallest_difference: Number | None = None
     """The difference in loss that would matter; the report says how many seeds it needs."""
@@ -265,9 +280,7 @@ def _check_names(file: YamlFile, study: Study) -> None:
     for name in study.finalists.variants:
         if name not in study.variants:
             refuse(file, f"names {name!r}, which is no variant: choose from {known}", "finalists", "variants")
-    for part, name in study.headroom:
-        if name is not None and name not in study.variants:
-            refuse(file, f"is {name!r}, which is no variant: choose from {known}", "headroom", part.replace("_", "-"))
+    _check_headroom(file, study, known)
     _check_comparisons(file, study, known)
     for name, variant in study.variants.items():
         if variant.start is not None and variant.start not in study.starts:
@@ -280,6 +293,24 @@ def _check_names(file: YamlFile, study: Study) -> None:
     for name in study.starts:
         if name in study.variants:
             refuse(file, f"is {name!r} and names a variant too: choose another name", "starts")
+
+
+def _check_headroom(file: YamlFile, study: Study, known: str) -> None:
+    is_list = isinstance(file.content.get("headroom"), list)
+    for number, one in enumerate(study.headroom):
+        place = ("headroom", str(number)) if is_list else ("headroom",)
+        if not one.arms:
+            refuse(file, "names no variant: give hash, frozen, dense-gradient, and oracle where there is one", *place)
+        baseline = one.baseline or study.baseline
+        for part, name in {"baseline": baseline, **one.arms}.items():
+            if name not in study.variants:
+                refuse(file, f"is {name!r}, which is no variant: choose from {known}", *place, part)
+        for part, name in one.arms.items():
+            if name == baseline:
+                refuse(file, f"is {name!r}, the baseline itself", *place, part)
+            if study.baseline_of(name) != baseline:
+                refuse(file, f"is {name!r}, which is compared with {study.baseline_of(name)!r} and not with {baseline!r}: "
+                             f"name it in a section of that baseline", *place, part)  # fmt: skip
 
 
 def _check_comparisons(file: YamlFile, study: Study, known: str) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from megatron_compete.study.config import Study
+from megatron_compete.study.axes import meter
+from megatron_compete.study.config import Axis, Study
+from megatron_compete.study.headroom import Check
 from megatron_compete.study.logs import METRICS, RunLog, Series
-from megatron_compete.study.statistics import CONFIDENCE, Difference, pooled_clock
-from megatron_compete.study.table import Row
+from megatron_compete.study.statistics import CONFIDENCE, Difference
+from megatron_compete.study.table import AXIS_NAMES, Row, shown_metric, unit_of
 
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8C8C8C"
 COLUMNS = 4
@@ -27,47 +29,45 @@ Curve = tuple[list[float], np.ndarray]
 """x, and values [seeds, points]."""
 
 
-def draw_all(study: Study, logs: Logs, rows: Sequence[Row], folder: Path) -> dict[str, str]:
-    """Write every figure that there are data for; {file: caption}."""
+def captions(study: Study) -> dict[str, str]:
+    """{file: what it shows} of all figures that a study can have."""
     band = "Lines are means over seeds, bands reach from the lowest seed to the highest."
     clock = {"processor": "processor time of the rank", "wall": "wall-clock time"}[study.clock]
-    figures: dict[str, tuple[Callable[[], Any], str]] = {
-        "differences.png": (
-            lambda: draw_differences(rows),
-            f"Held-out loss minus the baseline's: mean over seeds and its {CONFIDENCE:.0%} interval. Hollow: the interval holds 0.",
-        ),
-        "gaps.png": (
-            lambda: draw_gaps(study, logs),
-            f"Held-out loss minus the baseline's of the same seed, over the steps. {band}",
-        ),
-        "loss-steps.png": (
-            lambda: draw_losses(study, logs, "steps"),
-            f"Held-out loss against steps, each variant (blue) over its baseline (grey), last two thirds. {band}",
-        ),
-        "loss-seconds.png": (
-            lambda: draw_losses(study, logs, "seconds"),
-            f"Held-out loss against seconds of training steps ({clock}, median over seeds). {band}",
-        ),
-        "agreement.png": (
-            lambda: draw_metric(study, logs, {"agreement": GREEN}, "agreement", (0, 1)),
-            f"Agreement: {METRICS['agreement']}. {band}",
-        ),
-        "load.png": (
-            lambda: draw_metric(study, logs, {"load-max": VERMILION, "load-min": BLUE}, "tokens / mean", None),
-            f"Load of the busiest (red) and the idlest (blue) expert of any layer, relative to the mean. {band}",
-        ),
-        "router-statistics.png": (
-            lambda: draw_statistics(study, logs),
-            "Router statistics at the last probe, saturation half-way; a dot for each seed, a bar for the mean.",
-        ),
-        "experts.png": (
-            lambda: draw_experts(study, logs),
-            "Tokens of each expert relative to its layer's mean at the last probe, first seed; experts are sorted by load.",
-        ),
+    loss = "Held-out loss"
+    return {
+        "headroom.png": f"{loss} minus the baseline's of variants that bound what routing can gain: mean over seeds and its {CONFIDENCE:.0%} interval. Hollow: the interval holds 0.",
+        "differences.png": f"{loss} minus the baseline's: mean over seeds and its {CONFIDENCE:.0%} interval. Hollow: the interval holds 0.",
+        "gaps.png": f"{loss} minus the baseline's of the same seed, over the steps. {band}",
+        "loss-steps.png": f"{loss} against steps, each variant (blue) over its baseline (grey), last two thirds. {band}",
+        "loss-flops.png": f"{loss} against floating-point operations of training (median over seeds). {band}",
+        "loss-seconds.png": f"{loss} against seconds of training steps ({clock}, median over seeds). {band}",
+        "agreement.png": f"Agreement: {METRICS['agreement']}. {band}",
+        "load.png": f"Load of the busiest (red) and the idlest (blue) expert of any layer, relative to the mean. {band}",
+        "router-statistics.png": "Router statistics at the last probe, saturation half-way; a dot for each seed, a bar for the mean.",
+        "experts.png": "Tokens of each expert relative to its layer's mean at the last probe, first seed; experts are sorted by load.",
+    }  # fmt: skip
+
+
+def draw_all(
+    study: Study, logs: Logs, rows: Sequence[Row], axes: Sequence[Axis], checks: Sequence[Check], folder: Path
+) -> dict[str, str]:
+    """Write every figure that there are data for; {file: caption}."""
+    figures: dict[str, Callable[[], Any]] = {
+        "headroom.png": lambda: draw_headroom(study, checks),
+        "differences.png": lambda: draw_differences(study, rows, axes),
+        "gaps.png": lambda: draw_gaps(study, logs),
+        "loss-steps.png": lambda: draw_losses(study, logs, "steps"),
+        "loss-flops.png": lambda: draw_losses(study, logs, "flops"),
+        "loss-seconds.png": lambda: draw_losses(study, logs, "seconds"),
+        "agreement.png": lambda: draw_metric(study, logs, {"agreement": GREEN}, "agreement", (0, 1)),
+        "load.png": lambda: draw_metric(study, logs, {"load-max": VERMILION, "load-min": BLUE}, "tokens / mean", None),
+        "router-statistics.png": lambda: draw_statistics(study, logs),
+        "experts.png": lambda: draw_experts(study, logs),
     }
     drawn = {}
-    for name, (draw, caption) in figures.items():
-        figure = draw()
+    for name, caption in captions(study).items():
+        (folder / name).unlink(missing_ok=True)
+        figure = figures[name]()
         if figure is not None:
             _save(figure, folder / name)
             drawn[name] = caption
@@ -124,13 +124,12 @@ def _common(series: Sequence[Series]) -> tuple[list[int], np.ndarray]:
     return steps, np.array([[one[step] for step in steps] for one in series])
 
 
-def loss_curve(runs: Sequence[RunLog], clock: str, over: str) -> Curve:
-    """Held-out losses of a variant over `steps` or `seconds`."""
+def loss_curve(study: Study, runs: Sequence[RunLog], over: Axis) -> Curve:
+    """Held-out losses of a variant over an axis that its logs have."""
     steps, losses = _common([run.loss for run in runs])
-    if over == "steps":
-        return [float(step) for step in steps], losses
-    seconds = pooled_clock([run.seconds[clock] for run in runs])
-    return [seconds[step] for step in steps], losses
+    amounts = meter(runs, over, study.clock)
+    assert amounts is not None, f"logs without {over}"
+    return [amounts[step] for step in steps], losses
 
 
 def same_seeds(runs: Sequence[RunLog], like: Sequence[RunLog]) -> list[RunLog]:
@@ -155,7 +154,7 @@ def draw_gaps(study: Study, logs: Logs) -> Any:
         _band(axes, ([float(step) for step in steps], values), BLUE)
         _finish(axes, study.label_of(name))
     figure.supxlabel("steps", fontsize=9)
-    figure.supylabel("loss minus baseline's (nats/token)", fontsize=9)
+    figure.supylabel(f"loss minus baseline's ({unit_of(study)})", fontsize=9)
     return figure
 
 
@@ -163,25 +162,30 @@ def _minus(one: Series, other: Series) -> Series:
     return {step: one[step] - other[step] for step in one.keys() & other.keys()}
 
 
-def draw_losses(study: Study, logs: Logs, over: str) -> Any:
-    """Each variant over its baseline."""
-    names = [name for name in logs if study.baseline_of(name) != name and study.baseline_of(name) in logs]
-    names = names or [name for name in logs if study.baseline_of(name) in logs]
+def draw_losses(study: Study, logs: Logs, over: Axis) -> Any:
+    """Each variant over its baseline; None where no such pair has the axis."""
+    metered = [name for name, runs in logs.items() if meter(runs, over, study.clock) is not None]
+    names = [name for name in metered if study.baseline_of(name) in metered]
+    names = [name for name in names if study.baseline_of(name) != name] or names
+    if not names:
+        return None
     figure, panels = _panels(len(names), sharex=over == "steps", sharey=True)
     lowest, highest = math.inf, -math.inf
     for axes, name in zip(panels, names):
         baseline = same_seeds(logs[study.baseline_of(name)], logs[name])
         for runs, colour in ((baseline, GREY), (logs[name], BLUE)):
-            curve = loss_curve(runs, study.clock, over)
+            curve = loss_curve(study, runs, over)
             first = round(len(curve[0]) * (1 - SHOWN_SHARE))
-            lowest, highest = min(lowest, curve[1].min()), max(highest, curve[1][:, first:].max())
+            finite = np.where(np.isfinite(curve[1]), curve[1], np.nan)
+            lowest = np.nanmin([lowest, *finite.flat])
+            highest = np.nanmax([highest, *finite[:, first:].flat])
             _band(axes, curve, colour)
         _finish(axes, study.label_of(name))
     margin = 0.04 * (highest - lowest)
     for axes in panels:
         axes.set_ylim(lowest - margin, highest + margin)
-    figure.supxlabel(over, fontsize=9)
-    figure.supylabel("held-out loss (nats/token)", fontsize=9)
+    figure.supxlabel(AXIS_NAMES[over], fontsize=9)
+    figure.supylabel(f"held-out loss ({unit_of(study)})", fontsize=9)
     return figure
 
 
@@ -203,54 +207,85 @@ def draw_metric(study: Study, logs: Logs, colours: Mapping[str, str], label: str
     return figure
 
 
-def draw_differences(rows: Sequence[Row]) -> Any:
-    """Means and intervals of the paired differences, at equal steps and at equal seconds."""
-    compared = [row for row in rows if row.variant != row.baseline]
-    if not compared:
+def draw_headroom(study: Study, checks: Sequence[Check]) -> Any:
+    """The ladder of each check, its baseline at 0."""
+    checks = [one for one in checks if any(arm.difference is not None for arm in one.arms.values())]
+    if not checks:
         return None
-    figure, panels = _pyplot().subplots(1, 2, sharey=True, figsize=(8.5, 0.32 * len(compared) + 1.3), layout="constrained")  # fmt: skip
-    kinds = {"equal steps": [row.by_steps for row in compared], "equal seconds": [row.by_seconds for row in compared]}
-    for axes, (title, differences) in zip(panels, kinds.items()):
-        _intervals(axes, differences)
+    rungs = max(sum(arm.variant is not None for arm in one.arms.values()) for one in checks)
+    figure, panels = _pyplot().subplots(1, len(checks), squeeze=False, sharex=True, figsize=(4.5 * len(checks) + 1.5, 0.34 * rungs + 1.2),
+                                        layout="constrained")  # fmt: skip
+    for axes, check in zip(panels.flat, checks):
+        arms = [arm for arm in check.arms.values() if arm.variant is not None]
         axes.axvline(0, color=GREY, linewidth=1)
-        _finish(axes, f"at {title}")
-        axes.set_xlabel("loss minus baseline's (nats/token); left is better", fontsize=8)
-    panels[0].set_yticks(range(len(compared)), [row.label for row in compared], fontsize=8)
-    panels[0].invert_yaxis()
+        _intervals(axes, [arm.difference for arm in arms])
+        axes.plot([0], [[arm.part for arm in arms].index("baseline")], "D", color=GREY, markersize=5)
+        axes.set_yticks(range(len(arms)), [_wrapped(_rung(arm.part, arm.label)) for arm in arms], fontsize=8)
+        axes.set_ylim(len(arms) - 0.5, -0.5)
+        _finish(axes, f"around {check.label}" if len(checks) > 1 else "")
+        axes.set_xlabel(f"loss minus {check.label}'s ({unit_of(study)}); left is better", fontsize=8)
+    return figure
+
+
+def _rung(part: str, label: str) -> str:
+    return label if part == "baseline" else f"{part.replace('-', ' ')}: {label}"
+
+
+def draw_differences(study: Study, rows: Sequence[Row], axes: Sequence[Axis]) -> Any:
+    """Means and intervals of the paired differences, a panel an axis."""
+    compared = [row for row in rows if not row.is_baseline]
+    if not compared or not axes:
+        return None
+    figure, panels = _pyplot().subplots(1, len(axes), sharey=True, squeeze=False, figsize=(2.9 * len(axes) + 2.7, 0.32 * len(compared) + 1.3),
+                                        layout="constrained")  # fmt: skip
+    for panel, axis in zip(panels.flat, axes):
+        _intervals(panel, [row.difference(axis) for row in compared])
+        panel.axvline(0, color=GREY, linewidth=1)
+        _finish(panel, f"at equal {AXIS_NAMES[axis]}")
+    figure.supxlabel(f"loss minus baseline's ({unit_of(study)}); left is better", fontsize=8)
+    first = panels.flat[0]
+    first.set_yticks(range(len(compared)), [row.label for row in compared], fontsize=8)
+    first.set_ylim(len(compared) - 0.5, -0.5)
     return figure
 
 
 def _intervals(axes: Any, differences: Sequence[Difference | None]) -> None:
     for place, one in enumerate(differences):
-        if one is not None:
+        if one is not None and math.isfinite(one.mean):
             clear = one.half_width is not None and abs(one.mean) > one.half_width
             axes.errorbar(one.mean, place, xerr=one.half_width, fmt="o", markersize=5, capsize=3,
                           color=BLUE, markerfacecolor=BLUE if clear else "white")  # fmt: skip
 
 
 def draw_statistics(study: Study, logs: Logs) -> Any:
-    """Dots by variant, one panel a statistic."""
-    figure, panels = _pyplot().subplots(1, len(STATISTICS), sharey=True, figsize=(1.9 * len(STATISTICS) + 1, 0.3 * len(logs) + 1.2),
+    """Dots by variant, one panel a statistic; None where no router has any."""
+    values = {
+        name: {one: [value for run in runs if (value := shown_metric(run, one, study.steps_of(name))) is not None] for one in STATISTICS}
+        for name, runs in logs.items()
+    }  # fmt: skip
+    values = {name: found for name, found in values.items() if any(found.values())}
+    if not values:
+        return None
+    figure, panels = _pyplot().subplots(1, len(STATISTICS), sharey=True, figsize=(1.9 * len(STATISTICS) + 1, 0.3 * len(values) + 1.2),
                                         layout="constrained")  # fmt: skip
     for axes, statistic in zip(panels, STATISTICS):
-        for place, runs in enumerate(logs.values()):
-            values = [_shown_value(run, statistic, study.steps) for run in runs]
-            axes.plot(values, [place] * len(values), "o", markersize=3.5, color=ORANGE, alpha=0.8)
-            axes.plot([float(np.mean(values))], [place], "|", markersize=11, color="black")
+        for place, found in enumerate(values.values()):
+            if found[statistic]:
+                axes.plot(
+                    found[statistic], [place] * len(found[statistic]), "o", markersize=3.5, color=ORANGE, alpha=0.8
+                )
+                axes.plot([float(np.mean(found[statistic]))], [place], "|", markersize=11, color="black")
         _finish(axes, statistic)
-    panels[0].set_yticks(range(len(logs)), [study.label_of(name) for name in logs], fontsize=8)
-    panels[0].invert_yaxis()
+    panels[0].set_yticks(range(len(values)), [study.label_of(name) for name in values], fontsize=8)
+    panels[0].set_ylim(len(values) - 0.5, -0.5)
     return figure
 
 
-def _shown_value(run: RunLog, statistic: str, steps: int) -> float:
-    series = run.metrics[statistic]
-    at = min(series, key=lambda step: abs(step - steps / 2)) if statistic == "saturation" else max(series)
-    return series[at]
-
-
 def draw_experts(study: Study, logs: Logs) -> Any:
-    """Heat maps of the load by layer and expert."""
+    """Heat maps of the load by layer and expert; None where no router has any."""
+    logs = {name: runs for name, runs in logs.items() if runs[0].load_LE.size}
+    if not logs:
+        return None
     figure, panels = _panels(len(logs), height=1.7)
     image = None
     for axes, (name, runs) in zip(panels, logs.items()):

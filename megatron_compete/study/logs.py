@@ -51,7 +51,7 @@ class RunLog:
     """Floating-point operations of training so far; None in logs from before they were kept."""
     metrics: dict[str, Series] = field(default_factory=dict)
     load_LE: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    """Tokens of each expert at the last probe, relative to the layer's mean."""
+    """Tokens of each expert at the last probe, relative to the layer's mean; empty without a router."""
 
 
 def read_logs(study: Study, folder: Path) -> dict[str, list[RunLog]]:
@@ -86,7 +86,7 @@ def _read(variant: str, seed: int, code: str, place: RunFolder) -> RunLog:
         {clock: series(f"{clock}_seconds") for clock in ("processor", "wall")},
         series("flops") if "flops" in lines[-1] else None,
         metrics,
-        relative_load(lines[-1]),
+        relative_load(lines[-1]) if "load" in lines[-1] else np.zeros((0, 0)),
     )
 
 
@@ -97,20 +97,26 @@ def relative_load(line: dict[str, Any]) -> np.ndarray:
 
 
 def routing_metrics(lines: Sequence[dict[str, Any]]) -> dict[str, Series]:
-    """`METRICS` by step from the probe's lines; what the trainer logs is not among them."""
-    chosen = [unpack_choices(line["choices"], tuple(line["choices_shape"])) for line in lines]
-    of_line: dict[str, Callable[[dict[str, Any]], float]] = {
-        "load-max": lambda line: float(relative_load(line).max()),
-        "load-min": lambda line: float(relative_load(line).min()),
-        "load-std": lambda line: float(relative_load(line).std(axis=1).mean()),
-        "router-entropy": lambda line: mean(line["entropy"]),
-        "margin": lambda line: mean(line["margin"]),
-        "coactivation": lambda line: mean(line["coactivation"]),
+    """`METRICS` by step from the probe's lines; what the trainer logs is not among them, nor what a router does not have
+    (probabilities where it has no logits, anything where all experts or given ones are used)."""
+    of_line: dict[str, tuple[str, Callable[[dict[str, Any]], float]]] = {
+        "load-max": ("load", lambda line: float(relative_load(line).max())),
+        "load-min": ("load", lambda line: float(relative_load(line).min())),
+        "load-std": ("load", lambda line: float(relative_load(line).std(axis=1).mean())),
+        "router-entropy": ("entropy", lambda line: mean(line["entropy"])),
+        "margin": ("margin", lambda line: mean(line["margin"])),
+        "coactivation": ("coactivation", lambda line: mean(line["coactivation"])),
     }
-    metrics = {name: {line["step"]: read(line) for line in lines} for name, read in of_line.items()}
-    steps = [line["step"] for line in lines]
-    metrics["change-rate"] = {step: 1 - shared_choices(now, before) for step, before, now in zip(steps[1:], chosen, chosen[1:])}  # fmt: skip
-    metrics["saturation"] = {step: shared_choices(one, chosen[-1]) for step, one in zip(steps, chosen)}
+    metrics = {
+        name: {line["step"]: read(line) for line in lines}
+        for name, (key, read) in of_line.items()
+        if all(key in line for line in lines)
+    }
+    if all("choices" in line for line in lines):
+        steps = [line["step"] for line in lines]
+        chosen = [unpack_choices(line["choices"], tuple(line["choices_shape"])) for line in lines]
+        metrics["change-rate"] = {step: 1 - shared_choices(now, before) for step, before, now in zip(steps[1:], chosen, chosen[1:])}  # fmt: skip
+        metrics["saturation"] = {step: shared_choices(one, chosen[-1]) for step, one in zip(steps, chosen)}
     return metrics
 
 
@@ -126,13 +132,16 @@ def write_curves(logs: dict[str, list[RunLog]], path: Path) -> None:
     """Every number of every probe as one tidy CSV file."""
     with path.open("w", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["variant", "seed", "step", "tokens", "processor-seconds", "wall-seconds", "loss", *METRICS])
+        table.writerow(
+            ["variant", "seed", "step", "tokens", "flops", "processor-seconds", "wall-seconds", "loss", *METRICS]
+        )
         for runs in logs.values():
             for run in runs:
                 for step, loss in run.loss.items():
                     seconds = [f"{run.seconds[clock][step]:.3f}" for clock in ("processor", "wall")]
                     values = [run.metrics.get(name, {}).get(step) for name in METRICS]
                     shown = ["" if value is None else f"{value:.6g}" for value in values]
+                    flops = "" if run.flops is None else f"{run.flops[step]:.6g}"
                     table.writerow(
-                        [run.variant, run.seed, step, int(run.tokens[step]), *seconds, f"{loss:.6f}", *shown]
+                        [run.variant, run.seed, step, int(run.tokens[step]), flops, *seconds, f"{loss:.6f}", *shown]
                     )

@@ -1,23 +1,35 @@
-"""A study's table: one row a variant, every difference with its interval."""
+"""A study's table: one row a variant, every difference from its baseline with its interval."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_compete.study.config import Study
+from megatron_compete.study.axes import METERED, at_end, meet, ratios
+from megatron_compete.study.config import AXES, Axis, Study
 from megatron_compete.study.logs import RunLog
-from megatron_compete.study.statistics import (
-    Difference,
-    Spread,
-    at_seconds,
-    paired_difference,
-    pooled_clock,
-    spread,
-)
+from megatron_compete.study.statistics import CONFIDENCE, Difference, Spread, paired_difference, spread
 
 LAST_METRICS = ("load-max", "load-min", "router-entropy", "margin", "coactivation", "change-rate", "agreement")
 """Shown as they are at the last probe; saturation half-way, because at the end it is 1."""
+AXIS_NAMES: dict[Axis, str] = {"steps": "steps", "flops": "FLOPs", "seconds": "seconds", "data": "data"}
+UNITS = {"language": "nats/token", "regions": "share of the target's power"}
+
+
+def unit_of(study: Study) -> str:
+    """Of losses."""
+    return UNITS[study.task]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A variant and its baseline at equal amounts."""
+
+    loss: Spread
+    """Of the variant, there."""
+    difference: Difference | None
+    """Loss minus the baseline's; None for a baseline, and without a pair."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +39,22 @@ class Row:
     variant: str
     label: str
     baseline: str
+    steps: int
     loss: Spread
     """At the last step."""
-    by_steps: Difference | None
-    """Loss minus the baseline's at equal steps; None for a baseline."""
-    loss_by_seconds: Spread
-    """When the faster of variant and baseline is done."""
-    by_seconds: Difference | None
-    cost: float
-    """Seconds of all steps relative to the baseline's."""
+    held: dict[Axis, Held]
+    """By axis that the logs of both have."""
+    costs: dict[Axis, float]
+    """What the whole run takes relative to the baseline's."""
     metrics: dict[str, Spread]
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.variant == self.baseline
+
+    def difference(self, axis: Axis) -> Difference | None:
+        """Loss minus the baseline's at equal amounts, where there is such a pair."""
+        return self.held[axis].difference if axis in self.held else None
 
 
 def rows_of(study: Study, logs: Mapping[str, Sequence[RunLog]]) -> list[Row]:
@@ -51,92 +69,131 @@ def rows_of(study: Study, logs: Mapping[str, Sequence[RunLog]]) -> list[Row]:
 def _row(study: Study, runs: Sequence[RunLog], baseline: Sequence[RunLog]) -> Row:
     variant = runs[0].variant
     is_baseline = baseline[0].variant == variant
-    loss, other = final_losses(runs), final_losses(baseline)
-    clock, other_clock = (pooled_clock([run.seconds[study.clock] for run in some]) for some in (runs, baseline))
-    end = min(max(clock.values()), max(other_clock.values()))
-    then = {run.seed: at_seconds(run.loss, clock, end) for run in runs}
-    other_then = {run.seed: at_seconds(run.loss, other_clock, end) for run in baseline}
+    held: dict[Axis, Held] = {}
+    for axis in AXES:
+        meeting = meet(runs, baseline, axis, study.clock)
+        if meeting is None:
+            continue
+        mine, theirs = meeting.variant.losses, meeting.other.losses
+        held[axis] = Held(spread(list(mine.values())), None if is_baseline else paired_difference(mine, theirs))
+    end, other_end = at_end(runs), at_end(baseline)
     return Row(
         variant,
         study.label_of(variant),
         baseline[0].variant,
-        spread(list(loss.values())),
-        None if is_baseline else paired_difference(loss, other),
-        spread(list(then.values())),
-        None if is_baseline else paired_difference(then, other_then),
-        max(clock.values()) / max(other_clock.values()),
+        study.steps_of(variant),
+        spread(list(end.losses.values())),
+        held,
+        ratios(runs, end.step, baseline, other_end.step, study.clock),
         _metrics(runs, study.steps_of(variant)),
     )
 
 
-def final_losses(runs: Sequence[RunLog]) -> dict[int, float]:
-    """{seed: held-out loss after the last step}"""
-    return {run.seed: run.loss[max(run.loss)] for run in runs}
-
-
 def _metrics(runs: Sequence[RunLog], steps: int) -> dict[str, Spread]:
     found = {}
-    for name in LAST_METRICS:
-        values = [run.metrics[name][max(run.metrics[name])] for run in runs if run.metrics.get(name)]
+    for name in METRIC_COLUMNS:
+        values = [value for run in runs if (value := shown_metric(run, name, steps)) is not None]
         if values:
             found[name] = spread(values)
-    half = [min(run.metrics["saturation"], key=lambda step: abs(step - steps / 2)) for run in runs]
-    found["saturation"] = spread([run.metrics["saturation"][step] for run, step in zip(runs, half)])
     return found
 
 
+def shown_metric(run: RunLog, name: str, steps: int) -> float | None:
+    """The one value of a run's metric that tables and figures show; None where it has none."""
+    series = run.metrics.get(name)
+    if not series:
+        return None
+    return series[min(series, key=lambda step: abs(step - steps / 2)) if name == "saturation" else max(series)]
+
+
 METRIC_COLUMNS = (*LAST_METRICS, "saturation")
-DIFFERENCE_COLUMNS = ("pairs", "difference", "half-width", "p")
+HELD_COLUMNS = ("loss", "pairs", "difference", "half-width", "p")
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """The table for programs."""
-    columns = ["variant", "label", "baseline", "seeds", "loss", "loss-sd"]
-    columns += [f"steps-{name}" for name in DIFFERENCE_COLUMNS]
-    columns += ["seconds-loss", *(f"seconds-{name}" for name in DIFFERENCE_COLUMNS), "cost", *METRIC_COLUMNS]
+    """The table for programs: all axes, and what both logs do not have left empty."""
+    columns = ["variant", "label", "baseline", "seeds", "steps", "loss", "loss-sd"]
+    columns += [f"{axis}-{name}" for axis in AXES for name in HELD_COLUMNS]
+    columns += [*(f"{axis}-ratio" for axis in METERED), *METRIC_COLUMNS]
     with path.open("w", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(columns)
         for row in rows:
-            metrics = [_number(row.metrics[name].mean if name in row.metrics else None) for name in METRIC_COLUMNS]
+            held = [cell for axis in AXES for cell in _held_cells(row.held.get(axis))]
+            costs = [number(row.costs.get(axis)) for axis in METERED]
+            metrics = [number(row.metrics[name].mean if name in row.metrics else None) for name in METRIC_COLUMNS]
             table.writerow([
-                row.variant, row.label, row.baseline, row.loss.count, _number(row.loss.mean),
-                _number(row.loss.deviation), *_difference_cells(row.by_steps), _number(row.loss_by_seconds.mean),
-                *_difference_cells(row.by_seconds), _number(row.cost), *metrics,
+                row.variant, row.label, row.baseline, row.loss.count, row.steps, number(row.loss.mean),
+                number(row.loss.deviation), *held, *costs, *metrics,
             ])  # fmt: skip
 
 
-def _difference_cells(difference: Difference | None) -> list[str]:
+def _held_cells(held: Held | None) -> list[str]:
+    if held is None:
+        return [""] * len(HELD_COLUMNS)
+    return [number(held.loss.mean), *difference_cells(held.difference)]
+
+
+def difference_cells(difference: Difference | None) -> list[str]:
+    """Pairs, mean, half width and p for programs."""
     if difference is None:
-        return [""] * len(DIFFERENCE_COLUMNS)
+        return [""] * (len(HELD_COLUMNS) - 1)
     numbers = (difference.mean, difference.half_width, difference.p_value)
-    return [str(difference.count), *(_number(number) for number in numbers)]
+    return [str(difference.count), *(number(one) for one in numbers)]
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """For programs."""
     return "" if value is None else f"{value:.6g}"
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """Losses and differences, for people."""
-    lines = [
-        "| variant | seeds | loss | difference at equal steps | p | difference at equal seconds | p | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+def shown_axes(study: Study, rows: Sequence[Row]) -> list[Axis]:
+    """Axes that people are shown: those that any pair has, and equal data where a declared comparison asks for it.
+
+    A study whose samples are never seen twice has losses at best probes too, which say nothing that their ends do not.
+    """
+    wanted = {one.at for one in study.comparisons}
+    return [
+        axis
+        for axis in AXES
+        if (axis != "data" or "data" in wanted) and any(row.difference(axis) is not None for row in rows)
     ]
+
+
+def losses_table(rows: Sequence[Row], axes: Sequence[Axis]) -> str:
+    """Losses, and what the runs take, for people."""
+    costs = [axis for axis in METERED if axis == "seconds" or axis in axes]
+    best = ["best loss"] if "data" in axes else []
+    lines = [_line(["variant", "seeds", "loss", *best, *(AXIS_NAMES[axis] for axis in costs)])]
+    lines.append("|---" * (3 + len(best) + len(costs)) + "|")
     for row in rows:
-        lines.append(
-            f"| {row.label} | {row.loss.count} | {show_spread(row.loss)} | {_versus(row, row.by_steps)} | {_p(row.by_steps)} | "
-            f"{_versus(row, row.by_seconds)} | {_p(row.by_seconds)} | {row.cost:.2f}x |"
-        )
+        ratio = {axis: f"{row.costs[axis]:.2f}x" if axis in row.costs else "" for axis in costs}
+        if "steps" in ratio:
+            ratio["steps"] = str(row.steps)
+        shown = [show_spread(row.held["data"].loss)] if best else []
+        lines.append(_line([row.label, str(row.loss.count), show_spread(row.loss), *shown, *ratio.values()]))
     return "\n".join(lines) + "\n"
 
 
-def _versus(row: Row, difference: Difference | None) -> str:
-    return "baseline" if row.variant == row.baseline else show_difference(difference)
+def differences_table(rows: Sequence[Row], axes: Sequence[Axis], labels: Mapping[str, str]) -> str:
+    """Differences from the baseline on each axis, for people; p values are in `table.csv`.
+
+    Args:
+        labels: of the variants.
+    """
+    several = len({row.baseline for row in rows}) > 1
+    lines = [_line(["variant", *(["baseline"] if several else []), *(f"at equal {AXIS_NAMES[axis]}" for axis in axes)])]
+    lines.append("|---" * (1 + several + len(axes)) + "|")
+    for row in rows:
+        if row.is_baseline:
+            continue
+        shown = [show_difference(row.difference(axis)) if axis in row.held else "" for axis in axes]
+        lines.append(_line([row.label, *([labels[row.baseline]] if several else []), *shown]))
+    return "\n".join(lines) + "\n"
 
 
-def _p(difference: Difference | None) -> str:
-    return "" if difference is None or difference.p_value is None else f"{difference.p_value:.2g}"
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def statistics_table(rows: Sequence[Row]) -> str:
@@ -153,11 +210,14 @@ def show_spread(values: Spread) -> str:
     return f"{values.mean:.4f}" + ("" if values.deviation is None else f" ± {values.deviation:.4f}")
 
 
-def show_difference(difference: Difference | None) -> str:
+def show_difference(difference: Difference | None, confidence: float = CONFIDENCE) -> str:
     """+0.032 [+0.010, +0.054], the second being the interval."""
     if difference is None:
         return "no pair"
-    if difference.half_width is None:
+    if math.isnan(difference.mean):
+        return "diverged"
+    interval = difference.interval(confidence)
+    if interval is None:
         return f"{difference.mean:+.4f} (one pair)"
-    low, high = difference.mean - difference.half_width, difference.mean + difference.half_width
+    low, high = interval
     return f"{difference.mean:+.4f} [{low:+.4f}, {high:+.4f}]"

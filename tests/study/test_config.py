@@ -36,6 +36,18 @@ def test_comparisons_are_with_the_baseline_unless_they_say_otherwise(tmp_path: P
     ]
 
 
+def test_headroom_is_one_section_or_one_for_each_baseline(tmp_path: Path) -> None:
+    (one,) = study_of(tmp_path, headroom={"dense-gradient": "slow", "hash": "paper"}).headroom
+    assert one.baseline is None and list(one.arms.items()) == [("hash", "paper"), ("dense-gradient", "slow")]
+    variants = {"topk": {}, "paper": {}, "two": {"baseline": "two"}, "slow": {"baseline": "two"}}
+    both = study_of(tmp_path, variants=variants, headroom=[{"hash": "paper"}, {"baseline": "two", "oracle": "slow"}])
+    assert [(section.baseline, section.arms) for section in both.headroom] == [
+        (None, {"hash": "paper"}),
+        ("two", {"oracle": "slow"}),
+    ]
+    assert study_of(tmp_path).headroom == ()
+
+
 def test_arguments_beside_a_recipe_override_it(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("launch: {nproc-per-node: 2}\narguments: {lr: 1.0e-3, num-layers: 4}\n")
     study = study_of(tmp_path, recipe="base.yaml", arguments={"num-layers": 2})
@@ -75,6 +87,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an option of sbatch with several words": ({"slurm": {"gres": ["a", "b"]}}, "slurm.gres is a list"),
     "headroom": ({"headroom": {"hash": "ash"}}, "headroom.hash is 'ash', which is no variant: choose from topk"),
     "a part of headroom": ({"headroom": {"hashed": "topk"}}, "headroom.hashed is no key here"),
+    "headroom without arms": ({"headroom": {"baseline": "topk"}}, "headroom names no variant: give hash"),
+    "headroom in a list": ({"headroom": [{"hash": "slow"}, {"frozn": "topk"}]}, "headroom.1.frozn is no key here"),
+    "headroom's baseline": ({"headroom": [{"baseline": "top", "hash": "slow"}]}, "headroom.0.baseline is 'top', which is no variant"),
+    "headroom of itself": ({"headroom": {"hash": "topk"}}, "headroom.hash is 'topk', the baseline itself"),
+    "headroom of another baseline": (
+        {"headroom": {"baseline": "paper", "hash": "slow"}},
+        "headroom.hash is 'slow', which is compared with 'topk' and not with 'paper'",
+    ),
     "comparison": ({"comparisons": [{"variant": "best"}]}, "comparisons.0.variant is 'best', which is no variant"),
     "compared with itself": ({"comparisons": [{"variant": "topk"}]}, "comparisons.0 compares 'topk' with itself"),
     "axis": ({"comparisons": [{"variant": "paper", "at": "tokens"}]}, "comparisons.0.at is 'tokens': give 'steps', 'flops'"),
