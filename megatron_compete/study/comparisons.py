@@ -215,13 +215,13 @@ def exploratory_of(
     rows: Sequence[Row], axes: Sequence[Axis], declared: Sequence[Declared], checks: Sequence[Check]
 ) -> Exploratory:
     """Counts the shown intervals that are neither declared nor part of the headroom check."""
-    planned = {(frozenset((one.variant, one.other)), one.axis) for one in declared}
+    planned: set[tuple[frozenset[str | None], Axis]] = {(frozenset((one.variant, one.other)), one.axis) for one in declared}  # fmt: skip
     planned |= {(frozenset((arm.variant, check.baseline)), "steps") for check in checks for arm in check.arms.values()}
     found = [
         interval
         for row in rows
         for axis in axes
-        if (frozenset((row.variant, row.baseline)), axis) not in planned
+        if (frozenset({row.variant, row.baseline}), axis) not in planned
         and (difference := row.difference(axis)) is not None
         and (interval := difference.interval()) is not None
     ]

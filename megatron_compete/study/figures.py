@@ -104,6 +104,7 @@ def _panels(count: int, width: float = 2.6, height: float = 2.1, **options: Any)
 def _finish(axes: Any, title: str) -> None:
     axes.set_title(_wrapped(title), fontsize=8)
     axes.tick_params(labelsize=7)
+    axes.xaxis.get_offset_text().set_fontsize(7)
     axes.spines[["top", "right"]].set_visible(False)
 
 

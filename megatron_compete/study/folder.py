@@ -6,7 +6,7 @@ OUT/
   runs/VARIANT/seed-N/        finished.json, probe.jsonl, scalars.csv: the raw logs, a few hundred KB at most
   runs/VARIANT/seed-N/work/   recipe, output, checkpoints, TensorBoard: only needed until the run is finished
   superseded/                 runs of other settings that stood in the way
-  report.md, report.html, table.csv, table.md, curves.csv, *.png
+  report.md, report.html, table.csv, table.md, headroom.csv, comparisons.csv, curves.csv, *.png
 """
 
 import json

@@ -117,8 +117,11 @@ def _find(arms: Mapping[str, Arm], label: str, smallest: float | None) -> tuple[
     if equal := [arm for arm in below if arm.verdict != "worse"]:
         text = "**This setting cannot tell routers apart, whatever the tables show.** "
         text += _sentence([_not_worse(arm, label, smallest) for arm in equal])
-        better = [f"{NAMES[arm.part]} is better than {label} ({arm.shown})" for arm in above if arm.verdict == "better"]
-        return "cannot tell", text + (f" {_sentence(better)} What makes it so, this check cannot tell." if better else "")  # fmt: skip
+        if better := [
+            f"{NAMES[arm.part]} is better than {label} ({arm.shown})" for arm in above if arm.verdict == "better"
+        ]:
+            return "cannot tell", f"{text} {_sentence(better)} What makes it so, this check cannot tell."
+        return "cannot tell", f"{text} {_no_room(arms, label, smallest)}"
     worse = f"{_list([f'{NAMES[arm.part]} ({arm.shown})' for arm in below])} are worse than {label}."
     if arms["dense-gradient"].verdict == "better":
         text = f"**This setting can tell routers apart and has room above {label}.** {_capital(worse)} {_room(arms, label)}"

@@ -203,13 +203,13 @@ def _declared(study: Study, declared: Sequence[Declared]) -> list[str]:
 def _exploratory(results: Results) -> str:
     found = comparisons.exploratory_of(results.rows, results.axes, results.declared, results.checks)
     if results.declared or results.checks:
-        besides = ["declared"] * bool(results.declared) + ["of the headroom check"] * bool(results.checks)
-        text = f"What is not {' or '.join(besides)} is exploratory and not corrected"
+        besides = ["the declared comparisons"] * bool(results.declared) + ["the headroom check"] * bool(results.checks)
+        text = f"Beyond {' and '.join(besides)} all is exploratory and not corrected"
     else:
-        text = "No comparison is declared in the study's file (`comparisons`): all are exploratory and not corrected"
+        text = "No comparison is declared in the study's file (`comparisons`), so all is exploratory and not corrected"
     return text + (
-        f": {found.count} intervals below, of which {found.expected:.1f} would be expected to exclude 0 if nothing differed "
-        f"from its baseline, and {found.clear} do."
+        f". Of {found.count} such intervals here, {found.expected:.1f} would be expected to exclude 0 if nothing differed from "
+        f"its baseline; {found.clear} do."
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from megatron_compete.routing.router_statistics import pack_choices
 from megatron_compete.study.config import Study, read_study
 from megatron_compete.study.folder import FINISHED, RunFolder, write_json
+from megatron_compete.study.logs import RunLog
 
 LAYERS, EXPERTS, TOP_K, REMEMBERED = 2, 8, 2, 32
 
@@ -38,22 +40,62 @@ def study_of(folder: Path, **changes: Any) -> Study:
     return read_study(path)
 
 
-def write_logs(study: Study, folder: Path, cost: dict[str, float] | None = None, lead: dict[str, float] | None = None) -> None:  # fmt: skip
-    """Raw logs of all runs: `cost` are seconds a step by variant (1), `lead` is how much lower its losses are (0)."""
+def run_log(
+    variant: str, seed: int, losses: Mapping[int, float], seconds: float = 1.0, flops: float | None = None
+) -> RunLog:
+    """A finished run without router metrics: `seconds` and `flops` are those of a step."""
+    clock = {step: seconds * step for step in losses}
+    counted = None if flops is None else {step: flops * step for step in losses}
+    tokens = {step: 100.0 * step for step in losses}
+    return RunLog(variant, seed, "c", f"w{seed}", dict(losses), tokens, {"processor": clock, "wall": clock}, counted)
+
+
+def ending(**losses: list[float]) -> dict[str, list[RunLog]]:
+    """Runs of 40 steps by variant (`_` for a dash) with these losses at the end, for seeds 1, 2, ..."""
+    return {
+        name: [run_log(name, seed, {0: 4.0, 40: loss}) for seed, loss in enumerate(some, start=1)]
+        for name, some in ((name.replace("_", "-"), some) for name, some in losses.items())
+    }
+
+
+def write_logs(
+    study: Study,
+    folder: Path,
+    cost: dict[str, float] | None = None,
+    lead: dict[str, float] | None = None,
+    flops: dict[str, float] | None = None,
+    without: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Raw logs of all runs.
+
+    Args:
+        cost: seconds a step by variant (1).
+        lead: how much lower a variant's losses are (0).
+        flops: floating-point operations a step by variant; None: the logs have none.
+        without: keys that a variant's lines do not have.
+    """
     for variant in study.variants:
         for seed in study.seeds_of(variant):
             place = RunFolder(folder / "runs" / variant / f"seed-{seed}")
             place.path.mkdir(parents=True)
             lines = [
                 _line(study, variant, seed, step, (cost or {}).get(variant, 1.0), (lead or {}).get(variant, 0.0))
-                for step in range(0, study.steps + 1, study.probe.interval)
+                for step in range(0, study.steps_of(variant) + 1, study.probe.interval)
             ]
+            for line in lines:
+                if flops is not None:
+                    line["flops"] = line["step"] * flops.get(variant, 1.0)
+                for key in (without or {}).get(variant, ()):
+                    del line[key]
             place.probe_log.write_text("".join(json.dumps(line) + "\n" for line in lines))
             scalars = ["scalar,step,mean,values"]
             if variant != study.baseline:
                 scalars += [f"competition/agreement,{line['step']},{0.5 + line['step'] / 1e4},3" for line in lines[1:]]
             place.scalars.write_text("\n".join(scalars) + "\n")
-            write_json(place.path / FINISHED, {"digest": "d", "code": "c", "steps": study.steps, "job_seconds": 60.0})
+            write_json(
+                place.path / FINISHED,
+                {"digest": "d", "code": "c", "steps": study.steps_of(variant), "job_seconds": 60.0},
+            )
 
 
 def _line(study: Study, variant: str, seed: int, step: int, cost: float, lead: float) -> dict[str, Any]:

@@ -1,36 +1,41 @@
 """The results that ship: their tables follow from the raw logs beside them."""
 
-import csv
 from pathlib import Path
 
 import pytest
 
 from megatron_compete.study.config import read_study
-from megatron_compete.study.report import read_results
-from megatron_compete.study.table import markdown_table, write_csv
+from megatron_compete.study.figures import captions
+from megatron_compete.study.report import markdown_report, read_results, write_tables
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLISHED = sorted((ROOT / "benchmarks" / "studies").glob("*/table.csv"))
+EXAMPLES = ROOT / "examples" / "studies"
+PUBLISHED = sorted(path.parent for path in (ROOT / "benchmarks" / "studies").glob("*/table.csv"))
+TABLES = ("table.csv", "table.md", "headroom.csv", "comparisons.csv")
 
 
-def test_a_study_is_published() -> None:
-    assert [path.parent.name for path in PUBLISHED] == ["tiny"]
+def test_every_published_study_can_be_run_again() -> None:
+    assert "tiny" in [folder.name for folder in PUBLISHED]
+    assert [folder.name for folder in PUBLISHED if not (EXAMPLES / f"{folder.name}.yaml").is_file()] == []
 
 
-@pytest.mark.parametrize("table", PUBLISHED, ids=lambda path: path.parent.name)
-def test_tables_follow_from_the_raw_logs(table: Path, tmp_path: Path) -> None:
-    study = read_study(ROOT / "examples" / "studies" / f"{table.parent.name}.yaml")
-    _, rows, _ = read_results(study, table.parent)
-    assert markdown_table(rows) == (table.parent / "table.md").read_text()
-    write_csv(rows, tmp_path / "table.csv")
-    with table.open() as stream, (tmp_path / "table.csv").open() as again:
-        assert list(csv.reader(stream)) == list(csv.reader(again))
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: path.name)
+def test_tables_and_words_follow_from_the_raw_logs(folder: Path, tmp_path: Path) -> None:
+    study = read_study(EXAMPLES / f"{folder.name}.yaml")
+    results = read_results(study, folder)
+    write_tables(study, results, tmp_path)
+    for name in TABLES:
+        assert (tmp_path / name).is_file() == (folder / name).is_file(), name
+        if (folder / name).is_file():
+            assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    figures = {name: caption for name, caption in captions(study).items() if (folder / name).is_file()}
+    assert markdown_report(study, results, figures) == (folder / "report.md").read_text()
 
 
-@pytest.mark.parametrize("table", PUBLISHED, ids=lambda path: path.parent.name)
-def test_every_planned_run_is_there(table: Path) -> None:
-    study = read_study(ROOT / "examples" / "studies" / f"{table.parent.name}.yaml")
-    logs, _, _ = read_results(study, table.parent)
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda path: path.name)
+def test_every_planned_run_is_there(folder: Path) -> None:
+    study = read_study(EXAMPLES / f"{folder.name}.yaml")
+    logs = read_results(study, folder).logs
     assert {name: [run.seed for run in runs] for name, runs in logs.items()} == {
         name: list(study.seeds_of(name)) for name in study.variants
     }
