@@ -36,7 +36,6 @@ THROUGH = {
     "moe/baselines/*.py": ("moe/baselines/test_variable.py", "the same of the baselines"),
     "moe/kernels/*.py": ("moe/kernels/test_kernels.py", "Triton code, which runs in the scorer alone"),
     "resilience/reliability.py": ("training/test_pretrain.py", "hooks of the trainer; the faults are in tests/faults"),
-    "study/figures.py": ("study/test_report.py", "figures of a report"),
     "study/run.py": ("study/test_command.py", "the command, in a process of its own"),
     "study/run_files.py": ("study/test_train.py", "a run's folder"),
     "study/warm_imports.py": ("study/test_command.py", "imports alone"),
