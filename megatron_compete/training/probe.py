@@ -61,9 +61,12 @@ class RouterStatistics:
     tokens: int = 0
     pairs_EE: Tensor | float = 0.0
     maps_TE: list[Tensor] | None = None
+    has_logits: bool = True
+    """Whether it chooses by probabilities, which then have entropy and margin."""
 
     def add(self, logits_TE: Tensor | None, map_TE: Tensor) -> None:
         """Take one batch of tokens; of a router without logits entropy and margin are not a number."""
+        self.has_logits = self.has_logits and logits_TE is not None
         probs_TE = None if logits_TE is None else self.rule.probabilities(logits_TE)
         self.entropy += math.nan if probs_TE is None else float(router_entropy(probs_TE).sum())
         self.margin += math.nan if probs_TE is None else float(decision_margin(probs_TE, self.rule.top_k).sum())
@@ -151,10 +154,13 @@ def summary(statistics: list[RouterStatistics]) -> dict[str, Any]:
         return {}
     pairs = [one.pairs_EE for one in statistics]
     chosen_LNE = torch.stack([one.chosen() for one in statistics])
-    return {
-        "load": [pair.diagonal().long().tolist() for pair in pairs if isinstance(pair, Tensor)],
+    of_logits = {
         "entropy": [one.entropy / one.tokens for one in statistics],
         "margin": [one.margin / one.tokens for one in statistics],
+    }
+    return {
+        "load": [pair.diagonal().long().tolist() for pair in pairs if isinstance(pair, Tensor)],
+        **(of_logits if all(one.has_logits for one in statistics) else {}),
         "coactivation": [coactivation(pair) for pair in pairs if isinstance(pair, Tensor)],
         "choices_shape": list(chosen_LNE.shape),
         "choices": pack_choices(chosen_LNE),

@@ -110,6 +110,15 @@ def test_experts_on_two_ranks_answer_the_same(probed: Path) -> None:
     assert one["load"] == two["load"] and one["choices"] == two["choices"]
 
 
+def test_a_line_of_hash_routing_has_loads_and_a_choice_that_stays(folder: Path) -> None:
+    train(1, f"--router hash --train-iters 2 {flags(folder, 'hash')}")
+    first, last = lines(folder, "hash")
+    assert not {"entropy", "margin"} & (first.keys() | last.keys())
+    assert first["choices"] == last["choices"] and first["load"] == last["load"]
+    assert [sum(load_E) for load_E in last["load"]] == [2 * TOKENS] * LAYERS
+    assert last["loss"] != first["loss"] and last["flops"] == 2 * FLOPS
+
+
 UTILITY = "--compete-kind utility --compete-rate 1 --compete-max-active-layers 4 --compete-diversity-coeff 0 --compete-distill-coeff 0"
 
 
@@ -197,7 +206,7 @@ def test_a_checkpoint_between_two_probes_counts_at_the_mean_cost(tmp_path: Path)
 def test_a_router_without_logits_has_its_load_and_no_entropy() -> None:
     statistics = RouterStatistics(RouterRule(top_k=1))
     statistics.add(None, torch.tensor([[True, False], [True, False]]))
-    assert np.isnan(statistics.entropy) and np.isnan(statistics.margin)
+    assert np.isnan(statistics.entropy) and np.isnan(statistics.margin) and not statistics.has_logits
     assert isinstance(statistics.pairs_EE, torch.Tensor) and statistics.pairs_EE.diagonal().tolist() == [2.0, 0.0]
     assert statistics.chosen().shape == (2, 2)
 
