@@ -41,6 +41,12 @@ class Meeting:
     variant: Reading
     other: Reading
 
+    def cut_off(self, name: str, other: str) -> str | None:
+        """Whichever of the two is read before its end because the other has ended; None at equal data too."""
+        if self.axis == "data" or self.variant.is_end == self.other.is_end:
+            return None
+        return other if self.variant.is_end else name
+
 
 def meter(runs: Sequence[RunLog], axis: Axis, clock: Clock) -> dict[int, float] | None:
     """{step: amount that the variant has had by then}, the median over its seeds; None where the logs do not have it.

@@ -27,7 +27,7 @@ from megatron_compete.study.statistics import (
     pairs_needed,
     simultaneous,
 )
-from megatron_compete.study.table import AXIS_NAMES, Row, difference_cells, number, show_difference
+from megatron_compete.study.table import AXIS_NAMES, UNFAIR, Row, difference_cells, number, show_difference
 
 Logs = Mapping[str, Sequence[RunLog]]
 
@@ -47,6 +47,8 @@ class Declared:
     """Loss minus the other's."""
     read_at: Literal["", "ends", "variant's end", "other's end", "best probes"] = ""
     """Where the two are compared."""
+    is_unfair: bool = False
+    """One of them was cut off while its learning rate decayed."""
     ratios: Mapping[Axis, float] = field(default_factory=dict)
     """What the variant had had there relative to the other."""
     holm_p: float | None = None
@@ -94,6 +96,7 @@ def _compare(study: Study, comparison: Comparison, confidence: float, logs: Logs
         empty,
         difference=difference,
         read_at=_read_at(meeting),
+        is_unfair=(cut_off := meeting.cut_off(variant, other)) is not None and study.decays(cut_off),
         ratios=ratios(runs, meeting.variant.step, others, meeting.other.step, study.clock),
         needed=_needed(difference, study.smallest_difference, confidence),
     )
@@ -125,6 +128,7 @@ def declared_table(study: Study, declared: Sequence[Declared]) -> str:
     lines.append("|---" * 7 + "|")
     for one in declared:
         difference = "" if one.difference is None else show_difference(one.difference)
+        difference += f" {UNFAIR}" if one.is_unfair else ""
         interval = "" if one.interval is None else "[{:+.4f}, {:+.4f}]".format(*one.interval)
         p_value = "" if one.holm_p is None else f"{one.holm_p:.2g}"
         pairs = f"{one.pairs}" if one.pairs == one.planned else f"{one.pairs} of {one.planned}"

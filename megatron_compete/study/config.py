@@ -221,6 +221,12 @@ class Study(Section):
         """The variant that this one is compared with."""
         return self.variants[variant].baseline or self.baseline
 
+    def decays(self, variant: str) -> bool:
+        """Whether a variant's learning rate is not constant to the end, so that a run that is cut off is the worse for it."""
+        default = {"language": "linear", "regions": "cosine"}[self.task]  # Megatron's, and that of `study/regions/`
+        given = (self.recipe.arguments | self.variants[variant].arguments).get("lr-decay-style")
+        return (given or default) != "constant"
+
     def other_of(self, comparison: Comparison) -> str:
         """What a declared comparison compares its variant with."""
         if comparison.against is None and comparison.variant in self.variants:

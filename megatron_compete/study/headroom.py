@@ -1,11 +1,11 @@
 """What a setting can tell about routers at all, from variants that bound what routing can gain in it.
 
-Below a learned router lie hash routing and a frozen random router: where they are as good, nothing that a router learns
-matters, and no comparison of routers says anything. Above it lie the whole gradient of the router's logits (utility at
+Below a learned router lie hash routing (of tokens) and a frozen random router: where either is as good, nothing that a
+router learns matters, and no comparison of routers says anything. Above it lie the whole gradient of the router's logits (utility at
 every step, of all tokens) and, where the task has one, routing by the truth: where the former is no better, no router
 that approximates it can be shown to be.
 
-A claim needs the paired 95% interval to be clear of 0, and that the learned router matters needs two of them. An interval
+A claim needs the paired 95% interval to be clear of 0, and that the learned router matters needs all of those below. An interval
 that holds 0 is told apart from one that lies within the smallest difference that matters: only the latter says "as good".
 """
 
@@ -32,8 +32,8 @@ BOUNDS = {
     "dense-gradient": "above: the whole gradient of the router's logits (utility at every step)",
     "oracle": "above: the truth decides",
 }
-NEEDED = ("hash", "frozen", "dense-gradient")
-"""Without these nothing is said; an oracle is for tasks that have one."""
+NEEDED = {"language": ("frozen", "hash", "dense-gradient"), "regions": ("frozen", "dense-gradient", "oracle")}
+"""Parts without which nothing is said, by the study's task: regions have a truth, but no tokens to hash."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _check(study: Study, section: Headroom, logs: Logs) -> Check:
     loss = spread(list(at_end(runs).losses.values())) if runs else None
     arms["baseline"] = Arm("baseline", baseline, study.label_of(baseline), loss, None, 0, "no pair")
     arms |= {part: _arm(study, part, section.arms.get(part), baseline, logs) for part in ("dense-gradient", "oracle")}
-    level, finding = _find(arms, study.label_of(baseline), study.smallest_difference)
+    level, finding = _find(arms, NEEDED[study.task], study.label_of(baseline), study.smallest_difference)
     return Check(baseline, study.label_of(baseline), arms, level, finding)
 
 
@@ -106,13 +106,13 @@ def _arm(study: Study, part: str, variant: str | None, baseline: str, logs: Logs
     return Arm(part, variant, label, spread(list(meeting.variant.losses.values())), difference, planned, verdict)
 
 
-def _find(arms: Mapping[str, Arm], label: str, smallest: float | None) -> tuple[Level, str]:
-    named = [arm for part, arm in arms.items() if part != "baseline" and (arm.variant or part in NEEDED)]
+def _find(arms: Mapping[str, Arm], needed: Sequence[str], label: str, smallest: float | None) -> tuple[Level, str]:
+    named = [arm for part, arm in arms.items() if part != "baseline" and (arm.variant or part in needed)]
     if missing := [_missing(arm) for arm in named if arm.pairs < max(arm.planned, 1)]:
         return "incomplete", f"**The headroom check is incomplete: no claim about what this setting can tell.** {_sentence(missing)}"  # fmt: skip
     if without := [_without(arm) for arm in named if arm.verdict in ("diverged", "one pair")]:
         return "undecided", f"**The headroom check is undecided: no claim about what this setting can tell.** {_sentence(without)}"  # fmt: skip
-    below = [arms["hash"], arms["frozen"]]
+    below = [arms[part] for part in ("hash", "frozen") if arms[part].variant]
     above = [arms[part] for part in ("dense-gradient", "oracle") if arms[part].variant]
     if equal := [arm for arm in below if arm.verdict != "worse"]:
         text = "**This setting cannot tell routers apart, whatever the tables show.** "
@@ -122,11 +122,12 @@ def _find(arms: Mapping[str, Arm], label: str, smallest: float | None) -> tuple[
         ]:
             return "cannot tell", f"{text} {_sentence(better)} What makes it so, this check cannot tell."
         return "cannot tell", f"{text} {_no_room(arms, label, smallest)}"
-    worse = f"{_list([f'{NAMES[arm.part]} ({arm.shown})' for arm in below])} are worse than {label}."
+    worse = _list([f"{NAMES[arm.part]} ({arm.shown})" for arm in below])
+    worse = f"{_capital(worse)} {'are' if len(below) > 1 else 'is'} worse than {label}."
     if arms["dense-gradient"].verdict == "better":
-        text = f"**This setting can tell routers apart and has room above {label}.** {_capital(worse)} {_room(arms, label)}"
+        text = f"**This setting can tell routers apart and has room above {label}.** {worse} {_room(arms, label)}"
         return "room", text
-    text = f"**This setting can tell routers apart, but no room above {label} is shown.** {_capital(worse)} {_no_room(arms, label, smallest)}"
+    text = f"**This setting can tell routers apart, but no room above {label} is shown.** {worse} {_no_room(arms, label, smallest)}"
     return "no room shown", text
 
 
@@ -207,7 +208,7 @@ def first_line(checks: Sequence[Check]) -> str:
         return (
             "**Headroom was not checked: this study does not say whether its setting can tell routers apart.** Name the "
             "variants that bound what routing can gain under `headroom` (`hash`, `frozen`, `dense-gradient`, and `oracle` "
-            "where there is one)."
+            "where the task has one)."
         )
     if len(checks) == 1:
         return checks[0].finding

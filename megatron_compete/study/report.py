@@ -22,6 +22,7 @@ from megatron_compete.study.logs import METRICS, RunLog, read_logs, write_curves
 from megatron_compete.study.statistics import CONFIDENCE, POWER
 from megatron_compete.study.table import (
     AXIS_NAMES,
+    UNFAIR,
     Row,
     differences_table,
     losses_table,
@@ -167,7 +168,7 @@ def _setting(study: Study, logs: Mapping[str, Sequence[RunLog]]) -> str:
     steps = _range([study.steps_of(name) for name in logs])
     tokens = _range([int(max(some[0].tokens.values())) for some in logs.values()])
     share = "" if runs == planned else f" **{planned - runs} of the {planned} planned runs are missing.**"
-    return f"{len(logs)} variants, {runs} runs of {steps} steps ({tokens} tokens each).{share}"
+    return f"{len(logs)} variants, {runs} runs of {steps} steps ({tokens} {'tokens' if study.task == 'language' else 'inputs'} each).{share}"
 
 
 def _range(counts: Sequence[int]) -> str:
@@ -221,7 +222,7 @@ def _how_to_read(study: Study, results: Results) -> str:
         )
     names = _list([AXIS_NAMES[axis] for axis in METERED if axis in results.axes])
     parts = [
-        f"Held-out loss in {unit_of(study)}: mean ± standard deviation over seeds. Differences are paired by seed, with the "
+        f"Held-out loss ({unit_of(study)}): mean ± standard deviation over seeds. Differences are paired by seed, with the "
         f"{CONFIDENCE:.0%} interval of Student's t (p values in `table.csv`); negative is better than the baseline, and an "
         f"interval that holds 0 says nothing either way. Times (x) are relative to the baseline's, for all steps. Seconds: {CLOCKS[study.clock]}, {source}."
     ]
@@ -230,11 +231,12 @@ def _how_to_read(study: Study, results: Results) -> str:
             f"At equal {names} a pair is compared where the one that has had the smaller amount at its end ends, and the other "
             f"is read there, between probes by straight line; ends within {NEAR:.0%} of each other are compared end to end."
         )
-    if decaying := decaying_variants(study, results.logs):
-        who = "The learning rate decays" if len(decaying) == len(results.logs) else f"The learning rate of {_list(decaying)} decays"  # fmt: skip
+    if any(held.is_unfair for row in results.rows for held in row.held.values()) or any(
+        one.is_unfair for one in results.declared
+    ):
         parts.append(
-            f"{who}: a run that is cut off there has not finished its decay, so such a comparison is unfair to it; only ends "
-            f"within {NEAR:.0%} are end to end."
+            f"{UNFAIR}: one of the two was cut off while its learning rate still decayed, which is unfair to it: at its own end it "
+            "would be better off. Compare ends that are equal instead."
         )
     if "data" in results.axes:
         parts.append(
@@ -249,23 +251,13 @@ def _how_to_read(study: Study, results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def decaying_variants(study: Study, logs: Mapping[str, Sequence[RunLog]]) -> list[str]:
-    """Labels of those whose learning rate is not constant to the end (Megatron's default is linear decay)."""
-    default = "linear" if study.task == "language" else "constant"
-    styles = {
-        name: (study.recipe.arguments | study.variants[name].arguments).get("lr-decay-style") or default
-        for name in logs
-    }
-    return [study.label_of(name) for name, style in styles.items() if style != "constant"]
-
-
 def _list(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
 
 
 def pairing(study: Study, logs: Mapping[str, Sequence[RunLog]]) -> str:
     """Whether runs of a seed really began alike, and whether one code trained them all."""
-    text = "The runs of a seed share the teacher, its samples and their order. "
+    text = "The runs of a seed share the teacher, its inputs, their order and what weights start from. "
     if study.task == "language":
         seeds = ", ".join(f"`--{name}`" for name in study.seed_arguments)
         text = f"A run's seed is given to {seeds}: Megatron draws initial weights and the order of the data from `--seed`. "

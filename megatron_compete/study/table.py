@@ -14,7 +14,9 @@ from megatron_compete.study.statistics import CONFIDENCE, Difference, Spread, pa
 LAST_METRICS = ("load-max", "load-min", "router-entropy", "margin", "coactivation", "change-rate", "agreement")
 """Shown as they are at the last probe; saturation half-way, because at the end it is 1."""
 AXIS_NAMES: dict[Axis, str] = {"steps": "steps", "flops": "FLOPs", "seconds": "seconds", "data": "data"}
-UNITS = {"language": "nats/token", "regions": "share of the target's power"}
+UNFAIR = "†"
+"""Beside a difference of which one side was cut off while its learning rate decayed."""
+UNITS = {"language": "nats/token", "regions": "share of the targets' variance"}
 
 
 def unit_of(study: Study) -> str:
@@ -30,6 +32,10 @@ class Held:
     """Of the variant, there."""
     difference: Difference | None
     """Loss minus the baseline's; None for a baseline, and without a pair."""
+    cut_off: str | None
+    """Whichever of the two is read before its end."""
+    is_unfair: bool
+    """That one's learning rate had not finished its decay."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,10 @@ def _row(study: Study, runs: Sequence[RunLog], baseline: Sequence[RunLog]) -> Ro
         if meeting is None:
             continue
         mine, theirs = meeting.variant.losses, meeting.other.losses
-        held[axis] = Held(spread(list(mine.values())), None if is_baseline else paired_difference(mine, theirs))
+        difference = None if is_baseline else paired_difference(mine, theirs)
+        cut_off = meeting.cut_off(variant, baseline[0].variant)
+        unfair = cut_off is not None and study.decays(cut_off)
+        held[axis] = Held(spread(list(mine.values())), difference, cut_off, unfair)
     end, other_end = at_end(runs), at_end(baseline)
     return Row(
         variant,
@@ -107,7 +116,7 @@ def shown_metric(run: RunLog, name: str, steps: int) -> float | None:
 
 
 METRIC_COLUMNS = (*LAST_METRICS, "saturation")
-HELD_COLUMNS = ("loss", "pairs", "difference", "half-width", "p")
+HELD_COLUMNS = ("loss", "cut-off", "pairs", "difference", "half-width", "p")
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
@@ -131,13 +140,13 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 def _held_cells(held: Held | None) -> list[str]:
     if held is None:
         return [""] * len(HELD_COLUMNS)
-    return [number(held.loss.mean), *difference_cells(held.difference)]
+    return [number(held.loss.mean), held.cut_off or "", *difference_cells(held.difference)]
 
 
 def difference_cells(difference: Difference | None) -> list[str]:
     """Pairs, mean, half width and p for programs."""
     if difference is None:
-        return [""] * (len(HELD_COLUMNS) - 1)
+        return [""] * 4
     numbers = (difference.mean, difference.half_width, difference.p_value)
     return [str(difference.count), *(number(one) for one in numbers)]
 
@@ -187,9 +196,13 @@ def differences_table(rows: Sequence[Row], axes: Sequence[Axis], labels: Mapping
     for row in rows:
         if row.is_baseline:
             continue
-        shown = [show_difference(row.difference(axis)) if axis in row.held else "" for axis in axes]
+        shown = [_held(row.held.get(axis)) for axis in axes]
         lines.append(_line([row.label, *([labels[row.baseline]] if several else []), *shown]))
     return "\n".join(lines) + "\n"
+
+
+def _held(held: Held | None) -> str:
+    return "" if held is None else show_difference(held.difference) + (f" {UNFAIR}" if held.is_unfair else "")
 
 
 def _line(cells: Sequence[str]) -> str:

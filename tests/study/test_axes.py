@@ -30,6 +30,7 @@ def test_a_longer_run_is_read_at_the_steps_of_the_shorter() -> None:
     assert found is not None and not found.variant.is_end and found.other.is_end
     assert (found.variant.losses, found.variant.step) == ({1: pytest.approx(1.75)}, pytest.approx(25.0))
     assert (found.other.losses, found.other.step) == ({1: 2.2}, 25)
+    assert found.cut_off("long", "short") == "long"
     other_way = meet(short, long, "steps", "processor")
     assert other_way is not None and (other_way.variant, other_way.other) == (found.other, found.variant)
 
@@ -62,6 +63,7 @@ def test_ends_that_are_near_are_compared_as_they_are(seconds: float, is_end: boo
     found = meet(slow, quick, "seconds", "processor")
     assert found is not None and found.variant.is_end == is_end and found.other.is_end
     assert (found.variant.losses[1] == 2.0) == is_end
+    assert found.cut_off("slow", "quick") == (None if is_end else "slow")
 
 
 def test_equal_data_is_each_runs_own_best_probe() -> None:

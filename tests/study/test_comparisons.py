@@ -14,7 +14,7 @@ from megatron_compete.study.comparisons import (
     exploratory_of,
     write_csv,
 )
-from megatron_compete.study.config import Study
+from megatron_compete.study.config import Axis, Study
 from megatron_compete.study.headroom import checks_of
 from megatron_compete.study.table import rows_of
 from tests.study.fabricated import ending, run_log, study_of
@@ -151,7 +151,7 @@ def test_axes_and_what_was_used(tmp_path: Path) -> None:
 def test_everything_else_is_counted_as_exploratory(tmp_path: Path) -> None:
     """Two variants on two axes are four intervals: one is declared, one of the headroom check, two are left."""
     logs = ending(topk=BASE, paper=LOWER, slow=NEARLY)
-    axes = ["steps", "seconds"]
+    axes: list[Axis] = ["steps", "seconds"]
     plain = study(tmp_path)
     found = exploratory_of(rows_of(plain, logs), axes, [], [])
     assert (found.count, found.clear, found.expected) == (4, 4, pytest.approx(0.2))

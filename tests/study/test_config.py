@@ -26,6 +26,20 @@ def test_variants_may_have_steps_of_their_own(tmp_path: Path) -> None:
     assert study.steps_of("topk") == 40 and study.steps_of("long") == 80
 
 
+@pytest.mark.parametrize(
+    ("changes", "decay"),
+    [
+        ({}, ["topk", "paper", "slow"]),
+        ({"task": "regions"}, ["topk", "paper", "slow"]),
+        ({"arguments": {"lr-decay-style": "constant"}}, []),
+        ({"arguments": {"lr-decay-style": "constant"}, "variants": {"topk": {}, "paper": {"arguments": {"lr-decay-style": "WSD"}}}}, ["paper"]),
+    ],
+)  # fmt: skip
+def test_whose_learning_rate_decays(tmp_path: Path, changes: dict[str, Any], decay: list[str]) -> None:
+    study = study_of(tmp_path, **changes)
+    assert [name for name in study.variants if study.decays(name)] == decay
+
+
 def test_comparisons_are_with_the_baseline_unless_they_say_otherwise(tmp_path: Path) -> None:
     study = study_of(
         tmp_path, comparisons=[{"variant": "paper"}, {"variant": "slow", "against": "paper", "at": "flops"}]

@@ -11,7 +11,7 @@ from megatron_compete.study.config import Study
 from megatron_compete.study.headroom import Check, checks_of, first_line, headroom_table, write_csv
 from tests.study.fabricated import ending, study_of
 
-VARIANTS = {name: {} for name in ("topk", "hash", "frozen", "every-step", "truth")}
+VARIANTS: dict[str, Any] = {name: {} for name in ("topk", "hash", "frozen", "every-step", "truth")}
 ARMS = {"hash": "hash", "frozen": "frozen", "dense-gradient": "every-step"}
 
 BASE = [1.0, 2.0, 3.0]
@@ -92,6 +92,17 @@ def test_an_oracle(tmp_path: Path, every_step: list[float], truth: list[float], 
     changes = {"headroom": ARMS | {"oracle": "truth"}}
     found = check(tmp_path, changes, hash=WORSE, frozen=WORSE, every_step=every_step, truth=truth)
     assert found.level == level and says in found.finding
+
+
+def test_regions_have_a_truth_and_no_tokens_to_hash(tmp_path: Path) -> None:
+    regions = {"task": "regions", "headroom": {"frozen": "frozen", "dense-gradient": "every-step", "oracle": "truth"}}
+    found = check(tmp_path, regions, frozen=WORSE, every_step=BETTER, truth=MUCH_BETTER)
+    assert found.level == "room"
+    assert "A frozen random router (+0.1100 [+0.0852, +0.1348]) is worse than topk. The dense" in found.finding
+    without = check(tmp_path, {"task": "regions"}, hash=WORSE, frozen=WORSE, every_step=BETTER)
+    assert (
+        without.level == "incomplete" and "names no variant for oracle routing (`headroom: oracle`)" in without.finding
+    )
 
 
 def test_missing_arms_leave_no_claim(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import csv
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,7 +10,7 @@ from megatron_compete.common.errors import CompeteError
 from megatron_compete.study.config import Study
 from megatron_compete.study.folder import RunFolder
 from megatron_compete.study.logs import read_logs, routing_metrics
-from megatron_compete.study.report import decaying_variants, write_report
+from megatron_compete.study.report import write_report
 from megatron_compete.study.table import rows_of
 from tests.study.fabricated import EXPERTS, LAYERS, study_of, write_logs
 
@@ -143,6 +142,7 @@ def test_all_that_is_not_declared_is_exploratory(folder: Path) -> None:
     assert "No comparison is declared in the study's file (`comparisons`)" in text and "## Declared" not in text
     assert "Of 4 such intervals here, 0.2 would be expected to exclude 0" in text
     assert "hold no floating-point operations, so nothing is compared at equal FLOPs" in text
+    assert "†: one of the two" in text  # Megatron's default is linear decay
     assert not (folder / "comparisons.csv").exists() and not (folder / "headroom.csv").exists()
 
 
@@ -176,7 +176,9 @@ def test_a_report_with_every_section(whole: Path) -> None:
     )
     assert "2 comparisons are declared in the study's file, and corrected for that number" in text
     assert "Beyond the declared comparisons and the headroom check all is exploratory" in text
-    assert "The learning rate decays: a run that is cut off there has not finished its decay" in text
+    assert "†: one of the two was cut off while its learning rate still decayed" in text
+    assert "| slow | -0.1000 [-0.1000, -0.1000] | +0.4000 [+0.4000, +0.4000] † | +0.4000" in text
+    assert "| slow against top-K | FLOPs | 3 | +0.4000 [+0.4000, +0.4000] † |" in text
     assert "At equal steps, FLOPs and seconds a pair is compared" in text and "At equal data each run" in text
     assert "6 variants, 18 runs of 40 to 80 steps (4,000 to 8,000 tokens each)." in text
     assert {path.name for path in whole.glob("*.png")} == FIGURES | {"headroom.png", "loss-flops.png"}
@@ -188,6 +190,7 @@ def test_differences_on_all_axes(whole: Path) -> None:
     rows = table(whole)
     slow, long, dense = rows["slow"], rows["long"], rows["dense"]
     assert [float(slow[f"{axis}-difference"]) for axis in ("steps", "flops", "seconds", "data")] == pytest.approx([-0.1, 0.4, 0.4, -0.1])  # fmt: skip
+    assert (slow["flops-cut-off"], dense["flops-cut-off"], long["steps-cut-off"], slow["data-cut-off"]) == ("slow", "topk", "long", "")  # fmt: skip
     assert (slow["flops-ratio"], slow["steps-ratio"], long["steps-ratio"], long["steps"]) == ("2", "1", "2", "80")
     # `long` falls by 1 over the study's 40 steps too: at its 40th it is where top-K ends, and 1 lower at its own end.
     assert float(long["steps-difference"]) == pytest.approx(0.0, abs=1e-9) and float(long["loss"]) == pytest.approx(
@@ -232,17 +235,3 @@ def test_what_a_report_no_longer_has_is_deleted(tmp_path: Path) -> None:
     assert (tmp_path / "comparisons.csv").exists() and (tmp_path / "headroom.png").exists()
     write_report(study_of(tmp_path), tmp_path)
     assert not any((tmp_path / name).exists() for name in ("comparisons.csv", "headroom.csv", "headroom.png"))
-
-
-@pytest.mark.parametrize(
-    ("changes", "decay"),
-    [
-        ({}, ["top-K", "paper", "slow"]),
-        ({"arguments": {"lr-decay-style": "constant"}}, []),
-        ({"task": "regions"}, []),
-        ({"arguments": {"lr-decay-style": "constant"}, "variants": {"topk": {}, "paper": {"arguments": {"lr-decay-style": "WSD"}}}}, ["paper"]),
-    ],
-)  # fmt: skip
-def test_whose_learning_rate_decays(tmp_path: Path, changes: dict[str, Any], decay: list[str]) -> None:
-    study = study_of(tmp_path, **changes)
-    assert decaying_variants(study, dict.fromkeys(study.variants, ())) == decay
