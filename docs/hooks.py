@@ -9,16 +9,16 @@ from generate.index import GENERATED
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Add the generated pages, and the figures of the published study."""
+    """Add the generated pages, and the figures of the published studies."""
     for name, page in GENERATED.items():
         files.append(File.generated(config, name, content=page()))
-    for figure in pages.study_figures():
-        files.append(File.generated(config, f"results/tiny/{figure.name}", abs_src_path=str(figure)))
+    for place, figure in pages.study_figures().items():
+        files.append(File.generated(config, place, abs_src_path=str(figure)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to the published study go to its copy in the site."""
+    """Links to the published studies go to their copies in the site."""
     return markdown.replace("../../benchmarks/studies/", "")
 
 

@@ -17,6 +17,6 @@ GENERATED = {
     "contributing/changelog.md": pages.changelog_page,
     "operations/container.md": pages.container_page,
     "operations/slurm-scripts.md": pages.slurm_page,
-    "results/tiny/report.md": pages.study_report_page,
+    **pages.study_report_pages(),
 }
 """Pages that no file in docs/ holds, by the function that writes each."""

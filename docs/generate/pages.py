@@ -1,11 +1,14 @@
 """Texts that lie elsewhere in the repository and belong to the site too."""
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from generate import ROOT
 
-STUDY = ROOT / "benchmarks" / "studies" / "tiny"
+STUDIES = ROOT / "benchmarks" / "studies"
+"""A folder for each published study."""
 PAGES = {"docker/README.md": "operations/container.md", "slurm/README.md": "operations/slurm-scripts.md", "CHANGELOG.md": "contributing/changelog.md",
          "CONTRIBUTING.md": "contributing/index.md"}  # fmt: skip
 LINK = re.compile(r"\]\(([^)#:\s]+\.(?:md|png|html))(#[^)]*)?\)")
@@ -42,11 +45,12 @@ def slurm_page() -> str:
     return with_links(ROOT / "slurm" / "README.md", "operations/slurm-scripts.md")
 
 
-def study_report_page() -> str:
-    """The published study's report, whose figures lie beside it."""
-    return (STUDY / "report.md").read_text()
+def study_report_pages() -> dict[str, Callable[[], str]]:
+    """The published studies' reports by their pages, whose figures lie beside them."""
+    reports = {path.parent.name: path for path in sorted(STUDIES.glob("*/report.md"))}
+    return {f"results/{name}/report.md": partial(Path.read_text, path) for name, path in reports.items()}
 
 
-def study_figures() -> list[Path]:
-    """Figures of that report."""
-    return sorted(STUDY.glob("*.png"))
+def study_figures() -> dict[str, Path]:
+    """{place on the site: file} of all figures of studies, with or without a report."""
+    return {f"results/{path.parent.name}/{path.name}": path for path in sorted(STUDIES.glob("*/*.png"))}

@@ -11,7 +11,7 @@ SOURCES = [
     path
     for folder in ("megatron_compete", "examples", "tools", "slurm", "docker", "benchmarks")
     for path in sorted((ROOT / folder).rglob("*"))
-    if path.suffix in (".py", ".sh", ".yaml", ".sbatch", ".example", ".md") and "studies/tiny" not in str(path)
+    if path.suffix in (".py", ".sh", ".yaml", ".sbatch", ".example", ".md") and "benchmarks/studies" not in str(path)
 ]
 MENTIONED = {
     (str(path.relative_to(ROOT)), page)

@@ -10,7 +10,7 @@ from megatron_compete.study.report import markdown_report, read_results, write_t
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "studies"
-PUBLISHED = sorted(path.parent for path in (ROOT / "benchmarks" / "studies").glob("*/table.csv"))
+PUBLISHED = sorted(path.parent for path in (ROOT / "benchmarks" / "studies").glob("*/runs"))
 TABLES = ("table.csv", "table.md", "headroom.csv", "comparisons.csv")
 
 
