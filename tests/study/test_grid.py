@@ -49,6 +49,35 @@ def test_only_takes_variants_runs_and_their_starts(tmp_path: Path) -> None:
         chosen(runs, ["lat"])
 
 
+REGIONS: dict[str, Any] = {
+    "task": "regions",
+    "starts": {"half": {"steps": 5, "arguments": {"router": "topk", "num-experts": 4}}},
+    "variants": {
+        "topk": {"arguments": {"router": "topk"}},
+        "grown": {"start": "half", "arguments": {"grow-noise": 0.1}},
+    },
+    "timing": {"steps": 20},
+}
+
+
+def test_a_start_of_the_regions_task_keeps_its_experts(tmp_path: Path) -> None:
+    runs = {run.name: run for run in runs_of(study_of(tmp_path, **REGIONS))}
+    half = runs["half/seed-1"]
+    assert half.is_start and half.recipe.arguments["num-experts"] == 4 and half.recipe.arguments["moe-router-topk"] == 2
+    assert "save-interval" not in half.recipe.arguments and runs["grown/seed-1"].start == "half/seed-1"
+
+
+def test_the_regions_task_probes_as_many_inputs_as_it_does_by_itself(tmp_path: Path) -> None:
+    (left_out, *_), (given, *_) = (
+        runs_of(study_of(tmp_path, **REGIONS, probe=probe)) for probe in ({"interval": 10}, {"sequences": 9})
+    )
+    assert "probe-sequences" not in left_out.recipe.arguments and given.recipe.arguments["probe-sequences"] == 9
+
+
+def test_steps_of_a_grown_student_are_timed_from_scratch(tmp_path: Path) -> None:
+    assert "grow-noise" not in grid.timed_run(study_of(tmp_path, **REGIONS), "grown", 1).recipe.arguments
+
+
 def digests(folder: Path, corpus: str = "text", **changes: Any) -> dict[str, str]:
     study = study_of(folder, **(UPCYCLED | changes))
     return {run.name: digest(run, study, corpus) for run in runs_of(study)}

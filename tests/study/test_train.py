@@ -128,6 +128,16 @@ def test_starts_come_first_and_their_mixture_is_what_a_run_begins_from(tmp_path:
     assert recipe.arguments["pretrained-checkpoint"] == str(tmp_path / "runs/dense/seed-1/work/upcycled")
 
 
+def test_students_of_the_regions_task_begin_from_the_weights_of_their_start(tmp_path: Path) -> None:
+    starts, variants = {"half": {"steps": 5}}, {"topk": {}, "grown": {"start": "half"}}
+    half, grown = runs_of(study_of(tmp_path, task="regions", seeds=[1], starts=starts, variants=variants))[1:]
+    place = RunFolder(tmp_path / "runs/half/seed-1")
+    first = train.run_files.placed_recipe(half, place, CORPUS, None, "regions").arguments
+    then = train.run_files.placed_recipe(grown, RunFolder(tmp_path / "runs/grown/seed-1"), CORPUS, place, "regions").arguments  # fmt: skip
+    assert first["save"] == then["initial"] == str(place.model("regions")) and "initial" not in first
+    assert first["probe-log"] == str(place.probe_log) and "data-path" not in first
+
+
 def test_a_model_that_cannot_be_upcycled_fails_alone(tmp_path: Path, jobs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     def refuse(folder: RunFolder, study: Study, run: Run) -> None:
         raise CompeteError("--top-k 9 is too many")

@@ -1,14 +1,19 @@
 """Whole runs: what is logged, that it repeats, and that the truth can be learned."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from megatron_compete.study.regions.train import main
 from tests.warm import run_warm
 
+ROOT = Path(__file__).resolve().parents[3]
 SHORT = "--train-iters 30 --probe-interval 10 --probe-sequences 512 --moe-router-pre-softmax --moe-aux-loss-coeff 0.01"
 UTILITY = "--compete-kind utility --compete-router-balance-coeff 0 --compete-rate"
 
@@ -64,3 +69,29 @@ def test_bad_input_is_one_line_of_the_log(tmp_path: Path) -> None:
     done = run_warm(main, "--initial", "nowhere.pt", "--moe-router-pre-softmax", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: --initial nowhere.pt cannot be read")
+
+
+STUDY: dict[str, Any] = {
+    "task": "regions", "steps": 20, "seeds": [1], "baseline": "topk", "probe": {"interval": 10, "sequences": 256},
+    "arguments": {"moe-router-pre-softmax": True}, "starts": {"half": {"steps": 10, "arguments": {"router": "topk", "num-experts": 8}}},
+    "variants": {
+        "topk": {"arguments": {"router": "topk"}},
+        "grown": {"start": "half", "arguments": {"router": "topk", "grow-experts": "copies", "grow-router": "random"}},
+        "wrong": {"arguments": {"router": "oracle", "num-experts": 4}},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", [(), ("--cold", "--only", "topk")])
+def test_a_study_trains_the_task_warm_and_cold(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    config, out = tmp_path / "study.yaml", tmp_path / "out"
+    config.write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    command = [sys.executable, "-m", "megatron_compete", "study", "--config", str(config), "--out", str(out), *flags]
+    done = subprocess.run([*command, "--no-report"], cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    finished = json.loads((out / "runs/topk/seed-1/finished.json").read_text())
+    assert finished["steps"] == 20 and (out / "runs/topk/seed-1/probe.jsonl").is_file()
+    if flags:
+        assert done.returncode == 0 and "1 to train" in done.stdout
+        return
+    assert (out / "runs/grown/seed-1/finished.json").is_file()
+    assert "wrong/seed-1" in done.stderr and "error: --regions 16 is out of range: --router oracle needs" in done.stderr
