@@ -105,6 +105,7 @@ def test_experts_on_two_ranks_answer_the_same(probed: Path) -> None:
     load = f"--load {probed}/ckpt --no-load-optim --finetune"
     train(1, f"{load} --train-iters 1 {flags(probed, 'one')}")
     train(2, f"{load} --expert-model-parallel-size 2 --train-iters 1 {flags(probed, 'two')}")
+    assert [line["flops"] for line in lines(probed, "one")] == [line["flops"] for line in lines(probed, "two")]
     one, two = (lines(probed, name)[0] for name in ("one", "two"))
     assert one["loss"] == pytest.approx(two["loss"], abs=1e-6)
     assert one["load"] == two["load"] and one["choices"] == two["choices"]
