@@ -52,6 +52,8 @@ class Corpus(Section):
     """Pieces of a SentencePiece tokenizer trained on it; None: bytes."""
     ciphers: Count | None = None
     """The text in pieces, each in one of so many permutations of the alphabet: see `megatron_compete.study.ciphers`."""
+    cipher_alphabet: Literal["ascii", "letters"] = "ascii"
+    """`ascii`: printable ASCII and newline; `letters`: the text is brought to 26 letters and the space first."""
     train: str | None = None
     """Prefix of a dataset that is there already, with its tokenizer among the arguments; then nothing is made."""
     heldout: str | None = None
@@ -350,6 +352,8 @@ def _check_values(file: YamlFile, study: Study) -> None:
         refuse(
             file, f"goes with text that is made here, in bytes, not with {other}: leave one out", "corpus", "ciphers"
         )
+    if corpus.ciphers is None and corpus.cipher_alphabet != "ascii":
+        refuse(file, "permutes nothing without ciphers: give their number too", "corpus", "cipher-alphabet")
     if timing and timing.steps % timing.skip:
         refuse(file, f"is {timing.steps}: make it a multiple of {timing.skip}, the steps that are left out first", "timing", "steps")  # fmt: skip
     if save and save % probe:

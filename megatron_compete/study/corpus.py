@@ -17,7 +17,7 @@ from megatron_compete.data import stdlib_corpus
 from megatron_compete.data.preprocess import main as preprocess
 from megatron_compete.data.tokenizer import main as train_tokenizer
 from megatron_compete.launch.recipe import Value
-from megatron_compete.study.ciphers import enciphered
+from megatron_compete.study.ciphers import ASCII, LETTERS, enciphered
 from megatron_compete.study.config import Corpus
 from megatron_compete.study.folder import read_json, write_json
 
@@ -81,7 +81,11 @@ def _settings(corpus: Corpus) -> dict[str, Value]:
         "max-bytes": corpus.max_bytes,
         "vocab-size": corpus.vocab_size,
     }
-    return settings if corpus.ciphers is None else settings | {"ciphers": corpus.ciphers}
+    return (
+        settings
+        if corpus.ciphers is None
+        else settings | {"ciphers": corpus.ciphers, "cipher-alphabet": corpus.cipher_alphabet}
+    )
 
 
 def digest_of(*prefixes: str) -> str:
@@ -98,14 +102,16 @@ def _write_text(corpus: Corpus, folder: Path) -> None:
     stdlib_corpus.write_stdlib_corpus(str(folder), corpus.max_bytes, root)
     if corpus.ciphers is not None:
         for part in PARTS:
-            _encipher(folder / f"{part}.jsonl", corpus.ciphers)
+            _encipher(
+                folder / f"{part}.jsonl", corpus.ciphers, LETTERS if corpus.cipher_alphabet == "letters" else ASCII
+            )
 
 
-def _encipher(path: Path, count: int) -> None:
+def _encipher(path: Path, count: int, alphabet: str) -> None:
     """Write a part's documents anew, each piece in its cipher."""
     with path.open(encoding="utf-8") as stream:  # by lines of the file: a text may hold separators of other kinds
         documents = [(one["source"], one["text"]) for one in map(json.loads, stream)]
-    written = enciphered(documents, count)
+    written = enciphered(documents, count, alphabet)
     if len(written) < count:
         raise CompeteError(
             f"corpus.ciphers {count} is more than the {len(written)} pieces of text in {path.name}: raise max-bytes, or "

@@ -81,6 +81,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "finalists": ({"finalists": {"variants": ["best"]}}, "finalists.variants names 'best'"),
     "ciphers of a dataset": ({"corpus": {"ciphers": 4, "train": "a", "heldout": "b"}}, "corpus.ciphers goes with text that is made here, in bytes, not with a dataset"),
     "ciphers and pieces": ({"corpus": {"ciphers": 4, "vocab-size": 500}}, "not with vocab-size, whose pieces would tell the cipher: leave one out"),
+    "alphabet without ciphers": ({"corpus": {"cipher-alphabet": "letters"}}, "corpus.cipher-alphabet permutes nothing without ciphers"),
     "no ciphers": ({"corpus": {"ciphers": 0}}, "corpus.ciphers is 0: give at least 1"),
     "no variants": ({"variants": {}}, "variants is missing or empty"),
     "variant's key": ({"variants": {"topk": {"args": {}}}}, "variants.topk.args is no key"),

@@ -10,7 +10,7 @@ import pytest
 from megatron_compete.common.errors import CompeteError
 from megatron_compete.data.megatron_tokenizer import TokenizerChoice
 from megatron_compete.study import corpus
-from megatron_compete.study.ciphers import ALPHABET, cipher
+from megatron_compete.study.ciphers import ASCII, cipher
 from megatron_compete.study.config import Corpus
 from megatron_compete.study.corpus import digest_of, is_prepared, prepare_corpus, write_byte_tokenizer
 
@@ -86,7 +86,7 @@ def test_ciphers_hide_which_symbol_a_byte_is(tmp_path: Path) -> None:
     spaces = {chr(cipher(number)[ord(" ")]) for number in range(8)}
     assert {symbol for symbol, _ in counts.most_common(len(spaces))} == spaces
     assert counts.most_common(1)[0][1] < 0.12 * sum(counts.values())
-    assert set(ALPHABET) <= set(counts)
+    assert set(ASCII) <= set(counts)
 
 
 def test_more_ciphers_than_pieces_are_refused(tmp_path: Path) -> None:
@@ -94,3 +94,13 @@ def test_more_ciphers_than_pieces_are_refused(tmp_path: Path) -> None:
         CompeteError, match=r"corpus.ciphers 500 is more than the \d+ pieces of text in train.jsonl: raise max-bytes"
     ):
         prepare_corpus(Corpus(max_bytes=150_000, ciphers=500), tmp_path)
+
+
+def test_letters_are_what_the_ciphers_permute(tmp_path: Path) -> None:
+    plain, settings = (
+        Corpus(max_bytes=300_000, ciphers=3),
+        Corpus(max_bytes=300_000, ciphers=3, cipher_alphabet="letters"),
+    )
+    prepared = prepare_corpus(settings, tmp_path)
+    assert is_prepared(settings, tmp_path) and not is_prepared(plain, tmp_path)
+    assert len(np.unique(np.fromfile(f"{prepared.train}.bin", np.uint16))) == 28  # 27 symbols and the end of a document
