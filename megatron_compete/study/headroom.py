@@ -88,7 +88,13 @@ def _check(study: Study, section: Headroom, logs: Logs) -> Check:
     loss = spread(list(at_end(runs).losses.values())) if runs else None
     arms["baseline"] = Arm("baseline", baseline, study.label_of(baseline), loss, None, 0, "no pair")
     arms |= {part: _arm(study, part, section.arms.get(part), baseline, logs) for part in ("dense-gradient", "oracle")}
-    level, finding = _find(arms, NEEDED[study.task], study.label_of(baseline), study.smallest_difference)
+    dense = section.arms.get("dense-gradient")
+    beyond = [
+        (NAMES[part], _arm(study, "dense-gradient", dense, variant, logs))
+        for part in ("hash", "frozen")
+        if (variant := section.arms.get(part))
+    ]
+    level, finding = _find(arms, beyond, NEEDED[study.task], study.label_of(baseline), study.smallest_difference)
     return Check(baseline, study.label_of(baseline), arms, level, finding)
 
 
@@ -106,7 +112,18 @@ def _arm(study: Study, part: str, variant: str | None, baseline: str, logs: Logs
     return Arm(part, variant, label, spread(list(meeting.variant.losses.values())), difference, planned, verdict)
 
 
-def _find(arms: Mapping[str, Arm], needed: Sequence[str], label: str, smallest: float | None) -> tuple[Level, str]:
+def _find(
+    arms: Mapping[str, Arm],
+    beyond: Sequence[tuple[str, Arm]],
+    needed: Sequence[str],
+    label: str,
+    smallest: float | None,
+) -> tuple[Level, str]:
+    """The verdict.
+
+    Args:
+        beyond: routers that do not learn, by name, each with the dense gradient's difference to it.
+    """
     named = [arm for part, arm in arms.items() if part != "baseline" and (arm.variant or part in needed)]
     if missing := [_missing(arm) for arm in named if arm.pairs < max(arm.planned, 1)]:
         return "incomplete", f"**The headroom check is incomplete: no claim about what this setting can tell.** {_sentence(missing)}"  # fmt: skip
@@ -115,12 +132,18 @@ def _find(arms: Mapping[str, Arm], needed: Sequence[str], label: str, smallest: 
     below = [arms[part] for part in ("hash", "frozen") if arms[part].variant]
     above = [arms[part] for part in ("dense-gradient", "oracle") if arms[part].variant]
     if equal := [arm for arm in below if arm.verdict != "worse"]:
-        text = "**This setting cannot tell routers apart, whatever the tables show.** "
-        text += _sentence([_not_worse(arm, label, smallest) for arm in equal])
+        as_good = _sentence([_not_worse(arm, label, smallest) for arm in equal])
+        if arms["dense-gradient"].verdict == "better" and all(arm.verdict == "better" for _, arm in beyond):
+            text = f"**This setting can tell routers apart and has room above {label}, which is itself not shown to be better than routers that do not learn.** "
+            text += f"{as_good} {_room(arms, label)} It is better {_list([f'than {name} by {_gain(arm)}' for name, arm in beyond])}."
+            return "room", text
+        text = f"**This setting cannot tell routers apart, whatever the tables show.** {as_good}"
         if better := [
             f"{NAMES[arm.part]} is better than {label} ({arm.shown})" for arm in above if arm.verdict == "better"
         ]:
-            return "cannot tell", f"{text} {_sentence(better)} What makes it so, this check cannot tell."
+            short = [f"{name} ({arm.shown})" for name, arm in beyond if arm.verdict != "better"]
+            text += f" {_sentence(better)}" + (f" The dense gradient is not shown to be better than {_list(short)}." if short else "")  # fmt: skip
+            return "cannot tell", text
         return "cannot tell", f"{text} {_no_room(arms, label, smallest)}"
     worse = _list([f"{NAMES[arm.part]} ({arm.shown})" for arm in below])
     worse = f"{_capital(worse)} {'are' if len(below) > 1 else 'is'} worse than {label}."
