@@ -4,7 +4,8 @@ The truth is a mixture of Gaussian experts of a scalar input, x uniform on [-2, 
 
     p(y | x) = sum_i g_i(x) N(y; act(a_i x + b_i), exp(v_i))
     softmax gating:       g_i ~ exp(t_i x + c_i)
-    gating by response:   g_i ~ exp(softplus(act(a_i x + b_i)) + c_i), as in CompeteSMoE's theory (arXiv 2505.13380, section 3)
+    gating by response:   g_i ~ exp(softplus(act(a_i x + b_i)) + c_i)
+    gating by share:      g_i ~ softplus(act(a_i x + b_i)) exp(c_i), which without c_i is how a competing layer weighs experts
 
 The fitted mixture has more experts: two or three of its atoms stand for the first true expert, and two of these are held a
 distance eps apart. `least_distance` is the least Hellinger distance H(eps) to the truth over all else that is free. Where
@@ -27,7 +28,7 @@ from scipy.optimize import least_squares
 from torch import Tensor
 from torch.func import jacfwd
 
-Gate = Literal["softmax", "response"]
+Gate = Literal["softmax", "response", "share"]
 Expert = Literal["linear", "tanh", "relu", "gelu"]
 Split = Literal["intercept", "slope", "both", "opposite", "variance", "gate-slope"]
 
@@ -153,7 +154,7 @@ class Profile:
 
     def _free(self) -> list[np.ndarray]:
         """What each free parameter adds to the table: one entry, or those of all atoms whose differences are held."""
-        found = []
+        found: list[np.ndarray] = []
         for row, name in enumerate(PARAMETERS):
             if (name == "gate-slope" and self.case.gate != "softmax") or (name == "gate-bias" and not self.case.bias):
                 continue
@@ -175,9 +176,11 @@ class Profile:
         """Logarithm of the gate, mean and logarithm of the variance of each expert: [X, E, 3]."""
         slope_E, intercept_E, variance_E, gate_slope_E, gate_bias_E = table_PE
         mean_XE = ACTIVATIONS[self.case.expert](self.x_X[:, None] * slope_E + intercept_E)
-        score_XE = (
-            self.x_X[:, None] * gate_slope_E if self.case.gate == "softmax" else torch.nn.functional.softplus(mean_XE)
-        )
+        if self.case.gate == "softmax":
+            score_XE = self.x_X[:, None] * gate_slope_E
+        else:
+            response_XE = torch.nn.functional.softplus(mean_XE)
+            score_XE = response_XE if self.case.gate == "response" else response_XE.log()
         log_gate_XE = (score_XE + gate_bias_E).log_softmax(dim=-1)
         return torch.stack([log_gate_XE, mean_XE, variance_E.expand_as(mean_XE)], dim=-1)
 
@@ -226,7 +229,7 @@ def input_nodes(case: Case, eps: float, truth_PE: np.ndarray) -> tuple[Tensor, T
     edges = {*np.arange(-EDGE, EDGE, PANEL).tolist(), EDGE}
     for kink in set((-truth_PE[1] / truth_PE[0]).tolist()):
         around = [eps / 2 * step for step in range(5)]
-        while around[-1] < PANEL:
+        while 0 < around[-1] < PANEL:
             around.append(3 * around[-1])
         edges |= {kink + side * distance for distance in around for side in (-1, 1)}
     bounds = np.array(sorted(edge for edge in edges if -EDGE <= edge <= EDGE))

@@ -19,14 +19,18 @@ FITTED = 4
 """How many of the smallest distances an exponent is fitted to."""
 AGREEMENT = 1.01
 """Starts agree where their distances are within this factor of the least."""
-COLOURS = {"softmax-bias": "#D55E00", "softmax": "#E69F00", "response-bias": "#0072B2", "response": "#009E73"}
+COLOURS = {
+    "softmax-bias": "#D55E00",
+    "softmax": "#E69F00",
+    "response-bias": "#0072B2",
+    "response": "#009E73",
+    "share": "#CC79A7",
+}
 """Of Okabe and Ito, which people with colour-blindness can tell apart."""
 GATES = {
-    "softmax-bias": "softmax",
-    "softmax": "softmax, no bias",
-    "response-bias": "response",
-    "response": "response, no bias",
-}
+    "softmax-bias": "softmax", "softmax": "softmax, no bias",
+    "response-bias": "response", "response": "response, no bias", "share": "share of response",
+}  # fmt: skip
 EXPERTS = {"linear": "linear", "tanh": "tanh", "gelu": "GELU", "relu": "ReLU"}
 SPLITS = {
     "intercept": "intercepts", "slope": "slopes", "both": "slopes and intercepts alike", "opposite": "slopes against intercepts",
@@ -214,10 +218,10 @@ def _draw_distances(axes: Any, lines: Sequence[Logged]) -> None:
 
 
 def _draw_exponents(axes: Any, found: Mapping[Key, Cell]) -> None:
-    shown = list(DIRECTIONS)
+    shown: list[str] = list(DIRECTIONS)
     for (_, gate, split, experts, atoms), cell in found.items():
         if (experts, atoms) == (2, 2):
-            x = shown.index(split) + 0.17 * (list(GATES).index(gate) - 1.5)
+            x = shown.index(split) + 0.15 * (list(GATES).index(gate) - 2)
             axes.plot([x, x], [cell.low, cell.high], color=COLOURS[gate], linewidth=1.5)
             axes.plot([x], [cell.mean], color=COLOURS[gate], marker="o", markersize=4)
     axes.set_ylim(1, 4.5)
