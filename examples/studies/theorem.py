@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from examples.studies.theorem_profile import ACTIVATIONS, DIRECTIONS, Case, Gate, least_distance
+from examples.studies.theorem_profile import ACTIVATIONS, DIRECTIONS, Case, Expert, Gate, least_distance
 from megatron_compete.common.errors import CompeteError, run_command
 from megatron_compete.common.files import try_lock
 
@@ -107,9 +107,10 @@ def planned() -> list[Case]:
         for expert, split, (gate, bias), truth in product(sorted(ACTIVATIONS), DIRECTIONS, gates, TRUTHS)
         if gate == "softmax" or split != "gate-slope"  # responses have no slope of their own
     ]
+    smooth: tuple[Expert, ...] = ("linear", "tanh")
     three_atoms = [
         Case(expert, gate, bias, "intercept", truth, atoms=3)
-        for expert, (gate, bias), truth in product(("linear", "tanh"), gates, TRUTHS)
+        for expert, (gate, bias), truth in product(smooth, gates, TRUTHS)
     ]
     three_experts = [
         Case(expert, gate, bias, "intercept", truth, experts=3)

@@ -137,7 +137,7 @@ def test_exponents_of_some_cells(case: Case, expected: int) -> None:
 
 def test_planned_profiles_have_names_of_their_own() -> None:
     names = [case.name for case in theorem.planned()]
-    assert len(names) == len(set(names)) == 390
+    assert len(names) == len(set(names)) == 480
     assert {
         f"linear/{gate}/intercept/truth-0" for gate in ("softmax", "softmax-bias", "response", "response-bias")
     } < set(names)
