@@ -34,7 +34,7 @@ KINK_DISTANCES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.4)
 """ReLU's exponents settle late."""
 ATOMS_DISTANCES = (0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4)
 """Of three atoms: H falls with the sixth power, and has to stay above rounding."""
-TRUTHS, TRUTHS_OF_THREE = (0, 1, 2), (3, 4)
+TRUTHS, TRUTHS_OF_THREE = (0, 1), (3,)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def planned() -> list[Case]:
     refined = [
         Case(case.expert, case.gate, case.bias, case.split, case.truth, refined=2)
         for case in main_table
-        if case.truth == 0 and (case.expert != "relu" or case.split == "intercept")
+        if case.truth == 0 and case.split == "intercept"
     ]
     return sorted([*main_table, *three_atoms, *three_experts, *refined], key=lambda case: case.expert == "relu")
 

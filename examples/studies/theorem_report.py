@@ -146,7 +146,7 @@ H(eps) is the least Hellinger distance between a true mixture of Gaussian expert
 two stand for one true expert and are held eps apart. H ~ eps^r: a sample of n cannot tell an eps below n^(-1 / 2r), so that
 r = 2 is a rate of n^(-1/4), 4 of n^(-1/8), 6 of n^(-1/12). What the mixtures are: `examples/studies/theorem_profile.py`.
 
-{len(lines)} of {planned} profiles, {minutes:.0f} minutes of processor time. A cell has the exponent fitted to the {FITTED} smallest
+{len(lines)} of {planned} profiles, {minutes:.1f} minutes of processor time. A cell has the exponent fitted to the {FITTED} smallest
 distances, mean over truths, and in brackets the lowest and highest slope between two neighbours of them for any truth. Distances
 are the least of several starts; nothing proves that they are global minima.
 
@@ -155,14 +155,15 @@ are the least of several starts; nothing proves that they are global minima.
 ## Two atoms for one of two true experts
 """
     text += _table(found, [(split, expert, 2, 2) for split in DIRECTIONS for expert in EXPERTS])
-    text += "\nSplit intercepts, what is asked in the other tables too:\n\n## Three atoms\n"
+    text += "\n## Three atoms for one of two true experts\n"
     text += _table(found, [("intercept", expert, 2, 3) for expert in EXPERTS])
-    text += "\n## Three true experts\n"
+    text += "\n## Two atoms for one of three true experts\n"
     text += _table(found, [("intercept", expert, 3, 2) for expert in EXPERTS])
     text += "\n## Numerics\n\n"
-    if changes:
-        worst = max(map(abs, changes.values()))
-        text += f"- Twice the nodes in x and in y changed none of {len(changes)} exponents by more than {worst:.1e}.\n"
+    for title, kinks in (("experts without kinks", False), ("ReLU experts", True)):
+        worst = [abs(change) for (expert, *_), change in changes.items() if (expert == "relu") is kinks]
+        if worst:
+            text += f"- Twice the nodes in x and in y changed none of {len(worst)} exponents of {title} by more than {max(worst):.1e}.\n"
     text += f"- Two starts or more found the least distance at {agreeing:.0%} or more of the distances of every cell.\n"
     return text
 
@@ -207,12 +208,12 @@ def _draw_distances(axes: Any, lines: Sequence[Logged]) -> None:
         if rest == ["intercept", 2, 2] and line.case.truth == 0 and line.case.refined == 1:
             least = [min(starts) for starts in line.distances]
             axes.loglog(line.eps, least, color=COLOURS[gate], marker="o", markersize=3, linewidth=1.2)
-    for power, style in ((2, ":"), (4, "--")):
-        x = np.array([2e-3, 0.4])
-        axes.loglog(x, 0.02 * (x / 0.4) ** power, color="grey", linestyle=style, linewidth=0.9)
-        axes.text(
-            x[0], 0.02 * (x[0] / 0.4) ** power, f"eps^{power} ", fontsize=7, color="grey", ha="right", va="center"
-        )
+    for power, style in ((2, ":"), (4, "--")) if lines and lines[0].case.expert != "relu" else ((1.5, "-."), (2, ":")):
+        x = np.array([max(min(line.eps[0] for line in lines), 0.4 * 1e-10 ** (1 / power)), 0.4])
+        y = 0.1 * (x / 0.4) ** power
+        axes.loglog(x, y, color="grey", linestyle=style, linewidth=0.9)
+        axes.annotate(f"eps^{power}", (x[0], y[0]), (3, -9), textcoords="offset points", fontsize=7, color="grey")
+    axes.set_ylim(1e-12, 0.2)
     axes.set_xlabel("distance eps of the two atoms", fontsize=8)
     _finish(axes)
 
