@@ -10,6 +10,7 @@ for each profile that is finished; tables, figure and report are made of it alon
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -21,6 +22,8 @@ from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -134,9 +137,13 @@ def compute(cases: list[Case], log: Path, jobs: int) -> None:
     drop_torn_line(log)
     done = {line.case for line in read_lines(log)}
     missing = [case for case in cases if case not in done]
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # of the processes that are started now
-    with log.open("a") as file, multiprocessing.get_context("spawn").Pool(min(jobs, max(len(missing), 1))) as pool:
-        for number, line in enumerate(pool.imap_unordered(profile, missing), 1):
+    with log.open("a") as file, contextlib.ExitStack() as stack:
+        if jobs > 1:  # started anew: a fork of a process whose libraries have threads may hang
+            pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(jobs))
+            finished: Iterator[dict[str, Any]] = pool.imap_unordered(profile, missing)
+        else:
+            finished = map(profile, missing)
+        for number, line in enumerate(finished, 1):
             file.write(json.dumps(line) + "\n")
             file.flush()
             print(f"{number} of {len(missing)}: {Case(**line['case']).name} in {line['seconds']:.1f} s", flush=True)
@@ -144,6 +151,7 @@ def compute(cases: list[Case], log: Path, jobs: int) -> None:
 
 def profile(case: Case) -> dict[str, Any]:
     """One line of the log. Distances keep eight digits, more than the search is good for."""
+    torch.set_num_threads(1)
     began = time.process_time()
     eps = distances_of(case)
     found = [[float(f"{distance:.8g}") for distance in least_distance(case, one)] for one in eps]

@@ -17,6 +17,8 @@ from examples.studies.theorem_profile import DIRECTIONS, Case
 
 FITTED = 4
 """How many of the smallest distances an exponent is fitted to."""
+DISTANCE_SHOWN = 1e-3
+"""Profiles that reach further down have slopes of 1.5 and 2 to be compared with, and not 2 and 4."""
 AGREEMENT = 1.01
 """Starts agree where their distances are within this factor of the least."""
 COLOURS = {
@@ -208,8 +210,9 @@ def _draw_distances(axes: Any, lines: Sequence[Logged]) -> None:
         if rest == ["intercept", 2, 2] and line.case.truth == 0 and line.case.refined == 1:
             least = [min(starts) for starts in line.distances]
             axes.loglog(line.eps, least, color=COLOURS[gate], marker="o", markersize=3, linewidth=1.2)
-    for power, style in ((2, ":"), (4, "--")) if lines and lines[0].case.expert != "relu" else ((1.5, "-."), (2, ":")):
-        x = np.array([max(min(line.eps[0] for line in lines), 0.4 * 1e-10 ** (1 / power)), 0.4])
+    smallest = min((line.eps[0] for line in lines), default=DISTANCE_SHOWN)
+    for power, style in ((1.5, "-."), (2, ":")) if smallest < DISTANCE_SHOWN else ((2, ":"), (4, "--")):
+        x = np.array([max(smallest, 0.4 * 1e-10 ** (1 / power)), 0.4])
         y = 0.1 * (x / 0.4) ** power
         axes.loglog(x, y, color="grey", linestyle=style, linewidth=0.9)
         axes.annotate(f"eps^{power}", (x[0], y[0]), (3, -9), textcoords="offset points", fontsize=7, color="grey")

@@ -147,7 +147,7 @@ def test_planned_profiles_have_names_of_their_own() -> None:
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--out", str(tmp_path), "--only", "linear/response*/intercept/truth-[01]"]
     log = tmp_path / "distances.jsonl"
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (log.exists() and log.read_bytes().count(b"\n")):
         assert process.poll() is None
         time.sleep(0.02)
