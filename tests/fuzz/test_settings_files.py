@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -109,6 +110,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "demo.yaml").write_bytes(RECIPES[0])
     for path in EXAMPLES.glob("*.yaml"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(EXAMPLES / "studies" / "recipes", place / "recipes")
     return place
 
 
