@@ -139,8 +139,8 @@ def add_routing_arguments(parser: argparse.ArgumentParser, more: tuple[str, ...]
         choices=tuple(PRESETS),
         default=DEFAULT_PRESET,
         help="Recipe that the defaults of these flags, and of Megatron's that belong to it, are taken from. paper: arXiv "
-        "2505.13380, for language; paper-vlm: the same for vision towers and projectors; recommended: what this project "
-        "recommends. A flag that is given wins over it.",
+        "2505.13380, for language; paper-vlm: the same for vision towers and projectors; recommended: a small sample at "
+        "every step, at most 5%% of a step; scarce-data: all tokens at every step. A flag that is given wins over it.",
     )
     SettingsGroup(BaselineConfig, baseline_flag_of, lambda field: BASELINE_PREFIX + field).build_group(
         parser, title="baseline routers"

@@ -49,7 +49,7 @@ def test_paper_is_what_the_defaults_are(parsed) -> None:
     assert parsed("--compete-preset paper") == parsed()
 
 
-@pytest.mark.parametrize("name", ("paper", "paper-vlm", "recommended"))
+@pytest.mark.parametrize("name", ("paper", "paper-vlm", "recommended", "scarce-data"))
 def test_a_preset_is_its_flags_written_out(name: str, parsed) -> None:
     """So every setting is a flag's, of the kind that the flag parses to, and fits the others."""
     assert not any(isinstance(value, bool) for value in PRESETS[name].values())
@@ -159,7 +159,10 @@ def test_settings_of_the_other_kind_stay_out(parsed) -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("--compete-preset best", "^--compete-preset best is unknown: choose from paper, paper-vlm, recommended, "),
+        (
+            "--compete-preset best",
+            "^--compete-preset best is unknown: choose from paper, paper-vlm, recommended, scarce-data, ",
+        ),
         ("--compete-preset", "argument --compete-preset: expected one argument"),
         ("--compete-preset --compete-kind utility", "argument --compete-preset: expected one argument"),
         ("--compete-preset useful --compete-kind usefulness", "argument --compete-kind: invalid choice"),
@@ -202,6 +205,12 @@ def test_a_resumed_run_refuses_another_presets_schedule_and_takes_its_losses(par
     with pytest.raises(CompeteError, match=r"--compete-rate 0.07 -> 0.1\. Give the checkpoint's values"):
         continued(saved, other, centred)
     assert continued(saved, same, late) == saved
+
+
+def test_scarce_data_has_all_tokens_of_all_layers_compete_by_utility_at_every_step(parsed) -> None:
+    config = CompeteConfig.from_arguments(parsed("--compete-preset scarce-data"))
+    assert (config.kind, config.rate, config.token_fraction, config.router_balance_coeff) == ("utility", 1.0, 1.0, 0.0)
+    assert CompetitionSchedule.of(config, ((0, 0),) * 4).table(0, 10).all()
 
 
 @pytest.mark.parametrize("name", planned_overhead.RECIPES)
