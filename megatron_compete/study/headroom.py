@@ -135,8 +135,9 @@ def _find(
         as_good = _sentence([_not_worse(arm, label, smallest) for arm in equal])
         if arms["dense-gradient"].verdict == "better" and all(arm.verdict == "better" for _, arm in beyond):
             text = f"**This setting can tell routers apart and has room above {label}, which is itself not shown to be better than routers that do not learn.** "
-            text += f"{as_good} {_room(arms, label)} It is better {_list([f'than {name} by {_gain(arm)}' for name, arm in beyond])}."
-            return "room", text
+            than = [(label, arms["dense-gradient"]), *beyond]
+            text += f"{as_good} The dense gradient is better {_list([f'than {name} by {_gain(arm)}' for name, arm in than])}."
+            return "room", text + _oracle(arms["oracle"], label, found=True)
         text = f"**This setting cannot tell routers apart, whatever the tables show.** {as_good}"
         if better := [
             f"{NAMES[arm.part]} is better than {label} ({arm.shown})" for arm in above if arm.verdict == "better"
