@@ -46,9 +46,9 @@ def slurm_page() -> str:
 
 
 def study_report_pages() -> dict[str, Callable[[], str]]:
-    """The published studies' reports by their pages, whose figures lie beside them."""
-    reports = {path.parent.name: path for path in sorted(STUDIES.glob("*/report.md"))}
-    return {f"results/{name}/report.md": partial(Path.read_text, path) for name, path in reports.items()}
+    """The published studies' reports, and how their settings were found, by their pages; figures lie beside them."""
+    pages = sorted(path for name in ("report", "search") for path in STUDIES.glob(f"*/{name}.md"))
+    return {f"results/{path.parent.name}/{path.name}": partial(Path.read_text, path) for path in pages}
 
 
 def study_figures() -> dict[str, Path]:

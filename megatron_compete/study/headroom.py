@@ -231,8 +231,8 @@ def first_line(checks: Sequence[Check]) -> str:
     if not checks:
         return (
             "**Headroom was not checked: this study does not say whether its setting can tell routers apart.** Name the "
-            "variants that bound what routing can gain under `headroom` (`hash`, `frozen`, `dense-gradient`, and `oracle` "
-            "where the task has one)."
+            "variants that bound what routing can gain under `headroom` (`frozen`, `dense-gradient`; `hash` for "
+            "text, `oracle` where the task has one)."
         )
     if len(checks) == 1:
         return checks[0].finding

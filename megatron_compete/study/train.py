@@ -134,7 +134,7 @@ class Trainer:
         recipe = run_files.placed_recipe(run, folder, self.corpus, start, self.study.task)
         job = launch.start(recipe, folder, lock, self.warm, self.study.task)
         active[run.name] = Active(run, folder, job, now, again)
-        self.say(f"{run.name}: {run.steps} steps{' (goes on)' if again else ''}")
+        self.say(f"{run.name}: {run.steps} steps{_again(run) if again else ''}")
 
     def _close(self, done: "Active", code: int, failed: dict[str, str]) -> None:
         run, folder = done.run, done.folder
@@ -165,6 +165,10 @@ class Trainer:
         if failed:
             first = next(iter(failed))
             raise CompeteError(f"{len(failed)} runs are not there ({', '.join(failed)}). {first}: {failed[first]}")
+
+
+def _again(run: Run) -> str:
+    return " (goes on)" if "save-interval" in run.recipe.arguments else " (begins again)"
 
 
 @dataclass(frozen=True)
