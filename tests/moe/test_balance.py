@@ -29,6 +29,8 @@ PAPER = CompeteConfig.from_arguments(argparse.Namespace(train_iters=1, compete_r
 }))  # fmt: skip
 """With more competing steps, and no warm-up before them."""
 TOP_K = 2
+ROUNDING = 3e-6
+"""Of the largest gradient: with no task these are small sums of fp32 terms that nearly cancel, whose last bits differ by CPU."""
 CASES = {"competing": Case(PAPER), "normal": Case(PAPER, competes=False)}
 
 
@@ -52,7 +54,7 @@ def test_a_step_of_the_preset_is_the_authors_formulas(layout: Layout) -> None:
     for name, case in CASES.items():
         expected = reference_step(batch, weights, layout, case.config, case.reference, TOP_K)
         assert expected[0].weight_grads.router.abs().max() > 1e-6
-        assert_equal_to_reference([results[name] for results in per_rank], expected, layout, tolerance=1e-6)
+        assert_equal_to_reference([results[name] for results in per_rank], expected, layout, tolerance=ROUNDING)
 
 
 def gradients_by_reduction() -> list[list[torch.Tensor]]:
