@@ -23,7 +23,7 @@ ROOMS = ("megatron_compete", "tools", "examples", "slurm", "tests/evaluation")
 
 PACKAGE = ("megatron_compete/**/*.py", "megatron_compete/py.typed", "megatron_compete/launch/presets/*.yaml")
 BESIDE = (
-    "tools/*.py", "tools/*.sh", "tools/lmms_requirements.txt", "examples/**/*.yaml", "examples/*.py", "examples/*.sh",
+    "tools/*.py", "tools/*.sh", "tools/lmms_requirements.txt", "examples/**/*.yaml", "examples/**/*.py", "examples/*.sh",
     "slurm/*.sbatch", "slurm/*.sh",
     "slurm/README.md", "slurm/cluster.env.example", "tests/evaluation/*.jsonl", "tests/evaluation/*.yaml",
     "tests/evaluation/digit_pictures/*.yaml", "tests/evaluation/digit_pictures/*.py",
