@@ -29,8 +29,6 @@ PAPER = CompeteConfig.from_arguments(argparse.Namespace(train_iters=1, compete_r
 }))  # fmt: skip
 """With more competing steps, and no warm-up before them."""
 TOP_K = 2
-ROUNDING = 3e-6
-"""Of the largest gradient: with no task these are small sums of fp32 terms that nearly cancel, whose last bits differ by CPU."""
 CASES = {"competing": Case(PAPER), "normal": Case(PAPER, competes=False)}
 
 
@@ -47,6 +45,7 @@ def without_a_task(microbatch: Microbatch) -> Microbatch:
 def test_a_step_of_the_preset_is_the_authors_formulas(layout: Layout) -> None:
     """One microbatch of whole images, and one with padding, of which an image has more than half."""
     weights = Weights.random(EXPERTS, HIDDEN, FFN)
+    weights = dataclasses.replace(weights, router=weights.router / 4)  # small logits: tokens' gradients hardly cancel
     whole = random_batch(layout, SEQUENCE, BATCH, microbatches=1)
     batch = [[*map(without_a_task, [one, padded(SEQUENCE, 9 + rank, [8, 3])])] for rank, (one,) in enumerate(whole)]
     overrides = {"moe_router_topk": TOP_K}
@@ -54,7 +53,7 @@ def test_a_step_of_the_preset_is_the_authors_formulas(layout: Layout) -> None:
     for name, case in CASES.items():
         expected = reference_step(batch, weights, layout, case.config, case.reference, TOP_K)
         assert expected[0].weight_grads.router.abs().max() > 1e-6
-        assert_equal_to_reference([results[name] for results in per_rank], expected, layout, tolerance=ROUNDING)
+        assert_equal_to_reference([results[name] for results in per_rank], expected, layout, tolerance=1e-6)
 
 
 def gradients_by_reduction() -> list[list[torch.Tensor]]:
